@@ -1,0 +1,63 @@
+// Package ipfs is the node, behind one small interface of ours: a Kubo daemon
+// over client/rpc, or a node embedded in this process (libp2p, bitswap, DHT,
+// blocks in Pebble) which other commands reach over a socket as they reach
+// Kubo. It knows nothing of npm, ledgers, indexes or private IPNS keys: records
+// come to it signed.
+package ipfs
+
+import (
+	"context"
+	"errors"
+
+	"github.com/ipfs/boxo/ipns"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+)
+
+var (
+	// ErrNotFound is returned when a block is not held (Local) or nobody
+	// provided it before the context ended (Get), or a name has no record.
+	ErrNotFound = errors.New("not found")
+	// ErrAway is returned when the node cannot be reached.
+	ErrAway = errors.New("the IPFS node is away")
+	// ErrLocked is returned when another process owns the embedded node's state.
+	ErrLocked = errors.New("the embedded node is in use by another process")
+)
+
+// Info is what a node says of itself.
+type Info struct {
+	ID      string   `json:"id"`      // peer ID
+	Agent   string   `json:"agent"`   // "kubo/0.43.1/", "registry-mirror/…"
+	Addrs   []string `json:"addrs"`   // multiaddrs with /p2p/ID
+	Gateway string   `json:"gateway"` // base URL of its HTTP gateway and /routing/v1, "" where none
+	Peers   int      `json:"peers"`   // connected peers
+}
+
+// Node is what the project needs of an IPFS node. Methods may run concurrently.
+// A block handed out has been checked against its CID.
+type Node interface {
+	// Put stores blocks (in batches of at most a few hundred, or 64 MiB).
+	// They are durable only once a later Checkpoint returned nil.
+	Put(ctx context.Context, blks []blocks.Block) error
+	// Checkpoint makes every block that Put returned for durable.
+	Checkpoint(ctx context.Context) error
+	// Local returns a block that the node holds, else ErrNotFound. It never
+	// asks the network.
+	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Get returns a block, asking the network for it until ctx ends.
+	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Pin makes new, whole in the node, a garbage collection root under label,
+	// in place of old (cid.Undef where there was none).
+	Pin(ctx context.Context, label string, old, new cid.Cid) error
+	// PutRecord hands a signed IPNS record to the network, or only to the
+	// node itself where it has no peers. The caller reads it back: a nil error
+	// means nothing on the DHT.
+	PutRecord(ctx context.Context, name ipns.Name, record []byte) error
+	// Record returns the best record the node can find, unverified beyond its
+	// own checks, else ErrNotFound.
+	Record(ctx context.Context, name ipns.Name) ([]byte, error)
+	// Connect dials a peer by multiaddr with /p2p/ID.
+	Connect(ctx context.Context, addr string) error
+	Info(ctx context.Context) (Info, error)
+	Close() error
+}

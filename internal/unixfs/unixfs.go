@@ -1,0 +1,44 @@
+// Package unixfs turns files and directories into IPFS blocks and back: which
+// bytes make which CID. Files follow the profile unixfs-v1-2025 (CIDv1, raw
+// leaves, 1 MiB chunks, 1024 links); directories are basic up to a limit of
+// exact block size, then HAMT (fanout 256, murmur3-x64-64). It is pure: it
+// knows nothing of nodes, stores, npm or time.
+package unixfs
+
+import (
+	"context"
+	"errors"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+)
+
+var (
+	// ErrNotFound is returned when a directory has no entry of that name.
+	ErrNotFound = errors.New("no such entry")
+	// ErrMalformed is returned for a block that is not what the format says.
+	ErrMalformed = errors.New("malformed block")
+)
+
+// Ref points at a file or directory.
+type Ref struct {
+	CID   cid.Cid
+	Tsize uint64 // cumulative size of all its blocks, as in a link's Tsize
+	Size  uint64 // file size in bytes; 0 for a directory
+}
+
+// Link is one entry of a directory.
+type Link struct {
+	Name  string
+	CID   cid.Cid
+	Tsize uint64
+}
+
+// Sink receives blocks, children before parents, possibly the same block more
+// than once. It may keep the block; an error from it ends the build.
+type Sink func(blocks.Block) error
+
+// Getter gives the block of a CID, already checked against that CID.
+type Getter interface {
+	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+}
