@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -21,27 +22,22 @@ var ErrRefused = errors.New("tests may not reach the network")
 // variables by which npm's, Kubo's and the project's own settings would leak
 // into a test.
 func Main(m *testing.M) {
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		for _, prefix := range []string{"npm_", "NPM_", "REGMIRROR_", "IPFS_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+			if strings.HasPrefix(name, prefix) {
+				os.Unsetenv(name)
+			}
+		}
+	}
 	Refuse()
 	os.Exit(m.Run())
 }
 
-// Refuse is Main's first half, for a TestMain that has more to do.
+// Refuse makes this process dial loopback addresses only, as far as it dials
+// through net/http's and net's defaults. Main calls it; so does a command that
+// a test runs as a process of its own, whose environment must stay.
 func Refuse() {
-	for _, kv := range os.Environ() {
-		for _, prefix := range []string{"npm_", "NPM_", "REGMIRROR_", "IPFS_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
-			if len(kv) >= len(prefix) && kv[:len(prefix)] == prefix {
-				name := kv
-				for i := range kv {
-					if kv[i] == '=' {
-						name = kv[:i]
-						break
-					}
-				}
-				os.Unsetenv(name)
-				break
-			}
-		}
-	}
 	net.DefaultResolver = &net.Resolver{
 		PreferGo: true,
 		Dial: func(_ context.Context, _, addr string) (net.Conn, error) {

@@ -1,0 +1,145 @@
+// Package socket is how one of our processes reaches another on the same
+// machine: HTTP over a Unix socket that only its owner may open. It knows
+// nothing of what is said over it.
+package socket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// maxPath is what fits into sockaddr_un on Linux and macOS with room to spare.
+const maxPath = 100
+
+// Listen makes a socket at path, mode 0600. A socket left over from a process
+// that died is replaced; the caller holds the lock of the store behind it, so
+// no living process can own it.
+//
+// A path too long for a Unix socket is kept as a small file that names a
+// shorter one in the temporary directory.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	real := path
+	if len(path) > maxPath {
+		dir, err := os.MkdirTemp("", "regmirror-") // mode 0700
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", path, err)
+		}
+		real = filepath.Join(dir, "s")
+		if err := os.WriteFile(path, []byte(real+"\n"), 0o600); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", path, err)
+		}
+	}
+	l, err := net.Listen("unix", real)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(real, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return &listener{Listener: l, path: path, real: real}, nil
+}
+
+type listener struct {
+	net.Listener
+	path, real string
+}
+
+// Close removes the socket.
+func (l *listener) Close() error {
+	err := l.Listener.Close()
+	if l.real != l.path {
+		os.Remove(l.path)
+		os.RemoveAll(filepath.Dir(l.real))
+	}
+	return err
+}
+
+// resolve returns the socket that path is or names.
+func resolve(path string) (string, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return "", err
+	}
+	if info.Mode()&fs.ModeSocket != 0 {
+		return path, nil
+	}
+	if !info.Mode().IsRegular() || info.Size() > 4096 {
+		return "", fmt.Errorf("%s is not a socket", path)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(raw)), nil
+}
+
+// Dial connects to the socket at path.
+func Dial(ctx context.Context, path string) (net.Conn, error) {
+	real, err := resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	d := net.Dialer{Timeout: 5 * time.Second}
+	return d.DialContext(ctx, "unix", real)
+}
+
+// Alive tells whether a process answers at path.
+func Alive(ctx context.Context, path string) bool {
+	conn, err := Dial(ctx, path)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// Client speaks HTTP over the socket at path; the host of its URLs is ignored.
+func Client(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return Dial(ctx, path) },
+		MaxIdleConns:    8,
+		IdleConnTimeout: 30 * time.Second,
+	}}
+}
+
+// Serve serves h on l until ctx ends, then closes l.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(l)
+	if stop() {
+		srv.Close() // Serve failed by itself
+		return err
+	}
+	<-ended // Serve returns when Shutdown begins, not when it has ended
+	return nil
+}
