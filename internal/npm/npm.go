@@ -78,6 +78,9 @@ type Packument struct {
 	DistTags map[string]string
 	Versions map[string]*Manifest
 	Time     map[string]string
+	// Unpublished is set where upstream says that the package as a whole was
+	// unpublished: a stub is left, without versions.
+	Unpublished bool
 	// Bad holds, by version, why a version was left out of Versions: one bad
 	// version never hides the others.
 	Bad map[string]error

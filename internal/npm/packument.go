@@ -1,0 +1,402 @@
+package npm
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// AbbreviatedType is the media type of npm's abbreviated ("install-v1")
+// packument.
+const AbbreviatedType = "application/vnd.npm.install-v1+json"
+
+// maxFile is the longest tarball file name, in bytes.
+const maxFile = 255
+
+// ParsePackument reads a full or abbreviated packument. It fails only where the
+// document as a whole cannot be trusted (ErrPackument: no JSON object,
+// duplicate names anywhere, no valid name, a name that `_id` contradicts,
+// versions or dist-tags that are no objects); a version that cannot be used
+// goes to Bad with its reason, beside the others. The result shares no bytes
+// with raw.
+func ParsePackument(raw []byte) (*Packument, error) {
+	p := &Packument{DistTags: map[string]string{}, Versions: map[string]*Manifest{}, Bad: map[string]error{}}
+	var name, id, modified string
+	s := scan(raw)
+	err := s.document(func(field []byte, _ span) (err error) {
+		switch string(field) {
+		case "name":
+			name, _, err = s.text()
+		case "_id":
+			id, _, err = s.text()
+		case "_rev":
+			p.Rev, _, err = s.text()
+		case "modified":
+			modified, _, err = s.text()
+		case "dist-tags":
+			switch s.dec.PeekKind() {
+			case '{':
+				var tags map[string]string
+				if tags, err = s.texts(); tags != nil {
+					p.DistTags = tags
+				}
+			case 'n':
+				err = s.skip()
+			default:
+				err = fmt.Errorf("%w: dist-tags is not an object", ErrPackument)
+			}
+		case "time":
+			err = s.times(p)
+		case "versions":
+			switch s.dec.PeekKind() {
+			case '{':
+				err = s.versions(p)
+			case 'n':
+				err = s.skip()
+			default:
+				err = fmt.Errorf("%w: versions is not an object", ErrPackument)
+			}
+		default:
+			err = s.skip()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if name == "" {
+		name = id
+	}
+	if id != "" && id != name {
+		return nil, fmt.Errorf("%w: its name is %q and its _id %q", ErrPackument, name, id)
+	}
+	if p.Name, err = ParseName(name); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrPackument, err)
+	}
+	if p.Modified = p.Time["modified"]; p.Modified == "" {
+		p.Modified = modified
+	}
+	p.settle()
+	return p, nil
+}
+
+// times reads `time`, where an unpublished package has an object among the
+// strings.
+func (s *scanner) times(p *Packument) error {
+	if s.dec.PeekKind() != '{' {
+		return s.skip()
+	}
+	p.Time = make(map[string]string)
+	_, err := s.object(func(name []byte, _ span) error {
+		key := string(name)
+		if key == "unpublished" && s.dec.PeekKind() == '{' {
+			p.Unpublished = true
+		}
+		t, ok, err := s.text()
+		if err == nil && ok {
+			p.Time[key] = t
+			err = s.keep()
+		}
+		return err
+	})
+	return err
+}
+
+func (s *scanner) versions(p *Packument) error {
+	_, err := s.object(func(name []byte, _ span) error {
+		version := string(name)
+		if err := tooMany(len(p.Versions) + len(p.Bad) + 1); err != nil {
+			return err
+		}
+		if s.dec.PeekKind() != '{' {
+			p.Bad[version] = errors.New("the manifest is not an object")
+			return s.skip()
+		}
+		m, bad, err := s.manifest()
+		switch {
+		case err != nil:
+			return err
+		case bad == nil:
+			bad = ParseVersion(version)
+		}
+		if bad == nil && m.Version != version {
+			bad = fmt.Errorf("its manifest says version %q", m.Version)
+		}
+		if bad != nil {
+			p.Bad[version] = bad
+			return nil
+		}
+		p.Versions[version] = m
+		return nil
+	})
+	return err
+}
+
+// manifest reads one version. bad says why it is of no use; err that the
+// document is not JSON.
+func (s *scanner) manifest() (m *Manifest, bad, err error) {
+	m = &Manifest{}
+	var hasDist, bundleAll bool
+	_, err = s.object(func(field []byte, _ span) (err error) {
+		switch string(field) {
+		case "name":
+			var t string
+			var ok bool
+			if t, ok, err = s.text(); !ok && err == nil {
+				bad = errors.New("the manifest's name is not a string")
+			}
+			m.Name = Name(t)
+		case "version":
+			m.Version, _, err = s.text()
+		case "deprecated":
+			m.Deprecated, err = s.deprecated()
+		case "dependencies":
+			m.Dependencies, err = s.texts()
+		case "optionalDependencies":
+			m.OptionalDependencies, err = s.texts()
+		case "peerDependencies":
+			m.PeerDependencies, err = s.texts()
+		case "peerDependenciesMeta":
+			m.OptionalPeers, err = s.optionalPeers()
+		case "bundleDependencies", "bundledDependencies":
+			var all bool
+			var names []string
+			if names, all, err = s.bundled(); names != nil {
+				m.Bundled = names
+			}
+			bundleAll = bundleAll || all
+		case "dist":
+			if hasDist = s.dec.PeekKind() == '{'; !hasDist {
+				return s.skip()
+			}
+			var why error
+			if m.Dist, why, err = s.dist(); why != nil && bad == nil {
+				bad = why
+			}
+		default:
+			err = s.skip()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if bundleAll {
+		m.Bundled = nil
+		for name := range m.Dependencies { // already counted
+			m.Bundled = append(m.Bundled, name)
+		}
+		slices.Sort(m.Bundled)
+	}
+	switch {
+	case bad != nil:
+	case !hasDist:
+		bad = errors.New("the manifest has no dist")
+	case m.Dist.Tarball == "":
+		bad = errors.New("dist has no tarball URL")
+	}
+	return m, bad, nil
+}
+
+func (s *scanner) dist() (d Dist, bad, err error) {
+	_, err = s.object(func(field []byte, _ span) (err error) {
+		var to *string
+		switch string(field) {
+		case "tarball":
+			to = &d.Tarball
+		case "shasum":
+			to = &d.Shasum
+		case "integrity":
+			to = &d.Integrity
+		case "signatures":
+			d.Signatures, err = s.signatures()
+			return err
+		default:
+			return s.skip()
+		}
+		if s.dec.PeekKind() == 'n' {
+			return s.skip()
+		}
+		var ok bool
+		if *to, ok, err = s.text(); err == nil && !ok {
+			bad = fmt.Errorf("dist.%s is not a string", field)
+		}
+		return err
+	})
+	return d, bad, err
+}
+
+func (s *scanner) signatures() (sigs []Signature, err error) {
+	err = s.array(func() error {
+		if s.dec.PeekKind() != '{' {
+			return s.skip()
+		}
+		var sig Signature
+		_, err := s.object(func(field []byte, _ span) (err error) {
+			switch string(field) {
+			case "keyid":
+				sig.KeyID, _, err = s.text()
+			case "sig":
+				sig.Sig, _, err = s.text()
+			default:
+				err = s.skip()
+			}
+			return err
+		})
+		sigs = append(sigs, sig)
+		return cmp.Or(err, s.keep())
+	})
+	return sigs, err
+}
+
+// array calls item for each element of the array that comes next; any other
+// value is skipped. item must read exactly one value.
+func (s *scanner) array(item func() error) error {
+	if s.dec.PeekKind() != '[' {
+		return s.skip()
+	}
+	if _, err := s.dec.ReadToken(); err != nil {
+		return err
+	}
+	for s.dec.PeekKind() != ']' {
+		if err := item(); err != nil {
+			return err
+		}
+	}
+	_, err := s.dec.ReadToken()
+	return err
+}
+
+// deprecated reads a message; JavaScript's other true values count as one.
+func (s *scanner) deprecated() (string, error) {
+	v, err := s.dec.ReadValue()
+	if err != nil {
+		return "", err
+	}
+	if t, ok := unquote(v); ok {
+		return t, nil
+	}
+	switch string(v) {
+	case "null", "false", "0":
+		return "", nil
+	}
+	return "deprecated", nil
+}
+
+func (s *scanner) optionalPeers() (map[string]bool, error) {
+	if s.dec.PeekKind() != '{' {
+		return nil, s.skip()
+	}
+	var peers map[string]bool
+	_, err := s.object(func(name []byte, _ span) error {
+		if s.dec.PeekKind() != '{' {
+			return s.skip()
+		}
+		peer := string(name)
+		_, err := s.object(func(field []byte, _ span) error {
+			optional := string(field) == "optional"
+			v, err := s.dec.ReadValue()
+			if err == nil && optional && string(v) == "true" {
+				if peers == nil {
+					peers = make(map[string]bool)
+				}
+				peers[peer] = true
+				err = s.keep()
+			}
+			return err
+		})
+		return err
+	})
+	return peers, err
+}
+
+// bundled reads a list of names, or `true`, which means all dependencies.
+func (s *scanner) bundled() (names []string, all bool, err error) {
+	if s.dec.PeekKind() == 't' {
+		return nil, true, s.skip()
+	}
+	err = s.array(func() error {
+		t, ok, err := s.text()
+		if ok {
+			names = append(names, t)
+			err = cmp.Or(err, s.keep())
+		}
+		return err
+	})
+	return names, false, err
+}
+
+// settle moves to Bad what only the whole document shows to be unusable:
+// manifests of another package, tarball URLs without a usable file name, and
+// tarballs that would share one. Of those that share a name the version that
+// the name is canonical for keeps it.
+func (p *Packument) settle() {
+	files := make(map[string][]string, len(p.Versions))
+	for version, m := range p.Versions {
+		if m.Name == "" {
+			m.Name = p.Name
+		}
+		if m.Name != p.Name {
+			p.drop(version, fmt.Errorf("its manifest says package %q", m.Name))
+			continue
+		}
+		file, err := TarballFile(p.Name, version, m.Dist.Tarball)
+		if err != nil {
+			p.drop(version, err)
+			continue
+		}
+		files[file] = append(files[file], version)
+	}
+	for file, versions := range files {
+		if len(versions) == 1 {
+			continue
+		}
+		for _, version := range versions {
+			if file != canonicalFile(p.Name, version) {
+				p.drop(version, fmt.Errorf("its tarball has the file name of another version's, %q", file))
+			}
+		}
+	}
+}
+
+func (p *Packument) drop(version string, why error) {
+	delete(p.Versions, version)
+	p.Bad[version] = why
+}
+
+func canonicalFile(name Name, version string) string { return name.Base() + "-" + version + ".tgz" }
+
+// TarballFile returns the file name under which a version's tarball is kept
+// and asked for: the last segment of its upstream URL, since lockfiles hold
+// it, or the canonical "<base>-<version>.tgz" where that segment is not a
+// tarball's name (some registries end the URL in a digest). The result is one
+// safe path component ending in .tgz, .tar.gz or .tar.
+func TarballFile(name Name, version, tarballURL string) (string, error) {
+	u, err := url.Parse(tarballURL)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return "", fmt.Errorf("tarball URL %.200q is not an absolute HTTP URL", tarballURL)
+	}
+	file := u.Path[strings.LastIndexByte(u.Path, '/')+1:]
+	if !safeFile(file) {
+		file = canonicalFile(name, version)
+	}
+	if !safeFile(file) {
+		return "", fmt.Errorf("tarball URL %.200q has no usable file name", tarballURL)
+	}
+	return file, nil
+}
+
+func safeFile(file string) bool {
+	if len(file) > maxFile || file == "" || file[0] == '.' {
+		return false
+	}
+	for i := range len(file) {
+		if c := file[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`/\"<>?#%:|`, c) >= 0 {
+			return false
+		}
+	}
+	return strings.HasSuffix(file, ".tgz") || strings.HasSuffix(file, ".tar.gz") || strings.HasSuffix(file, ".tar")
+}
