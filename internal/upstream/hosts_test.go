@@ -1,0 +1,196 @@
+package upstream
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+func TestTarballURL(t *testing.T) {
+	h := newHosts(Options{Hosts: []string{"cdn.example.test", "blob.example.test:8443"}})
+	public := npm.DefaultRegistry()
+	for _, c := range []struct{ registry, raw, want string }{
+		{public, public + "/n/-/n-1.tgz", public + "/n/-/n-1.tgz"},
+		{public, strings.Replace(public, "https:", "http:", 1) + "/n/-/n-1.tgz", public + "/n/-/n-1.tgz"},
+		{"https://r.example.test/npm", public + "/@s/n/-/n-1%2Bb.tgz", "https://r.example.test/npm/@s/n/-/n-1%2Bb.tgz"},
+		{"https://r.example.test/a%2fb/", public + "/n/-/n-1.tgz?x=1#y", "https://r.example.test/a%2fb/n/-/n-1.tgz?x=1"},
+		{"https://r.example.test/npm", "https://r.example.test/other/n-1.tgz#x", "https://r.example.test/other/n-1.tgz"},
+		{"https://r.example.test", "http://R.example.test/n-1.tgz", "https://r.example.test/n-1.tgz"},
+		{"https://r.example.test", "https://r.example.test:443/n-1.tgz", "https://r.example.test/n-1.tgz"},
+		{"https://r.example.test", "https://cdn.example.test/n-1.tgz", "https://cdn.example.test/n-1.tgz"},
+		{"https://r.example.test", "https://cdn.example.test:99/n-1.tgz", "https://cdn.example.test:99/n-1.tgz"},
+		{"https://r.example.test", "https://blob.example.test:8443/n-1.tgz", "https://blob.example.test:8443/n-1.tgz"},
+		{"https://r.example.test", "https://blob.example.test/n-1.tgz", ""},
+		{"https://r.example.test", "https://r.example.test:444/n-1.tgz", ""},
+		{"https://r.example.test", "http://r.example.test:22/n-1.tgz", ""},
+		{"https://r.example.test", "https://evil.r.example.test/n-1.tgz", ""},
+		{"https://r.example.test", "https://r.example.test.evil.example/n-1.tgz", ""},
+		{"https://r.example.test", "https://r.example.test@evil.example/n-1.tgz", ""},
+		{"https://r.example.test", "https://u@r.example.test/n-1.tgz", ""},
+		{"https://r.example.test", "http://169.254.169.254/latest/meta-data", ""},
+		{"https://r.example.test", "http://2130706433/", ""},
+		{"https://r.example.test", "http://0x7f.1/", ""},
+		{"https://r.example.test", "http://[::ffff:127.0.0.1]/", ""},
+		{"https://r.example.test", "gopher://r.example.test/", ""},
+		{"https://r.example.test", "//r.example.test/x", ""},
+		{"https://r.example.test", "", ""},
+		{"https://r.example.test", "https://", ""},
+		{"https://r.example.test", "https://r.example.test\\@evil.example/", ""},
+	} {
+		got, err := h.tarballURL(c.registry, c.raw)
+		if got != c.want || (c.want == "") != errors.Is(err, ErrRefused) {
+			t.Errorf("%q from %s: %q, %v; want %q", c.raw, c.registry, got, err, c.want)
+		}
+	}
+}
+
+func TestIsPublic(t *testing.T) {
+	for _, s := range []string{"1.1.1.1", "8.8.8.8", "192.0.3.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"} {
+		if !isPublic(netip.MustParseAddr(s)) {
+			t.Errorf("%s is public", s)
+		}
+	}
+	for _, s := range []string{"127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.1",
+		"198.18.0.1", "192.0.0.192", "240.0.0.1", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1"} {
+		if isPublic(netip.MustParseAddr(s)) {
+			t.Errorf("%s is not public", s)
+		}
+	}
+}
+
+// A further host at a private address is refused at the dial, unless that is
+// allowed; the registry of the configuration may be where the operator says.
+func TestPrivateAddress(t *testing.T) {
+	body := []byte("tarball")
+	asked := 0
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { asked++; w.Write(body) }))
+	defer s.Close()
+	host := strings.TrimPrefix(s.URL, "http://")
+	d := npm.Dist{Tarball: s.URL + "/n.tgz", Integrity: sri(body)}
+	for _, allow := range []bool{false, true} {
+		asked = 0
+		c := client("https://r.example.test", func(o *Options) { o.Hosts = []string{host}; o.AllowPrivate = allow })
+		tb, err := c.Tarball(t.Context(), "n", "1.0.0", d)
+		if allow {
+			if err != nil {
+				t.Fatal(err)
+			}
+			tb.Close()
+		} else if !errors.Is(err, ErrRefused) || asked != 0 {
+			t.Errorf("%v after %d requests", err, asked)
+		}
+	}
+	if tb, err := client(s.URL).Tarball(t.Context(), "n", "1.0.0", d); err != nil {
+		t.Error(err)
+	} else {
+		tb.Close()
+	}
+}
+
+func TestRedirect(t *testing.T) {
+	body := []byte("tarball")
+	var auth []string
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		auth = append(auth, req.Header.Get("Authorization"))
+		w.Write(body)
+	}))
+	defer other.Close()
+	var s *httptest.Server
+	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch req.URL.Path {
+		case "/off.tgz":
+			http.Redirect(w, req, other.URL+"/x.tgz", http.StatusFound)
+		case "/same.tgz":
+			http.Redirect(w, req, "/there.tgz", http.StatusMovedPermanently)
+		case "/loop.tgz":
+			http.Redirect(w, req, "/loop.tgz", http.StatusFound)
+		case "/file.tgz":
+			http.Redirect(w, req, "file:///etc/passwd", http.StatusFound)
+		case "/there.tgz":
+			auth = append(auth, req.Header.Get("Authorization"))
+			w.Write(body)
+		}
+	}))
+	defer s.Close()
+	home := t.TempDir()
+	if err := os.WriteFile(filepath.Join(home, ".npmrc"), []byte("registry="+s.URL+"\n"+strings.TrimPrefix(s.URL, "http:")+"/:_authToken=mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, err := npm.LoadConfig(func(string) string { return "" }, "", home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherHost := strings.TrimPrefix(other.URL, "http://")
+	for _, c := range []struct {
+		name, path string
+		hosts      []string
+		want       error
+		auth       string
+	}{
+		{"SameHost", "/same.tgz", nil, nil, "Bearer mine"},
+		{"OffList", "/off.tgz", nil, ErrRefused, "-"},
+		{"Listed", "/off.tgz", []string{otherHost}, nil, ""},
+		{"Loop", "/loop.tgz", nil, ErrRefused, "-"},
+		{"File", "/file.tgz", nil, ErrRefused, "-"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			auth = nil
+			cl := client("", func(o *Options) { o.Registry = config; o.Hosts = c.hosts; o.AllowPrivate = true })
+			tb, err := cl.Tarball(t.Context(), "n", "1.0.0", npm.Dist{Tarball: s.URL + c.path, Integrity: sri(body)})
+			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) {
+				t.Fatalf("%v; want %v", err, c.want)
+			}
+			if err != nil {
+				if len(auth) != 0 {
+					t.Errorf("it was asked for all the same")
+				}
+				return
+			}
+			defer tb.Close()
+			if got, err := io.ReadAll(tb); err != nil || string(got) != string(body) {
+				t.Errorf("%q, %v", got, err)
+			}
+			if len(auth) != 1 || auth[0] != c.auth {
+				t.Errorf("Authorization %q, want %q", auth, c.auth)
+			}
+		})
+	}
+}
+
+func TestRedirectRules(t *testing.T) {
+	c := client("https://r.example.test", func(o *Options) { o.Hosts = []string{"cdn.example.test"} })
+	for _, r := range []struct {
+		from, to string
+		ok       bool
+	}{
+		{"https://r.example.test/a", "https://r.example.test/b", true},
+		{"https://r.example.test/a", "http://r.example.test/b", false},
+		{"http://r.example.test/a", "https://r.example.test/b", true},
+		{"https://r.example.test/a", "https://cdn.example.test/b", true},
+		{"https://r.example.test/a", "https://u:p@r.example.test/b", false},
+		{"https://r.example.test/a", "https://r.example.test:8443/b", false},
+		{"https://r.example.test/a", "https://127.0.0.1/b", false},
+	} {
+		from, err := url.Parse(r.from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, err := url.Parse(r.to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.redirect(&http.Request{URL: to, Header: http.Header{}}, []*http.Request{{URL: from}})
+		if (err == nil) != r.ok || err != nil && !errors.Is(err, ErrRefused) {
+			t.Errorf("%s to %s: %v", r.from, r.to, err)
+		}
+	}
+}

@@ -1,0 +1,448 @@
+// Package upstream fetches packuments and tarballs from an npm registry:
+// bounded in size and time, with retries that end, from no host but the
+// registry's own, and, for tarballs, verified before anybody sees a byte. It
+// knows nothing of feeds, stores, IPFS or what is done with what it fetched.
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+var (
+	// ErrNotFound is returned where the registry says 404 or 410. It is
+	// evidence of a deletion, not proof.
+	ErrNotFound = errors.New("not in the registry")
+	// ErrRefused is returned for what asking again will not change: another 4xx,
+	// a tarball or a redirect on a host that is not the registry's, a private address.
+	ErrRefused = errors.New("refused")
+	// ErrUnavailable is returned once the retries are used up on 429, 5xx, the
+	// network, or bodies that are cut off or no JSON. It is worth asking again later.
+	ErrUnavailable = errors.New("the registry is not available")
+	// ErrTooLarge is returned for bodies beyond MaxPackument or MaxTarball.
+	ErrTooLarge = errors.New("larger than the limit")
+)
+
+const (
+	// memoryTarball is how much of a tarball is held in memory before it is
+	// spooled to a file, in bytes.
+	memoryTarball = 8 << 20
+	// A transfer that does not bring stallBytes within stallTime has stalled (1 KiB/s).
+	stallBytes = 30 << 10
+	stallTime  = 30 * time.Second
+	// maxAttempt bounds one attempt at a body, its time to the last byte.
+	maxAttempt = 20 * time.Minute
+	// maxRetryAfter bounds how long a Retry-After header is obeyed.
+	maxRetryAfter = time.Minute
+)
+
+// Options configure a Client. Only Registry is needed.
+type Options struct {
+	Registry  npm.Config
+	UserAgent string
+	// MaxPackument bounds a packument once decompressed, in bytes; 0 means 128 MiB.
+	MaxPackument int64
+	// MaxTarball bounds a tarball, in bytes; 0 means 1 GiB.
+	MaxTarball int64
+	// Hosts are further hosts ("host" or "host:port") from which tarballs may
+	// come and to which a registry may redirect.
+	Hosts []string
+	// AllowPrivate permits private and loopback addresses for Hosts. For the
+	// registries of the configuration they always are: where those lie is the
+	// operator's word.
+	AllowPrivate bool
+	// Spool is the directory for tarballs of more than 8 MiB while they are in
+	// use; "" means the system's. The files have no name there.
+	Spool string
+	// Attempts bounds how often one thing is asked for; 0 means 5.
+	Attempts int
+	// Backoff is the first wait between attempts; it doubles, with
+	// jitter. 0 means half a second.
+	Backoff time.Duration
+}
+
+// Client fetches from npm registries. Its methods may run concurrently.
+type Client struct {
+	o     Options
+	hosts hosts
+	http  *http.Client
+}
+
+// New returns a client. It opens no connection.
+func New(o Options) *Client {
+	if o.MaxPackument <= 0 {
+		o.MaxPackument = 128 << 20
+	}
+	if o.MaxTarball <= 0 {
+		o.MaxTarball = 1 << 30
+	}
+	if o.Attempts <= 0 {
+		o.Attempts = 5
+	}
+	if o.Backoff <= 0 {
+		o.Backoff = 500 * time.Millisecond
+	}
+	c := &Client{o: o, hosts: newHosts(o)}
+	c.http = &http.Client{Transport: c.hosts.transport(), CheckRedirect: c.redirect}
+	return c
+}
+
+// Packument is a package's full document.
+type Packument struct {
+	Raw         []byte
+	ETag        string // to ask with next time; "" where the registry sent none
+	NotModified bool   // the document is the one that etag came with; Raw is nil
+}
+
+// Packument fetches the full document of name. With an etag from before, an
+// unchanged document is not sent again. The document is a whole JSON object
+// by its first and last byte and no more is checked: npm.ParsePackument does.
+func (c *Client) Packument(ctx context.Context, name npm.Name, etag string) (Packument, error) {
+	url := c.o.Registry.RegistryFor(name) + "/" + name.Escape()
+	p, err := retry(ctx, c.o, func() (Packument, error) {
+		resp, body, done, err := c.get(ctx, url, http.Header{
+			// Exactly this: any mention of the abbreviated form makes npm send it.
+			"Accept":        {"application/json"},
+			"If-None-Match": nonEmpty(etag),
+		})
+		if err != nil {
+			return Packument{}, err
+		}
+		defer done()
+		if resp.StatusCode == http.StatusNotModified {
+			if etag == "" {
+				return Packument{}, fmt.Errorf("%w: 304 to a request without a condition", ErrUnavailable)
+			}
+			return Packument{ETag: etag, NotModified: true}, nil
+		}
+		if resp.ContentLength > c.o.MaxPackument {
+			return Packument{}, backoff.Permanent(fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, resp.ContentLength, c.o.MaxPackument))
+		}
+		raw, err := readAll(body, resp.ContentLength, c.o.MaxPackument)
+		if err != nil {
+			return Packument{}, err
+		}
+		if t := bytes.TrimSpace(raw); len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}' {
+			// A proxy's page with status 200, or a body cut off behind a proxy.
+			return Packument{}, fmt.Errorf("%w: the body is not a JSON object", ErrUnavailable)
+		}
+		return Packument{Raw: raw, ETag: resp.Header.Get("ETag")}, nil
+	})
+	if err != nil {
+		return Packument{}, fmt.Errorf("fetch packument of %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// Tarball is a whole, verified tarball. Close frees it.
+type Tarball struct {
+	io.ReadSeeker
+	Size   int64
+	SRI    string // sha512 of the bytes, "sha512-<base64>"
+	Shasum string // sha1 of the bytes, hexadecimal
+	file   *os.File
+}
+
+// Close frees what the tarball occupies.
+func (t *Tarball) Close() error {
+	if t.file == nil {
+		return nil
+	}
+	return t.file.Close()
+}
+
+// Tarball fetches a version's tarball from where d says, receives it whole and
+// checks it against every digest that d gives before it returns: what does
+// not match is dropped and fetched once more past caches, then the error wraps
+// npm.ErrIntegrity. A tarball on npm's own public host comes from the
+// configured registry instead, as npm's clients do; any other host must be the
+// registry's.
+func (c *Client) Tarball(ctx context.Context, name npm.Name, version string, d npm.Dist) (*Tarball, error) {
+	t, err := c.tarball(ctx, name, d)
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s@%s: %w", name, version, err)
+	}
+	return t, nil
+}
+
+func (c *Client) tarball(ctx context.Context, name npm.Name, d npm.Dist) (*Tarball, error) {
+	integrity, err := npm.ParseIntegrity(d)
+	if err != nil {
+		return nil, err
+	}
+	from, err := c.hosts.tarballURL(c.o.Registry.RegistryFor(name), d.Tarball)
+	if err != nil {
+		return nil, err
+	}
+	mismatches := 0
+	return retry(ctx, c.o, func() (*Tarball, error) {
+		header := http.Header{
+			// Set, so that a .tgz labelled Content-Encoding: gzip is not unpacked.
+			"Accept-Encoding": {"identity"},
+		}
+		if mismatches > 0 {
+			header["Cache-Control"] = []string{"no-cache"}
+		}
+		resp, body, done, err := c.get(ctx, from, header)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+		}
+		t, err := c.receive(body, resp.ContentLength, integrity)
+		if errors.Is(err, npm.ErrIntegrity) {
+			if mismatches++; mismatches > 1 {
+				return nil, backoff.Permanent(err)
+			}
+		}
+		return t, err
+	})
+}
+
+// receive reads a tarball whole and verifies it.
+func (c *Client) receive(body io.Reader, length int64, integrity npm.Integrity) (*Tarball, error) {
+	if length > c.o.MaxTarball {
+		return nil, backoff.Permanent(fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, length, c.o.MaxTarball))
+	}
+	verifier := integrity.NewVerifier()
+	in := io.TeeReader(body, verifier)
+	first, err := readAll(io.LimitReader(in, memoryTarball+1), length, memoryTarball+1)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tarball{Size: int64(len(first))}
+	if len(first) <= memoryTarball {
+		if t.Size > c.o.MaxTarball {
+			return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, c.o.MaxTarball))
+		}
+		t.ReadSeeker = bytes.NewReader(first)
+	} else {
+		f, err := os.CreateTemp(c.o.Spool, "tarball-*")
+		if err != nil {
+			return nil, backoff.Permanent(fmt.Errorf("spool: %w", err))
+		}
+		// Without a name it is gone with the process, however that ends.
+		if err := os.Remove(f.Name()); err != nil {
+			f.Close()
+			return nil, backoff.Permanent(fmt.Errorf("spool: %w", err))
+		}
+		t.file, t.ReadSeeker = f, f
+		if t.Size, err = spool(f, first, in, c.o.MaxTarball); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	if err := verifier.Check(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	t.SRI, t.Shasum = verifier.SRI(), verifier.Shasum()
+	return t, nil
+}
+
+// spool writes first and the rest of in to f, at most limit bytes, and goes
+// back to the start.
+func spool(f *os.File, first []byte, in io.Reader, limit int64) (int64, error) {
+	size := int64(len(first))
+	if _, err := f.Write(first); err != nil {
+		return 0, backoff.Permanent(fmt.Errorf("spool: %w", err))
+	}
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := in.Read(buf)
+		if size += int64(n); size > limit {
+			return 0, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+		}
+		if _, err := f.Write(buf[:n]); err != nil {
+			return 0, backoff.Permanent(fmt.Errorf("spool: %w", err))
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return 0, backoff.Permanent(fmt.Errorf("spool: %w", err))
+	}
+	return size, nil
+}
+
+// readAll reads r to its end; more than limit bytes is ErrTooLarge. length is
+// what the header promised, -1 for nothing.
+func readAll(r io.Reader, length, limit int64) ([]byte, error) {
+	var buf bytes.Buffer
+	if length > 0 {
+		// A promise is only worth so much memory before any byte has come.
+		buf.Grow(int(min(length, limit, memoryTarball)) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case n > limit:
+		return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+	}
+	return buf.Bytes(), nil
+}
+
+// get sends one request and returns a response of status 200 or 304, with a body that
+// ends in an error when it stalls. done must be called. Any other status is an error.
+func (c *Client) get(ctx context.Context, url string, header http.Header) (resp *http.Response, body io.Reader, done func(), err error) {
+	attempt, cancel := context.WithTimeoutCause(ctx, maxAttempt, errSlow)
+	attempt, stalled := context.WithCancelCause(attempt)
+	fail := func(err error) (*http.Response, io.Reader, func(), error) {
+		stalled(nil)
+		cancel()
+		return nil, nil, nil, err
+	}
+	req, err := http.NewRequestWithContext(attempt, http.MethodGet, url, nil)
+	if err != nil {
+		return fail(backoff.Permanent(fmt.Errorf("%w: %w", ErrRefused, err)))
+	}
+	for k, v := range header {
+		if len(v) > 0 {
+			req.Header[k] = v
+		}
+	}
+	if c.o.UserAgent != "" {
+		req.Header.Set("User-Agent", c.o.UserAgent)
+	}
+	if a := c.o.Registry.Authorization(url); a != "" {
+		req.Header.Set("Authorization", a)
+	}
+	watch := newWatch(func() { stalled(errSlow) })
+	resp, err = c.http.Do(req)
+	if err != nil {
+		watch.stop()
+		switch {
+		case errors.Is(err, ErrRefused):
+			err = backoff.Permanent(err)
+		case ctx.Err() == nil:
+			if cause := context.Cause(attempt); cause != nil {
+				err = cause
+			}
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		return fail(err)
+	}
+	done = func() {
+		watch.stop()
+		resp.Body.Close()
+		stalled(nil)
+		cancel()
+	}
+	if err := statusError(resp); err != nil {
+		// A little is read, so that the connection can be used again.
+		io.CopyN(io.Discard, resp.Body, 4<<10)
+		done()
+		return nil, nil, nil, err
+	}
+	watch.r = resp.Body
+	watch.cause = func() error { return context.Cause(attempt) }
+	return resp, watch, done, nil
+}
+
+func statusError(resp *http.Response) error {
+	switch s := resp.StatusCode; {
+	case s == http.StatusOK, s == http.StatusNotModified:
+		return nil
+	case s == http.StatusNotFound, s == http.StatusGone:
+		return backoff.Permanent(fmt.Errorf("%w: %s", ErrNotFound, resp.Status))
+	case s == http.StatusTooManyRequests, s == http.StatusRequestTimeout, s == http.StatusTooEarly, s >= 500:
+		err := fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+		if wait := retryAfter(resp.Header.Get("Retry-After"), time.Now()); wait > 0 {
+			return delayed{err, &backoff.RetryAfterError{Duration: wait}}
+		}
+		return err
+	case s >= 400:
+		return backoff.Permanent(fmt.Errorf("%w: %s", ErrRefused, resp.Status))
+	default:
+		return fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+	}
+}
+
+// retryAfter reads a Retry-After header, in seconds or as a date. Nonsense and
+// zero, which Cloudflare sends, are 0; the rest is cut to maxRetryAfter.
+func retryAfter(header string, now time.Time) time.Duration {
+	var wait time.Duration
+	if t, err := http.ParseTime(header); err == nil {
+		wait = t.Sub(now)
+	} else if d, err := time.ParseDuration(strings.TrimSpace(header) + "s"); err == nil {
+		wait = d
+	}
+	return max(0, min(wait, maxRetryAfter))
+}
+
+// delayed is an error that says when to try again.
+type delayed struct {
+	error
+	after *backoff.RetryAfterError
+}
+
+func (d delayed) Unwrap() []error { return []error{d.error, d.after} }
+
+// retry calls op until it succeeds, fails for good, has failed Attempts times,
+// or ctx ends.
+func retry[T any](ctx context.Context, o Options, op func() (T, error)) (T, error) {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.Multiplier, wait.MaxInterval = o.Backoff, 2, max(30*time.Second, o.Backoff)
+	v, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(o.Attempts)),
+		backoff.WithMaxElapsedTime(2*maxAttempt))
+	var permanent *backoff.PermanentError
+	if errors.As(err, &permanent) {
+		err = permanent.Err // the last attempt's comes wrapped
+	}
+	return v, err
+}
+
+func nonEmpty(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return []string{s}
+}
+
+// redirect follows redirects to the hosts that tarballs may come from, and
+// sends each only the credentials that are its own.
+func (c *Client) redirect(req *http.Request, via []*http.Request) error {
+	switch {
+	case len(via) >= 10:
+		return fmt.Errorf("%w: more than 10 redirects", ErrRefused)
+	case via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https":
+		return fmt.Errorf("%w: a redirect from https to %s", ErrRefused, req.URL.Scheme)
+	case !c.hosts.listed(via[0].URL, req.URL):
+		return fmt.Errorf("%w: a redirect to %s, which is not the registry's host", ErrRefused, req.URL.Host)
+	}
+	req.Header.Del("Authorization")
+	if a := c.o.Registry.Authorization(req.URL.String()); a != "" {
+		req.Header.Set("Authorization", a)
+	}
+	return nil
+}
+
+func parse(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: the tarball's URL cannot be read", ErrRefused)
+	case u.Scheme != "https" && u.Scheme != "http", u.Hostname() == "", u.User != nil:
+		return nil, fmt.Errorf("%w: %.200q is not a plain http or https URL", ErrRefused, raw)
+	}
+	return u, nil
+}
