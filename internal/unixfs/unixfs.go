@@ -18,6 +18,26 @@ var (
 	ErrNotFound = errors.New("no such entry")
 	// ErrMalformed is returned for a block that is not what the format says.
 	ErrMalformed = errors.New("malformed block")
+	// ErrTooLarge is returned for a file or a chunk beyond its bound.
+	ErrTooLarge = errors.New("larger than allowed")
+	// ErrName is returned for a link that a directory cannot hold: an empty
+	// name, one with a slash, or one that is there twice.
+	ErrName = errors.New("not a usable link name")
+)
+
+const (
+	// ChunkSize is the greatest size of a leaf in bytes (profile unixfs-v1-2025).
+	ChunkSize = 1 << 20
+	// Width is the greatest number of links of a file's inner node.
+	Width = 1024
+	// Fanout is the number of slots of a HAMT shard. Readers here accept no other.
+	Fanout = 256
+	// DirLimit is the size in bytes up to which scopes and tarball directories
+	// are one basic block. It is a constant of the format: a directory's CID
+	// depends on it.
+	DirLimit = 32 << 10
+	// Reserved is the name that keeps its place in a hash collision.
+	Reserved = "_registry"
 )
 
 // Ref points at a file or directory.
