@@ -1,0 +1,172 @@
+package index
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// Apply makes the next release of the entries that stand after the changes, and
+// moves entries, blocks, release and sources in one synced batch: a crash leaves
+// all or nothing of it. Where list, Next and Peers are as the newest release has
+// them there is no new release; Sources move all the same, and changed is false.
+// The first Apply always makes a release, if of an empty list.
+//
+// The list depends on the entries alone, not on the batches that led to them:
+// it is built anew from all of them.
+//
+// An unusable change or block is an ErrEntry, and nothing is done.
+func (ix *Index) Apply(ctx context.Context, batch Batch) (r Release, changed bool, err error) {
+	if err := ix.begin(); err != nil {
+		return Release{}, false, err
+	}
+	defer ix.end()
+	ix.apply.Lock()
+	defer ix.apply.Unlock()
+
+	r, changed, err = ix.applyLocked(ctx, batch)
+	if err != nil {
+		return Release{}, false, fmt.Errorf("apply %d changes: %w", len(batch.Changes), err)
+	}
+	return r, changed, nil
+}
+
+func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, error) {
+	old, err := head(ix.db)
+	first := errors.Is(err, ErrNoRelease)
+	if err != nil && !first {
+		return Release{}, false, err
+	}
+	b := ix.db.NewIndexedBatch()
+	defer b.Close()
+	touched, err := writeEntries(b, batch.Changes)
+	if err != nil {
+		return Release{}, false, err
+	}
+	sourcesMoved, err := writeSources(b, batch.Sources)
+	if err != nil {
+		return Release{}, false, err
+	}
+	same := !first && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
+	if same && !touched {
+		if sourcesMoved {
+			err = b.Commit(pebble.Sync)
+		}
+		return old, false, err
+	}
+
+	number := old.Number + 1
+	keep := func(blk blocks.Block) error { return writeBlock(b, number, blk) }
+	list, err := buildList(ctx, entries(ctx, b), keep)
+	if err != nil {
+		return Release{}, false, err
+	}
+	if same && list.list() == old.List {
+		// Only counts of versions changed. The release's own stay as they were
+		// until the next one; the list's blocks were there already.
+		return old, false, b.Commit(pebble.Sync)
+	}
+	for _, blk := range batch.Blocks {
+		if _, err := checkedBlock(blk.Cid(), blk.RawData()); err != nil {
+			return Release{}, false, fmt.Errorf("%w: %w", ErrEntry, err)
+		}
+		if err := keep(blk); err != nil {
+			return Release{}, false, err
+		}
+	}
+	r := Release{
+		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: old.Root, List: list.list(),
+		Packages: list.packages, Versions: list.versions, Sources: batch.Sources, Parameters: ix.parameters,
+		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
+	}
+	raw, err := encodeRelease(r, false)
+	if err != nil {
+		return Release{}, false, err
+	}
+	root, err := releaseDir(ctx, getter{b}, list, raw, keep)
+	if err != nil {
+		return Release{}, false, err
+	}
+	r.Root = root.CID
+	if raw, err = encodeRelease(r, true); err != nil {
+		return Release{}, false, err
+	}
+	if err := b.Set(numbered(rowRelease, number), raw, nil); err != nil {
+		return Release{}, false, err
+	}
+	// The one durable step. Before it nothing of this release exists, after it
+	// all does; what the node lacks of it NewBlocks gives again.
+	if err := b.Commit(pebble.Sync); err != nil {
+		return Release{}, false, err
+	}
+	ix.log.InfoContext(ctx, "made a release", "number", r.Number, "root", r.Root.String(),
+		"packages", r.Packages, "versions", r.Versions, "changes", len(batch.Changes))
+	return r, true, nil
+}
+
+// writeEntries puts the changes into the batch and says whether any of them
+// changes a row.
+func writeEntries(b *pebble.Batch, changes []Change) (touched bool, err error) {
+	for _, c := range changes {
+		if _, err := npm.ParseName(string(c.Name)); err != nil {
+			return false, fmt.Errorf("%w: %w", ErrEntry, err)
+		}
+		old, found, err := readEntry(b, c.Name)
+		if err != nil {
+			return false, err
+		}
+		switch {
+		case c.Delete && !found, !c.Delete && found && old == c.Entry:
+			continue
+		case c.Delete:
+			err = b.Delete(entryKey(c.Name), nil)
+		case !c.CID.Defined() || c.CID.Prefix().Codec != cid.DagProtobuf || c.Versions < 0 || c.Tsize > 1<<62:
+			err = fmt.Errorf("%w: %s: CID %s, Tsize %d, %d versions", ErrEntry, c.Name, c.CID, c.Tsize, c.Versions)
+		default:
+			err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil)
+		}
+		if err != nil {
+			return false, err
+		}
+		touched = true
+	}
+	return touched, nil
+}
+
+func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {
+	old, err := readSources(b)
+	if err != nil || slices.Equal(old, sources) {
+		return false, err
+	}
+	raw, err := json.Marshal(sources)
+	if err != nil {
+		return false, err
+	}
+	return true, b.Set([]byte{rowSources}, raw, nil)
+}
+
+// writeBlock keeps a block that the index does not have yet, as one that the
+// release brought.
+func writeBlock(b *pebble.Batch, number uint64, blk blocks.Block) error {
+	key := blockKey(blk.Cid())
+	_, closer, err := b.Get(key)
+	if err == nil {
+		return closer.Close()
+	}
+	if !errors.Is(err, pebble.ErrNotFound) {
+		return err
+	}
+	if err := b.Set(key, blk.RawData(), nil); err != nil {
+		return err
+	}
+	return b.Set(append(numbered(rowNew, number), blk.Cid().KeyString()...), nil, nil)
+}

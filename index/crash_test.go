@@ -1,0 +1,186 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// step is the batch of release k+1: a few packages change and one goes.
+func step(t testing.TB, k uint64) Batch {
+	rng := rand.New(rand.NewPCG(k, 1))
+	b := Batch{Now: epoch, Sources: []Source{{"ledger", fmt.Sprint(k)}}}
+	for range 5 {
+		for _, name := range []string{fmt.Sprintf("p%d", rng.IntN(30)), fmt.Sprintf("@s/p%d", rng.IntN(30))} {
+			e, blks := entry(t, name, int(k))
+			b.Changes = append(b.Changes, Change{Entry: e})
+			b.Blocks = append(b.Blocks, blks...)
+		}
+	}
+	b.Changes = append(b.Changes, drop(fmt.Sprintf("p%d", rng.IntN(30))))
+	return b
+}
+
+// model is what the entries must be once the first n steps are done.
+func model(t testing.TB, n uint64) map[npm.Name]Entry {
+	m := map[npm.Name]Entry{}
+	for k := range n {
+		for _, c := range step(t, k).Changes {
+			if c.Delete {
+				delete(m, c.Name)
+			} else {
+				m[c.Name] = c.Entry
+			}
+		}
+	}
+	return m
+}
+
+// cut is the disk as a power cut leaves it.
+type cut struct {
+	what  string
+	acked uint64 // releases that Apply had returned
+	disk  *vfs.MemFS
+}
+
+// TestPowerCuts fails the power before every write, sync, create and rename of
+// an index's life, its creation and flushes included. What comes back is a
+// release whose list, entries, blocks and sources are of one batch: none that
+// Apply had returned is lost, none that it had not begun is there. Work goes on
+// from it to the same list.
+func TestPowerCuts(t *testing.T) {
+	const releases = 12
+	rng := rand.New(rand.NewPCG(5, 6))
+	disk := vfs.NewCrashableMem()
+	var (
+		mu    sync.Mutex // flushes run beside Apply
+		acked uint64
+		cuts  []cut
+	)
+	fs := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || op.Kind == errorfs.OpFileClose || op.Kind == errorfs.OpFilePreallocate {
+			return nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		percent := []int{0, 50, 100}[len(cuts)%3]
+		cuts = append(cuts, cut{fmt.Sprintf("%d: %v %s, %d %%", len(cuts), op.Kind, op.Path, percent), acked,
+			disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})})
+		return nil
+	}))
+	o := memory(nil)
+	o.FS, o.memTable = fs, 64<<10
+	ix, err := Create("ix", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lists []List // by number of release - 1
+	for k := range uint64(releases) {
+		r, changed, err := ix.Apply(t.Context(), step(t, k))
+		if err != nil || !changed {
+			t.Fatal(changed, err)
+		}
+		lists = append(lists, r.List)
+		mu.Lock()
+		acked = r.Number
+		mu.Unlock()
+	}
+	if err := ix.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if len(cuts) < 5*releases {
+		t.Fatalf("only %d cuts", len(cuts))
+	}
+	models := make([]map[npm.Name]Entry, releases+1)
+	for n := range models {
+		models[n] = model(t, uint64(n))
+	}
+	ahead := 0
+	for _, cut := range cuts {
+		ix, err := OpenOrCreate("ix", memory(cut.disk))
+		if err != nil {
+			t.Fatalf("cut %s: %v", cut.what, err)
+		}
+		r, err := ix.Head()
+		if err != nil && !errors.Is(err, ErrNoRelease) {
+			t.Fatalf("cut %s: %v", cut.what, err)
+		}
+		if r.Number < cut.acked || r.Number > cut.acked+1 {
+			t.Fatalf("cut %s: release %d came back, %d was acknowledged", cut.what, r.Number, cut.acked)
+		}
+		if r.Number > cut.acked {
+			ahead++
+		}
+		if r.Number > 0 && (r.List != lists[r.Number-1] || r.Sources[0].Cursor != fmt.Sprint(r.Number-1)) {
+			t.Errorf("cut %s: release %d is %+v", cut.what, r.Number, r)
+		}
+		want := models[r.Number]
+		got := collect(t, ix.Entries(t.Context()))
+		if len(got) != len(want) {
+			t.Errorf("cut %s: %d entries, want %d", cut.what, len(got), len(want))
+		}
+		for _, e := range got {
+			if want[e.Name] != e {
+				t.Errorf("cut %s: entry %v, want %v", cut.what, e, want[e.Name])
+			}
+		}
+		if err := ix.Check(t.Context()); err != nil {
+			t.Errorf("cut %s: %v", cut.what, err)
+		}
+		if r.Number > 0 {
+			for _, err := range ix.NewBlocks(t.Context(), r.Number) {
+				if err != nil {
+					t.Errorf("cut %s: %v", cut.what, err)
+				}
+			}
+		}
+		if r.Number < releases {
+			again, _, err := ix.Apply(t.Context(), step(t, r.Number))
+			if err != nil || again.Number != r.Number+1 || again.List != lists[r.Number] {
+				t.Errorf("cut %s: going on gives %+v, %v", cut.what, again, err)
+			}
+		}
+		if err := ix.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d cuts, %d of them came back with the release that was being made", len(cuts), ahead)
+	if ahead == 0 {
+		t.Error("no cut fell between the write of a batch and Apply's return")
+	}
+}
+
+// TestPowerCutAtCreate cuts the power after a directory was made but before the
+// index was: Open sees none, Create makes it.
+func TestPowerCutAtCreate(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	o := memory(fs)
+	if err := fs.MkdirAll("ix", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db, err := openPebble("ix", o.withDefaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.FS = fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open("ix", o); !errors.Is(err, ErrNoIndex) {
+		t.Errorf("Open: %v", err)
+	}
+	ix, err := OpenOrCreate("ix", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ix.Close(); err != nil {
+		t.Error(err)
+	}
+}

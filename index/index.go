@@ -1,0 +1,124 @@
+// Package index is the list: for every package the CID of its directory, the
+// Merkle directory over all of them, and the releases that were made of it. A
+// release's list is a function of the set of entries alone, so that anyone who
+// has the set can rebuild it and compare. Apply moves entries, blocks, release
+// and source cursors in one synced Pebble batch. It knows nothing of feeds,
+// ledgers, HTTP, nodes or keys.
+//
+// The functions that take a unixfs.Getter read a release as any mirror does,
+// without a store.
+package index
+
+import (
+	"errors"
+	"time"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+var (
+	// ErrNoIndex is returned by Open when there is no index: only Create makes one.
+	ErrNoIndex = errors.New("no index here")
+	// ErrExists is returned by Create when there is an index already.
+	ErrExists = errors.New("there is an index already")
+	// ErrLocked is returned when another process owns the index.
+	ErrLocked = errors.New("the index is in use by another process")
+	// ErrClosed is returned by every method once Close was called.
+	ErrClosed = errors.New("the index is closed")
+	// ErrCorrupt is returned when the index's own rows contradict each other.
+	ErrCorrupt = errors.New("the index is corrupt")
+	// ErrParameters is returned by Open for parameters other than those that
+	// the index was created with.
+	ErrParameters = errors.New("the index was made with other parameters")
+	// ErrNoRelease is returned before the first release, and for a number that
+	// was never one.
+	ErrNoRelease = errors.New("no such release")
+	// ErrNotFound is returned for a package that the list does not have.
+	ErrNotFound = errors.New("not in the list")
+	// ErrNoBlock is returned for a block that the index does not have.
+	ErrNoBlock = errors.New("no such block in the index")
+	// ErrEntry is returned by Apply for a change that the list cannot hold.
+	ErrEntry = errors.New("not a usable entry")
+	// ErrRelease is returned when a directory read as a release is none, or its
+	// release.json does not describe it.
+	ErrRelease = errors.New("not a valid release")
+	// ErrFormat is returned for a release in a format that this program does
+	// not know.
+	ErrFormat = errors.New("unknown release format")
+	// ErrCollision is returned by PackageDir when names of tarballs have equal
+	// hashes; a *CollisionError says which must stay out.
+	ErrCollision = errors.New("hash collision")
+)
+
+// Format is the number of the release format that this program writes.
+const Format = 1
+
+// Entry is one package of the list. Versions is known to the index only: it is
+// zero in what Lookup and Names read from a release.
+type Entry struct {
+	Name     npm.Name
+	CID      cid.Cid // of the package directory
+	Tsize    uint64  // bytes of all its blocks
+	Versions int     // how many versions the directory holds
+}
+
+// Change puts Entry in the list, or takes the entry of that name out.
+type Change struct {
+	Entry
+	Delete bool
+}
+
+// List commits to a set of packages. No clock, key or machine is in it.
+type List struct {
+	Root     cid.Cid // HAMT of packages and scopes
+	Overflow cid.Cid // directory of those whose hash collides with another's
+}
+
+// Source says how far one source was read when a release was made.
+type Source struct {
+	ID     string `json:"id"`
+	Cursor string `json:"cursor"`
+}
+
+// Parameters are what the list depends on beside the set of packages. They are
+// chosen when an index is made.
+type Parameters struct {
+	Fanout    int    `json:"fanout"`            // of the root; 256
+	DirLimit  int    `json:"dir_limit"`         // bytes up to which other directories are basic; 32768
+	Documents string `json:"documents"`         // form of the documents, as in package document
+	Gateway   string `json:"gateway,omitempty"` // origin of the tarball URLs in index.html, "" where there is none
+}
+
+// Release is one list that was made public, or is about to be.
+type Release struct {
+	Format     int
+	Number     uint64    // 1 for the first, one more for each
+	Created    time.Time // UTC, whole seconds
+	Previous   cid.Cid   // root of the release before; cid.Undef for the first
+	List       List
+	Root       cid.Cid // the release's directory; not in release.json, which lies in it
+	Packages   int
+	Versions   int
+	Sources    []Source
+	Parameters Parameters
+	Policy     string   // the curation policy's name
+	Next       string   // hash of the successor's public key, "" where none is promised
+	Peers      []string // multiaddrs to dial
+}
+
+// Batch is what Apply does at once. Next and Peers are what is to hold from now
+// on, not changes; the same is true of Sources.
+type Batch struct {
+	// Changes in order: of several for one name the last counts.
+	Changes []Change
+	// Blocks are the nodes of package directories. They are kept, and belong to
+	// what NewBlocks gives.
+	Blocks  []blocks.Block
+	Sources []Source
+	Next    string
+	Peers   []string
+	Now     time.Time
+}

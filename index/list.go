@@ -1,0 +1,117 @@
+package index
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	blocks "github.com/ipfs/go-block-format"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// Names in a release's directory.
+const (
+	registryName = unixfs.Reserved
+	releaseName  = "release.json"
+	overflowName = "overflow"
+)
+
+// built is a list with what else a release says of it.
+type built struct {
+	root, overflow     unixfs.Ref
+	packages, versions int
+}
+
+func (b built) list() List { return List{Root: b.root.CID, Overflow: b.overflow.CID} }
+
+// buildList makes the list's directories of entries that come in the order of
+// their names, each name once. A scope is a directory of its own in the root.
+//
+// Names whose hash collides with another's in their directory are left out of
+// it and linked from the overflow, as BuildDir decides; so is a name in the root
+// that collides with "_registry", which is put there later. In the overflow,
+// always one basic block, a scoped name stands as "@scope%2fname" and a whole
+// scope as "@scope".
+func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (built, error) {
+	var out built
+	var top, inScope, overflow []unixfs.Link
+	scope := ""
+	reserved := unixfs.Hash(registryName)
+	addTop := func(l unixfs.Link) {
+		if unixfs.Hash(l.Name) == reserved {
+			overflow = append(overflow, l)
+			return
+		}
+		top = append(top, l)
+	}
+	closeScope := func() error {
+		if scope == "" {
+			return nil
+		}
+		ref, over, err := unixfs.BuildDir(inScope, unixfs.DirLimit, sink)
+		if err != nil {
+			return fmt.Errorf("build scope %s: %w", scope, err)
+		}
+		for _, l := range over {
+			l.Name = npm.Name(scope + "/" + l.Name).Escape()
+			overflow = append(overflow, l)
+		}
+		addTop(unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize})
+		inScope = inScope[:0]
+		return nil
+	}
+	for e, err := range entries {
+		if err != nil {
+			return built{}, err
+		}
+		if err := ctx.Err(); err != nil {
+			return built{}, err
+		}
+		if s := e.Name.Scope(); s != scope {
+			if err := closeScope(); err != nil {
+				return built{}, err
+			}
+			scope = s
+		}
+		l := unixfs.Link{Name: e.Name.Base(), CID: e.CID, Tsize: e.Tsize}
+		if scope == "" {
+			addTop(l)
+		} else {
+			inScope = append(inScope, l)
+		}
+		out.packages++
+		out.versions += e.Versions
+	}
+	if err := closeScope(); err != nil {
+		return built{}, err
+	}
+	var over []unixfs.Link
+	var err error
+	if out.root, over, err = unixfs.BuildDir(top, 0, sink); err != nil {
+		return built{}, fmt.Errorf("build root: %w", err)
+	}
+	if out.overflow, err = unixfs.BasicDir(append(overflow, over...), sink); err != nil {
+		return built{}, fmt.Errorf("build overflow: %w", err)
+	}
+	return out, nil
+}
+
+// releaseDir puts "_registry" into the list's root. g gives the list's blocks.
+func releaseDir(ctx context.Context, g unixfs.Getter, b built, release []byte, sink unixfs.Sink) (unixfs.Ref, error) {
+	file, err := unixfs.AddChunks([][]byte{release}, sink)
+	if err != nil {
+		return unixfs.Ref{}, err
+	}
+	dir, err := unixfs.BasicDir([]unixfs.Link{
+		{Name: overflowName, CID: b.overflow.CID, Tsize: b.overflow.Tsize},
+		{Name: releaseName, CID: file.CID, Tsize: file.Tsize},
+	}, sink)
+	if err != nil {
+		return unixfs.Ref{}, err
+	}
+	return unixfs.With(ctx, g, b.root.CID, unixfs.Link{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}, sink)
+}
+
+func discard(blocks.Block) error { return nil }

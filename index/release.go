@@ -1,0 +1,117 @@
+package index
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/ipfs/go-cid"
+)
+
+// maxRelease bounds release.json in bytes: what grows in it is the peers' and
+// sources' lists.
+const maxRelease = 1 << 20
+
+// document is a release as JSON, in the order of fields that release.json has.
+type document struct {
+	Format     int          `json:"format"`
+	Number     uint64       `json:"number"`
+	Created    string       `json:"created"`
+	Previous   string       `json:"previous,omitempty"`
+	List       listDocument `json:"list"`
+	Parameters Parameters   `json:"parameters"`
+	Packages   int          `json:"packages"`
+	Versions   int          `json:"versions"`
+	Sources    []Source     `json:"sources,omitempty"`
+	Policy     string       `json:"policy,omitempty"`
+	Next       string       `json:"next,omitempty"`
+	Peers      []string     `json:"peers,omitempty"`
+	Root       string       `json:"root,omitempty"` // in the store's row only
+}
+
+type listDocument struct {
+	Root     string `json:"root"`
+	Overflow string `json:"overflow"`
+}
+
+// encodeRelease writes release.json, or with root the store's row. The bytes
+// follow from the release: fixed order, two spaces, one newline at the end.
+func encodeRelease(r Release, root bool) ([]byte, error) {
+	d := document{
+		Format: r.Format, Number: r.Number, Created: r.Created.UTC().Format(time.RFC3339),
+		Previous: text(r.Previous), List: listDocument{text(r.List.Root), text(r.List.Overflow)},
+		Parameters: r.Parameters, Packages: r.Packages, Versions: r.Versions,
+		Sources: r.Sources, Policy: r.Policy, Next: r.Next, Peers: r.Peers,
+	}
+	if root {
+		d.Root = text(r.Root)
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(d); err != nil {
+		return nil, fmt.Errorf("encode release %d: %w", r.Number, err)
+	}
+	if buf.Len() > maxRelease {
+		return nil, fmt.Errorf("encode release %d: %d bytes, %d allowed: %w", r.Number, buf.Len(), maxRelease, ErrRelease)
+	}
+	return buf.Bytes(), nil
+}
+
+// decodeRelease reads what encodeRelease wrote. Fields that it does not know
+// are passed over; those that it does must be right. Errors wrap ErrRelease or
+// ErrFormat.
+func decodeRelease(raw []byte) (Release, error) {
+	var v struct {
+		Format int `json:"format"`
+	}
+	if err := jsonv2.Unmarshal(raw, &v); err != nil {
+		return Release{}, fmt.Errorf("decode release: %w: %w", ErrRelease, err)
+	}
+	if v.Format != Format {
+		return Release{}, fmt.Errorf("decode release: %w: %d", ErrFormat, v.Format)
+	}
+	var d document
+	if err := jsonv2.Unmarshal(raw, &d); err != nil {
+		return Release{}, fmt.Errorf("decode release: %w: %w", ErrRelease, err)
+	}
+	r := Release{
+		Format: d.Format, Number: d.Number, Parameters: d.Parameters, Packages: d.Packages, Versions: d.Versions,
+		Sources: d.Sources, Policy: d.Policy, Next: d.Next, Peers: d.Peers,
+	}
+	created, err := time.Parse(time.RFC3339, d.Created)
+	r.Created = created.UTC()
+	for _, f := range []struct {
+		to   *cid.Cid
+		text string
+		need bool
+	}{
+		{&r.Previous, d.Previous, d.Number > 1}, {&r.List.Root, d.List.Root, true},
+		{&r.List.Overflow, d.List.Overflow, true}, {&r.Root, d.Root, false},
+	} {
+		if f.text == "" && !f.need {
+			continue
+		}
+		c, cerr := cid.Decode(f.text)
+		*f.to = c
+		err = errors.Join(err, cerr)
+	}
+	if d.Number == 0 || d.Packages < 0 || d.Versions < 0 {
+		err = errors.Join(err, errors.New("a number is out of range"))
+	}
+	if err != nil {
+		return Release{}, fmt.Errorf("decode release: %w: %w", ErrRelease, err)
+	}
+	return r, nil
+}
+
+func text(c cid.Cid) string {
+	if !c.Defined() {
+		return ""
+	}
+	return c.String()
+}

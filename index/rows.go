@@ -1,0 +1,252 @@
+package index
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// Rows, by the first byte of their key:
+//
+//	f                   {"format", "parameters"}; its presence makes this an index
+//	s                   [source]: how far sources were read, release or not
+//	e name              Tsize, versions (uvarints), CID
+//	b CID               the block
+//	r number            the release as JSON, with its root
+//	n number CID        this block came with that release
+//
+// Numbers are 8 bytes, big-endian.
+const (
+	rowFormat  = 'f'
+	rowSources = 's'
+	rowEntry   = 'e'
+	rowBlock   = 'b'
+	rowRelease = 'r'
+	rowNew     = 'n'
+)
+
+// storeFormat is the number of the rows' layout.
+const storeFormat = 1
+
+type formatRow struct {
+	Format     int        `json:"format"`
+	Parameters Parameters `json:"parameters"`
+}
+
+func readParameters(r pebble.Reader) (Parameters, bool, error) {
+	raw, err := get(r, []byte{rowFormat})
+	if err != nil || raw == nil {
+		return Parameters{}, false, err
+	}
+	var row formatRow
+	if err := json.Unmarshal(raw, &row); err != nil {
+		return Parameters{}, false, fmt.Errorf("format row: %w: %w", ErrCorrupt, err)
+	}
+	if row.Format != storeFormat {
+		return Parameters{}, false, fmt.Errorf("format row: %w: %d", ErrFormat, row.Format)
+	}
+	return row.Parameters, true, nil
+}
+
+func writeParameters(db *pebble.DB, p Parameters) error {
+	it, err := db.NewIter(nil)
+	if err != nil {
+		return err
+	}
+	used := it.First()
+	if err := it.Close(); err != nil {
+		return err
+	}
+	if used {
+		return fmt.Errorf("rows without a format: %w", ErrCorrupt)
+	}
+	raw, err := json.Marshal(formatRow{storeFormat, p})
+	if err != nil {
+		return err
+	}
+	return db.Set([]byte{rowFormat}, raw, pebble.Sync)
+}
+
+func numbered(row byte, number uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{row}, number)
+}
+
+func blockKey(c cid.Cid) []byte { return append([]byte{rowBlock}, c.KeyString()...) }
+
+func entryKey(name npm.Name) []byte { return append([]byte{rowEntry}, name...) }
+
+func encodeEntry(e Entry) []byte {
+	b := binary.AppendUvarint(nil, e.Tsize)
+	b = binary.AppendUvarint(b, uint64(e.Versions))
+	return append(b, e.CID.KeyString()...)
+}
+
+func decodeEntry(name string, raw []byte) (Entry, error) {
+	tsize, n := binary.Uvarint(raw)
+	if n <= 0 {
+		return Entry{}, fmt.Errorf("entry %s: %w", name, ErrCorrupt)
+	}
+	versions, m := binary.Uvarint(raw[n:])
+	if m <= 0 || versions > 1<<31 {
+		return Entry{}, fmt.Errorf("entry %s: %w", name, ErrCorrupt)
+	}
+	c, err := cid.Cast(raw[n+m:])
+	if err != nil {
+		return Entry{}, fmt.Errorf("entry %s: %w: %w", name, ErrCorrupt, err)
+	}
+	return Entry{Name: npm.Name(name), CID: c, Tsize: tsize, Versions: int(versions)}, nil
+}
+
+func readEntry(r pebble.Reader, name npm.Name) (Entry, bool, error) {
+	raw, err := get(r, entryKey(name))
+	if err != nil || raw == nil {
+		return Entry{}, false, err
+	}
+	e, err := decodeEntry(string(name), raw)
+	return e, true, err
+}
+
+func entries(ctx context.Context, r pebble.Reader) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		for row, err := range scan(ctx, r, []byte{rowEntry}) {
+			var e Entry
+			if err == nil {
+				e, err = decodeEntry(string(row.key[1:]), row.value)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// readBlock holds the block to its CID: what leaves the index is right or an
+// ErrCorrupt.
+func readBlock(r pebble.Reader, c cid.Cid) (blocks.Block, error) {
+	raw, err := get(r, blockKey(c))
+	if err != nil {
+		return nil, fmt.Errorf("block %s: %w", c, err)
+	}
+	if raw == nil {
+		return nil, fmt.Errorf("block %s: %w", c, ErrNoBlock)
+	}
+	blk, err := checkedBlock(c, raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return blk, nil
+}
+
+func checkedBlock(c cid.Cid, raw []byte) (blocks.Block, error) {
+	sum, err := c.Prefix().Sum(raw)
+	if err != nil {
+		return nil, fmt.Errorf("block %s: %w", c, err)
+	}
+	if sum != c {
+		return nil, fmt.Errorf("block %s: its bytes are those of %s", c, sum)
+	}
+	return blocks.NewBlockWithCid(raw, c)
+}
+
+// head reads the newest release.
+func head(r pebble.Reader) (Release, error) {
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: []byte{rowRelease}, UpperBound: []byte{rowRelease + 1}})
+	if err != nil {
+		return Release{}, err
+	}
+	defer it.Close()
+	if !it.Last() {
+		if err := it.Error(); err != nil {
+			return Release{}, err
+		}
+		return Release{}, ErrNoRelease
+	}
+	value, err := it.ValueAndErr()
+	if err != nil {
+		return Release{}, err
+	}
+	return readReleaseRow(keyValue{it.Key(), value})
+}
+
+func readReleaseRow(row keyValue) (Release, error) {
+	r, err := decodeRelease(row.value)
+	if err == nil && (!r.Root.Defined() || string(numbered(rowRelease, r.Number)) != string(row.key)) {
+		err = errors.New("not under its number, or without a root")
+	}
+	if err != nil {
+		return Release{}, fmt.Errorf("release row %x: %w: %w", row.key, ErrCorrupt, err)
+	}
+	return r, nil
+}
+
+func readSources(r pebble.Reader) ([]Source, error) {
+	raw, err := get(r, []byte{rowSources})
+	if err != nil || raw == nil {
+		return nil, err
+	}
+	var s []Source
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("sources row: %w: %w", ErrCorrupt, err)
+	}
+	return s, nil
+}
+
+// keyValue is a row during a scan; its bytes are good until the next one.
+type keyValue struct{ key, value []byte }
+
+// scan yields the rows whose key starts with prefix, until ctx ends. An error is
+// the last thing that it yields.
+func scan(ctx context.Context, r pebble.Reader, prefix []byte) iter.Seq2[keyValue, error] {
+	return func(yield func(keyValue, error) bool) {
+		it, err := r.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: upperBound(prefix)})
+		if err != nil {
+			yield(keyValue{}, err)
+			return
+		}
+		stopped := false
+		for ok := it.First(); ok && !stopped; ok = it.Next() {
+			value, err := it.ValueAndErr()
+			if err == nil {
+				err = ctx.Err()
+			}
+			stopped = !yield(keyValue{it.Key(), value}, err) || err != nil
+		}
+		if err := it.Close(); err != nil && !stopped {
+			yield(keyValue{}, err)
+		}
+	}
+}
+
+// upperBound is the first key after all that start with prefix.
+func upperBound(prefix []byte) []byte {
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] != 0xff {
+			b := append([]byte(nil), prefix[:i+1]...)
+			b[i]++
+			return b
+		}
+	}
+	return nil
+}
+
+// get returns a copy of a row, nil where there is none.
+func get(r pebble.Reader, key []byte) ([]byte, error) {
+	value, closer, err := r.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	row := append([]byte{}, value...)
+	return row, closer.Close()
+}

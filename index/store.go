@@ -1,0 +1,415 @@
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// Options are what Create and Open take. The zero value is usable.
+type Options struct {
+	FS  vfs.FS       // nil: the operating system's
+	Log *slog.Logger // nil: nothing is logged
+
+	// Documents and Gateway are the parameters that Create sets. Open takes
+	// what the index has where both are empty, else they must be equal
+	// (ErrParameters).
+	Documents, Gateway string
+	Policy             string // name of the curation policy, for release.json
+
+	// fatal ends the process when Pebble cannot go on, as after a failed write
+	// of its log: what is on disk is then unknown, and the next start replays
+	// it. It must not return. nil: os.Exit(1).
+	fatal func(error)
+	// memTable is the size of Pebble's memory table in bytes, so that tests
+	// see flushes. 0: 16 MiB.
+	memTable uint64
+}
+
+func (o Options) withDefaults() Options {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.fatal == nil {
+		o.fatal = func(error) { os.Exit(1) }
+	}
+	if o.memTable == 0 {
+		o.memTable = 16 << 20
+	}
+	return o
+}
+
+// Index is an index that this process owns. Its methods may run concurrently.
+type Index struct {
+	db         *pebble.DB
+	log        *slog.Logger
+	policy     string
+	parameters Parameters
+
+	// apply is held by Apply from its first read to the synced write.
+	apply sync.Mutex
+
+	mu     sync.Mutex
+	idle   sync.Cond // users reached zero
+	users  int       // calls that use db; one may be made inside another's loop
+	closed bool      // no call may begin
+}
+
+// Create makes an index in dir, which may exist but must not hold one
+// (ErrExists). A creation that was cut short is begun again.
+func Create(dir string, o Options) (*Index, error) {
+	o = o.withDefaults()
+	ix, err := create(dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("create index in %s: %w", dir, err)
+	}
+	return ix, nil
+}
+
+func create(dir string, o Options) (*Index, error) {
+	if err := o.FS.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	db, err := openPebble(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	p, found, err := readParameters(db)
+	if err == nil && found {
+		err = ErrExists
+	}
+	if err == nil {
+		p = Parameters{Fanout: unixfs.Fanout, DirLimit: unixfs.DirLimit, Documents: o.Documents, Gateway: o.Gateway}
+		err = writeParameters(db, p)
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return newIndex(db, o, p), nil
+}
+
+// Open opens the index in dir: ErrNoIndex if there is none (and nothing is
+// made), ErrLocked if another process has it.
+func Open(dir string, o Options) (*Index, error) {
+	o = o.withDefaults()
+	ix, err := open(dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("open index in %s: %w", dir, err)
+	}
+	return ix, nil
+}
+
+func open(dir string, o Options) (*Index, error) {
+	found, err := pebble.Peek(dir, o.FS)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !found.Exists {
+		return nil, ErrNoIndex
+	}
+	if err != nil {
+		return nil, err
+	}
+	db, err := openPebble(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	p, ok, err := readParameters(db)
+	switch {
+	case err == nil && !ok:
+		err = ErrNoIndex // a creation that was cut short
+	case err == nil && (p.Fanout != unixfs.Fanout || p.DirLimit != unixfs.DirLimit):
+		err = fmt.Errorf("%w: fanout %d, directory limit %d", ErrParameters, p.Fanout, p.DirLimit)
+	case err == nil && o.Documents+o.Gateway != "" && (p.Documents != o.Documents || p.Gateway != o.Gateway):
+		err = fmt.Errorf("%w: documents %q, gateway %q", ErrParameters, p.Documents, p.Gateway)
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return newIndex(db, o, p), nil
+}
+
+// OpenOrCreate is for the commands that may begin an index.
+func OpenOrCreate(dir string, o Options) (*Index, error) {
+	ix, err := Open(dir, o)
+	if errors.Is(err, ErrNoIndex) {
+		return Create(dir, o)
+	}
+	return ix, err
+}
+
+func newIndex(db *pebble.DB, o Options, p Parameters) *Index {
+	ix := &Index{db: db, log: o.Log, policy: o.Policy, parameters: p}
+	ix.idle.L = &ix.mu
+	return ix
+}
+
+// Close waits for calls under way and gives the directory free.
+func (ix *Index) Close() error {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if ix.closed {
+		return nil
+	}
+	ix.closed = true
+	for ix.users > 0 {
+		ix.idle.Wait()
+	}
+	return ix.db.Close()
+}
+
+// begin is the first call of every method that uses db; end the last.
+func (ix *Index) begin() error {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if ix.closed {
+		return ErrClosed
+	}
+	ix.users++
+	return nil
+}
+
+func (ix *Index) end() {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if ix.users--; ix.users == 0 {
+		ix.idle.Broadcast()
+	}
+}
+
+// Parameters are those that the index was created with.
+func (ix *Index) Parameters() Parameters { return ix.parameters }
+
+// Head returns the newest release, ErrNoRelease before the first.
+func (ix *Index) Head() (Release, error) {
+	if err := ix.begin(); err != nil {
+		return Release{}, err
+	}
+	defer ix.end()
+	return head(ix.db)
+}
+
+// Sources says how far sources were read, as of the last Apply: further than
+// the newest release says, where what came since changed no package.
+func (ix *Index) Sources() ([]Source, error) {
+	if err := ix.begin(); err != nil {
+		return nil, err
+	}
+	defer ix.end()
+	return readSources(ix.db)
+}
+
+// Entry returns a package's entry, ErrNotFound where the list has none.
+func (ix *Index) Entry(name npm.Name) (Entry, error) {
+	if err := ix.begin(); err != nil {
+		return Entry{}, err
+	}
+	defer ix.end()
+	e, found, err := readEntry(ix.db, name)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Entry{}, fmt.Errorf("entry %s: %w", name, err)
+	}
+	return e, nil
+}
+
+// Entries yields the list's entries in the order of their names, all as of one
+// moment. It ends at the first error. Close waits for it.
+func (ix *Index) Entries(ctx context.Context) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer ix.end()
+		for e, err := range entries(ctx, ix.db) {
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// Releases yields the releases from the first to the newest.
+func (ix *Index) Releases(ctx context.Context) iter.Seq2[Release, error] {
+	return func(yield func(Release, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(Release{}, err)
+			return
+		}
+		defer ix.end()
+		for row, err := range scan(ctx, ix.db, []byte{rowRelease}) {
+			var r Release
+			if err == nil {
+				r, err = readReleaseRow(row)
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// NewBlocks yields the blocks that release number added to the index, in no
+// promised order: those of its directories, and those of package directories
+// that its Apply brought. With those of all releases before it they are the
+// whole release, but for the packages' files. ErrNoRelease where there is none.
+func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.Block, error] {
+	return func(yield func(blocks.Block, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(nil, err)
+			return
+		}
+		defer ix.end()
+		if row, err := get(ix.db, numbered(rowRelease, number)); err != nil || row == nil {
+			if err == nil {
+				err = ErrNoRelease
+			}
+			yield(nil, fmt.Errorf("release %d: %w", number, err))
+			return
+		}
+		prefix := numbered(rowNew, number)
+		for row, err := range scan(ctx, ix.db, prefix) {
+			var blk blocks.Block
+			if err == nil {
+				var c cid.Cid
+				if c, err = cid.Cast(row.key[len(prefix):]); err == nil {
+					blk, err = readBlock(ix.db, c)
+				}
+			}
+			if err != nil {
+				yield(nil, fmt.Errorf("blocks of release %d: %w", number, err))
+				return
+			}
+			if !yield(blk, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Get returns one of the index's own blocks, else ErrNoBlock. With it an Index
+// is a unixfs.Getter for its releases' directories.
+func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
+	if err := ix.begin(); err != nil {
+		return nil, err
+	}
+	defer ix.end()
+	return readBlock(ix.db, c)
+}
+
+// Check rebuilds the list from the entries and compares it with the newest
+// release's, and holds every block to its CID. ErrCorrupt where they differ.
+func (ix *Index) Check(ctx context.Context) error {
+	if err := ix.begin(); err != nil {
+		return err
+	}
+	defer ix.end()
+	snap := ix.db.NewSnapshot()
+	defer snap.Close()
+	r, err := head(snap)
+	if errors.Is(err, ErrNoRelease) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b, err := buildList(ctx, entries(ctx, snap), func(blk blocks.Block) error {
+		_, err := readBlock(snap, blk.Cid())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("check index: %w", err)
+	}
+	if b.list() != r.List || b.packages != r.Packages {
+		return fmt.Errorf("check index: %w: the entries give the list %v, release %d has %v", ErrCorrupt, b.list(), r.Number, r.List)
+	}
+	got, err := ReadRelease(ctx, getter{snap}, r.Root)
+	if err == nil && got.Number != r.Number {
+		err = fmt.Errorf("its directory says %d", got.Number)
+	}
+	if err != nil {
+		return fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
+	}
+	return nil
+}
+
+// getter reads blocks through a snapshot or a batch.
+type getter struct{ r pebble.Reader }
+
+func (g getter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) { return readBlock(g.r, c) }
+
+func openPebble(dir string, o Options) (*pebble.DB, error) {
+	opts := &pebble.Options{
+		FS:                 o.FS,
+		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
+		MemTableSize:       o.memTable,
+		CacheSize:          64 << 20,
+		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
+	}
+	// Names and CIDs are asked for singly, and mostly for blocks that are not
+	// there yet.
+	for i := range opts.Levels {
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		opts.Levels[i].BlockSize = 16 << 10
+	}
+	db, err := pebble.Open(dir, opts)
+	if err != nil && heldElsewhere(err) {
+		return nil, fmt.Errorf("%w: %w", ErrLocked, err)
+	}
+	return db, err
+}
+
+// heldElsewhere tells a lock that is held (fcntl's bare EAGAIN or EACCES, or
+// Pebble's own words for a holder in this process) from a LOCK file that may
+// not be written, which is a *fs.PathError.
+func heldElsewhere(err error) bool {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return false
+	}
+	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) ||
+		strings.Contains(err.Error(), "lock held by current process")
+}
+
+// pebbleLog hands Pebble's own messages to slog. They are prose of its making,
+// hence an attribute.
+type pebbleLog struct {
+	log   *slog.Logger
+	fatal func(error)
+}
+
+func (l pebbleLog) Infof(format string, args ...any) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("pebble", "says", fmt.Sprintf(format, args...))
+	}
+}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.log.Error("pebble", "says", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	err := fmt.Errorf("index: "+format, args...)
+	l.log.Error("the index's store cannot go on", "err", err)
+	l.fatal(err)
+	panic(err) // fatal must not return
+}
