@@ -1,0 +1,162 @@
+// Package cli is what the three commands have in common at their edge: exit
+// codes, error messages with hints, flags that are also environment variables
+// and configuration keys, logging and progress. It knows nothing of what the
+// commands do.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes shared by all commands, after sysexits(3). Codes from 10 up are a
+// command's own; 2 is never used, for a Go panic ends with it.
+const (
+	CodeOK     = 0
+	CodeFailed = 1
+	CodeUsage  = 64 // wrong flag, argument, environment variable or configuration key
+	CodeAway   = 69 // the IPFS node, or another service, cannot be reached
+	CodeLocked = 75 // another process owns the state
+)
+
+// Cause says what people are told, and which code scripts get, when an error
+// matches Is.
+type Cause struct {
+	Is   error
+	Code int
+	Hint string // one line: what to do; "" for none
+}
+
+// ErrUsage marks a mistake on the command line or in the configuration.
+var ErrUsage = errors.New("usage")
+
+type usageError struct{ err error }
+
+func (e usageError) Error() string   { return e.err.Error() }
+func (e usageError) Unwrap() []error { return []error{e.err, ErrUsage} }
+
+// Usagef is an error that ends the command with CodeUsage.
+func Usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+type hintError struct {
+	error
+	hint string
+}
+
+func (e hintError) Unwrap() error { return e.error }
+func (e hintError) Hint() string  { return e.hint }
+
+// Hint adds to err one line that says what to do about it. An error of another
+// package that has such a line says it with a method Hint.
+func Hint(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return hintError{err, hint}
+}
+
+// Main runs root and returns the process's exit code. Its context ends at the
+// first interrupt or SIGTERM; a second interrupt kills the process.
+func Main(root *cobra.Command, causes []Cause) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop() // the next signal is the default one: the process ends at once
+	}()
+	return Run(ctx, root, causes, os.Args[1:], os.Stdout, os.Stderr)
+}
+
+// Run is Main for a given context, arguments and streams.
+func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string, stdout, stderr io.Writer) int {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	var own bool // the command began: an error from here on is not cobra's own
+	prior := root.PersistentPreRunE
+	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
+		own = true
+		if prior != nil {
+			return prior(cmd, args)
+		}
+		return nil
+	}
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return CodeOK
+	}
+	if !own {
+		err = usageError{err} // unknown command, wrong number of arguments
+	}
+	return report(stderr, root.Name(), err, causes)
+}
+
+// report prints err as people read it and returns its exit code.
+func report(w io.Writer, name string, err error, causes []Cause) int {
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintf(w, "%s: stopped; start it again to go on where it was\n", name)
+		return CodeFailed
+	}
+	fmt.Fprintf(w, "%s: error: %v\n", name, err)
+	code, hint := CodeFailed, ""
+	if errors.Is(err, ErrUsage) {
+		code, hint = CodeUsage, "see `"+name+" --help`"
+	}
+	for _, c := range causes {
+		if errors.Is(err, c.Is) {
+			code, hint = c.Code, c.Hint
+			break
+		}
+	}
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		hint = h.Hint()
+	}
+	if hint != "" {
+		fmt.Fprintf(w, "%s: hint: %s\n", name, hint)
+	}
+	return code
+}
+
+// Version is what `version` prints: the module's version, or the commit that
+// the binary was built from, and Go's.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	if version == "" {
+		version = "(devel)"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 && version == "(devel)" {
+			version = s.Value[:12]
+		}
+	}
+	return version + " " + info.GoVersion
+}
+
+// VersionCommand is the command `version`.
+func VersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), cmd.Root().Name(), Version())
+			return err
+		},
+	}
+}

@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// shared are the flags that every command has, and that may stand at the top
+// level of the configuration file.
+var shared = map[string]bool{
+	"state": true, "node": true, "ipfs-api": true, "network": true, "peer": true,
+	"upstream": true, "json": true, "verbose": true,
+}
+
+// Common are the settings that every command has.
+type Common struct {
+	State   string
+	Node    string
+	IPFSAPI string
+	Network string
+	Peers   []string
+	JSON    bool
+	Verbose bool
+	config  string
+}
+
+// Bind adds the common flags to root and makes every command configure itself
+// from the environment and the configuration file before it runs.
+func (c *Common) Bind(root *cobra.Command) {
+	f := root.PersistentFlags()
+	f.StringVar(&c.State, "state", "", "directory that holds everything this command keeps (default: registry-mirror in the user's data directory)")
+	f.StringVar(&c.Node, "node", "", "IPFS node of this state: embedded or kubo; chosen once, then remembered")
+	f.StringVar(&c.IPFSAPI, "ipfs-api", "", "RPC address of the Kubo daemon (default: where Kubo's own clients look)")
+	f.StringVar(&c.Network, "network", "", "whom the embedded node talks to: local, lan or public")
+	f.StringArrayVar(&c.Peers, "peer", nil, "multiaddr of a peer to dial, with /p2p/ID; may be repeated")
+	f.BoolVar(&c.JSON, "json", false, "print one JSON object on standard output")
+	f.BoolVarP(&c.Verbose, "verbose", "v", false, "log what is done")
+	f.StringVar(&c.config, "config", "", "configuration file (default: registry-mirror/config.toml in the user's configuration directory)")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := Configure(cmd, os.Environ()); err != nil {
+			return err
+		}
+		switch c.Node {
+		case "", "embedded", "kubo":
+		default:
+			return Usagef("--node %s: it is embedded or kubo", c.Node)
+		}
+		switch c.Network {
+		case "", "local", "lan", "public":
+		default:
+			return Usagef("--network %s: it is local, lan or public", c.Network)
+		}
+		if c.State == "" {
+			dir, err := dataDir()
+			if err != nil {
+				return Hint(Usagef("no place for the state: %w", err), "name one with --state DIR")
+			}
+			c.State = dir
+		}
+		abs, err := filepath.Abs(c.State)
+		if err != nil {
+			return Usagef("--state: %w", err)
+		}
+		c.State = abs
+		return nil
+	}
+}
+
+// dataDir is registry-mirror in $XDG_DATA_HOME, else in ~/.local/share (XDG
+// Base Directory Specification).
+func dataDir() (string, error) {
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "registry-mirror"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(home, ".local", "share", "registry-mirror"), nil
+}
+
+// Logger writes to w: warnings and errors, or everything with -v or for a
+// command that runs on.
+func (c *Common) Logger(w io.Writer, daemon bool) *slog.Logger {
+	level := slog.LevelWarn
+	if daemon {
+		level = slog.LevelInfo
+	}
+	if c.Verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// PrintJSON writes v as one indented object.
+func PrintJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// IsTerminal tells whether a person reads w.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
