@@ -25,10 +25,27 @@ var (
 	// ErrIntegrityChanged is returned for a version whose integrity differs
 	// from the one recorded: a version never changes its bytes (law 3).
 	ErrIntegrityChanged = errors.New("a stored version's integrity changed")
+	// ErrExists is returned by Create where there is a ledger already.
+	ErrExists = errors.New("there is a ledger here already")
+	// ErrCorrupt is returned for rows of our own that cannot be true. It is
+	// never upstream's doing.
+	ErrCorrupt = errors.New("the ledger is corrupt")
+	// ErrInvalid is returned for a batch that no correct caller makes: a
+	// version without a CID, a name that is no key. Nothing of it is written.
+	ErrInvalid = errors.New("not a valid batch")
+	// ErrClosed is returned once Close was called.
+	ErrClosed = errors.New("the ledger is closed")
+	// ErrAway is returned by Dial and a Client when no process answers at the
+	// socket.
+	ErrAway = errors.New("no process answers for the ledger")
+	// ErrReplaced is returned by a Client when another ledger answers at the
+	// socket than the one it dialled: sequences of the two do not compare.
+	ErrReplaced = errors.New("another ledger answers")
 )
 
-// Seq numbers the ledger's own changes, from 1 up, without gaps in order. Zero
-// is before the first.
+// Seq numbers the ledger's own changes, from 1 up by one. Zero is before the
+// first. A listing shows the newest change of a package only, so numbers are
+// missing from it.
 type Seq uint64
 
 // Version is one stored version.
@@ -53,7 +70,7 @@ type Document struct {
 }
 
 // Package is the ledger's record of one package. Versions is filled by
-// Package and left nil by listings.
+// Store.Package, in bytewise order of Version, and left nil by listings.
 type Package struct {
 	Name     npm.Name  `json:"name"`
 	Seq      Seq       `json:"seq"`
@@ -101,3 +118,67 @@ type Retry struct {
 	Detail   string    `json:"detail"`
 	Rev      string    `json:"rev,omitempty"` // the revision the feed announced, "" if none
 }
+
+// Key names an item of the retry queue or of the dead-letter list. Version is
+// "" for the whole package.
+type Key struct {
+	Name    npm.Name `json:"name"`
+	Version string   `json:"version,omitempty"`
+}
+
+// Cursor is how far a feed was read: the feed's own opaque value.
+type Cursor struct {
+	Feed  string `json:"feed"` // the feed's URL
+	Value string `json:"value"`
+}
+
+// PackageUpdate is what was learnt of one package.
+//
+// An undefined Document.CID leaves document, Rev and ETag as they are, but for
+// a Rev or ETag that is given; a zero Checked leaves Checked. With neither
+// document nor versions it makes no new package and revives no tombstone.
+type PackageUpdate struct {
+	Name     npm.Name
+	Rev      string
+	ETag     string
+	Checked  time.Time
+	Document Document
+	// Deleted makes the package a tombstone and drops every version. For a
+	// package that was never held it does nothing.
+	Deleted bool
+	// Drop are versions that upstream took back. Their digests are kept, so
+	// that none of them can come back with other bytes.
+	Drop []string
+	// Versions are those added or confirmed, after Drop; versions that are
+	// not named stay.
+	Versions []Version
+}
+
+// Batch is what one Commit writes, all of it or nothing. The parts apply in the
+// order of the fields, so an item that is done and retried is retried.
+type Batch struct {
+	Done     []Key // items that leave the retry queue
+	Pardoned []Key // items that leave the dead-letter list
+	Packages []PackageUpdate
+	Retries  []Retry
+	Refused  []Refusal // an item that is refused leaves the retry queue
+	Wants    []Want    // replaces a want of the same spec
+	Unwants  []npm.Spec
+	Cursor   *Cursor
+}
+
+// Counts is how much the ledger holds. It is kept with every batch, never
+// counted by a scan.
+type Counts struct {
+	Packages int    `json:"packages"` // without tombstones
+	Deleted  int    `json:"deleted"`  // tombstones
+	Versions int    `json:"versions"` // without those dropped
+	Bytes    uint64 `json:"bytes"`    // of the versions' tarballs
+	Refused  int    `json:"refused"`
+	Retrying int    `json:"retrying"`
+	Wants    int    `json:"wants"`
+}
+
+// ReasonIntegrityChanged is the reason of a Refusal that Commit itself writes:
+// a version came with other bytes than those stored.
+const ReasonIntegrityChanged = "integrity-changed"
