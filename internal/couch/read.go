@@ -1,0 +1,280 @@
+package couch
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// rawPage is a page before the iteration has looked at it.
+type rawPage struct {
+	Page
+	rows int // with design documents
+}
+
+// reader walks JSON. It allows what a document may contain (double names,
+// invalid UTF-8), since a document is handed on as it is for its own parser to
+// judge; in the feed's own objects fields refuses double names.
+type reader struct{ dec *jsontext.Decoder }
+
+func newReader(body []byte) reader {
+	return reader{jsontext.NewDecoder(bytes.NewReader(body),
+		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))}
+}
+
+// readServer reads a database's root document.
+func readServer(body []byte) (ServerInfo, error) {
+	var info ServerInfo
+	r := newReader(body)
+	docs := true
+	err := r.whole(func(name string) (err error) {
+		switch name {
+		case "engine":
+			info.Engine, err = r.text()
+		case "db_name":
+			info.Name, err = r.text()
+		case "uuid":
+			info.UUID, err = r.text()
+		case "update_seq":
+			info.UpdateSeq, err = r.seq()
+		case "include_docs":
+			docs, err = r.boolean()
+		default:
+			err = r.dec.SkipValue()
+		}
+		return err
+	})
+	if err != nil {
+		return ServerInfo{}, malformed("root", err)
+	}
+	if info.UpdateSeq == "" {
+		return ServerInfo{}, malformed("root", errors.New("no update_seq"))
+	}
+	switch info.Engine {
+	case EngineNPM:
+		docs = false
+	case EngineMirror:
+	default:
+		info.Engine = EngineCouch
+	}
+	info.IncludeDocs = docs
+	return info, nil
+}
+
+// readPage reads the answer of _changes.
+func readPage(body []byte) (rawPage, error) {
+	var p rawPage
+	found := false
+	r := newReader(body)
+	err := r.whole(func(name string) (err error) {
+		switch name {
+		case "results":
+			found = true
+			return r.list(func() error {
+				c, err := r.change()
+				if err != nil {
+					return fmt.Errorf("row %d: %w", p.rows, err)
+				}
+				p.rows++
+				if !strings.HasPrefix(c.ID, "_design/") {
+					p.Changes = append(p.Changes, c)
+				}
+				p.LastSeq = c.Seq
+				return nil
+			})
+		case "last_seq":
+			last, err := r.seq()
+			// The feed's own word counts, if it comes after the rows as
+			// everywhere; rows alone lead as far as their last one.
+			if last != "" {
+				p.LastSeq = last
+			}
+			return err
+		default:
+			return r.dec.SkipValue()
+		}
+	})
+	if err == nil && !found {
+		err = errors.New("no results")
+	}
+	if err != nil {
+		return rawPage{}, malformed("changes", err)
+	}
+	return p, nil
+}
+
+func (r reader) change() (Change, error) {
+	var c Change
+	err := r.fields(func(name string) (err error) {
+		switch name {
+		case "seq":
+			c.Seq, err = r.seq()
+		case "id":
+			c.ID, err = r.text()
+		case "deleted":
+			c.Deleted, err = r.boolean()
+		case "changes":
+			err = r.list(func() error {
+				return r.fields(func(name string) error {
+					if name != "rev" {
+						return r.dec.SkipValue()
+					}
+					rev, err := r.text()
+					c.Revs = append(c.Revs, rev)
+					return err
+				})
+			})
+		case "doc":
+			var raw jsontext.Value
+			if raw, err = r.dec.ReadValue(); err == nil && raw.Kind() == '{' {
+				c.Doc = json.RawMessage(bytes.Clone(raw))
+			}
+		default:
+			err = r.dec.SkipValue()
+		}
+		return err
+	})
+	if err == nil && c.Seq == "" {
+		err = errors.New("no seq")
+	}
+	return c, err
+}
+
+func malformed(what string, err error) error {
+	return fmt.Errorf("%s: %w: %w", what, ErrMalformed, err)
+}
+
+// whole reads a text that is one object and nothing after it.
+func (r reader) whole(field func(name string) error) error {
+	if err := r.fields(field); err != nil {
+		return err
+	}
+	if _, err := r.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return errors.New("something after the object")
+	}
+	return nil
+}
+
+// fields reads an object and refuses a name that comes twice.
+func (r reader) fields(field func(name string) error) error {
+	if err := r.open('{'); err != nil {
+		return err
+	}
+	var seen []string // few
+	for r.dec.PeekKind() != '}' {
+		t, err := r.dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		name := t.String()
+		for _, s := range seen {
+			if s == name {
+				return fmt.Errorf("field %.64q twice", name)
+			}
+		}
+		if len(seen) == maxFields {
+			return errors.New("too many fields")
+		}
+		seen = append(seen, name)
+		if err := field(name); err != nil {
+			return fmt.Errorf("field %.64q: %w", name, err)
+		}
+	}
+	_, err := r.dec.ReadToken()
+	return err
+}
+
+// maxFields bounds the fields of a feed's own object; CouchDB's root has fifteen.
+const maxFields = 100
+
+// list reads an array.
+func (r reader) list(item func() error) error {
+	if err := r.open('['); err != nil {
+		return err
+	}
+	for r.dec.PeekKind() != ']' {
+		if err := item(); err != nil {
+			return err
+		}
+	}
+	_, err := r.dec.ReadToken()
+	return err
+}
+
+func (r reader) open(kind jsontext.Kind) error {
+	t, err := r.dec.ReadToken()
+	if err != nil {
+		return noEOF(err)
+	}
+	if t.Kind() != kind {
+		return fmt.Errorf("%s in place of %s", t.Kind(), kind)
+	}
+	return nil
+}
+
+// text reads a string; null is "".
+func (r reader) text() (string, error) {
+	t, err := r.dec.ReadToken()
+	switch {
+	case err != nil:
+		return "", noEOF(err)
+	case t.Kind() == '"':
+		return t.String(), nil
+	case t.Kind() == 'n':
+		return "", nil
+	}
+	return "", fmt.Errorf("%s in place of a string", t.Kind())
+}
+
+// boolean reads true or false; null is false.
+func (r reader) boolean() (bool, error) {
+	t, err := r.dec.ReadToken()
+	switch {
+	case err != nil:
+		return false, noEOF(err)
+	case t.Kind() == 't' || t.Kind() == 'f':
+		return t.Bool(), nil
+	case t.Kind() == 'n':
+		return false, nil
+	}
+	return false, fmt.Errorf("%s in place of a boolean", t.Kind())
+}
+
+// maxSeq bounds a cursor in bytes. CouchDB's grow with its shards, to some
+// thousand bytes.
+const maxSeq = 64 << 10
+
+// seq reads a sequence as the text to send back: a string's contents, a
+// number's digits, "" for null.
+func (r reader) seq() (string, error) {
+	raw, err := r.dec.ReadValue()
+	if err != nil {
+		return "", noEOF(err)
+	}
+	if len(raw) > maxSeq {
+		return "", fmt.Errorf("a sequence of %d bytes", len(raw))
+	}
+	switch raw.Kind() {
+	case '"':
+		text, err := jsontext.AppendUnquote(nil, raw)
+		return string(text), err
+	case '0':
+		return string(raw), nil
+	case 'n':
+		return "", nil
+	}
+	return "", fmt.Errorf("%s in place of a sequence", raw.Kind())
+}
+
+// noEOF keeps a cut text from looking like the end of one.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
