@@ -22,7 +22,20 @@ var (
 	ErrAway = errors.New("the IPFS node is away")
 	// ErrLocked is returned when another process owns the embedded node's state.
 	ErrLocked = errors.New("the embedded node is in use by another process")
+	// ErrCorrupt is returned for a block that is held but whose bytes do not
+	// match its CID. Putting the block again heals it.
+	ErrCorrupt = errors.New("a stored block does not match its CID")
+	// ErrInvalidRecord is returned by PutRecord for bytes that are no IPNS
+	// record of that name, or that have expired. Nothing is kept.
+	ErrInvalidRecord = errors.New("invalid IPNS record")
+	// ErrSuperseded is returned by PutRecord when the node holds another
+	// record of that name with the same or a higher sequence.
+	ErrSuperseded = errors.New("the node holds a newer IPNS record")
 )
+
+// maxBlock is the largest block that IPFS nodes exchange, in bytes
+// (https://specs.ipfs.tech/bitswap-protocol/#block-sizes).
+const maxBlock = 2 << 20
 
 // Info is what a node says of itself.
 type Info struct {
@@ -31,6 +44,7 @@ type Info struct {
 	Addrs   []string `json:"addrs"`   // multiaddrs with /p2p/ID
 	Gateway string   `json:"gateway"` // base URL of its HTTP gateway and /routing/v1, "" where none
 	Peers   int      `json:"peers"`   // connected peers
+	Durable bool     `json:"durable"` // Checkpoint reaches the disk; false for a daemon elsewhere, whose disk nobody here can sync
 }
 
 // Node is what the project needs of an IPFS node. Methods may run concurrently.

@@ -1,0 +1,597 @@
+package ipfs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/ipfs/boxo/ipns"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"github.com/ipfs/kubo/client/rpc"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+// KuboOptions says where a daemon is.
+type KuboOptions struct {
+	// API is the RPC API: a multiaddr (/ip4/127.0.0.1/tcp/5001, /unix/PATH),
+	// an http or https URL, or "" for where Kubo's own clients look
+	// ($IPFS_PATH/api, else ~/.ipfs/api).
+	API string
+	// Authorization is the header of that name, for a daemon with
+	// API.Authorizations. It is never logged.
+	Authorization string
+	// Repo is the path of the daemon's repository, for Checkpoint; "" means
+	// to look where the daemon and Kubo's own clients have it.
+	Repo string
+	// Patience is how long one call is tried again while the daemon is away;
+	// 0 means 30 seconds. OpenKubo itself does not wait.
+	Patience time.Duration
+}
+
+// Kubo is a Kubo daemon over its RPC API, or an Embedded of another process
+// over ListenAPI's socket, which answers the same calls.
+type Kubo struct {
+	api      *rpc.HttpApi
+	addr     string
+	http     *http.Client // for the daemon's gateway
+	patience time.Duration
+	host     string        // the API's host, "" for a unix socket
+	suspect  time.Duration // how long a pin may take before it is looked into
+
+	// Learnt by OpenKubo.
+	repo     string // the repository's path, where it is on this machine, else ""
+	embedded bool   // it is one of ours
+}
+
+var _ Node = (*Kubo)(nil)
+
+// Limits of one dag/import.
+const (
+	carBlocks = 1000
+	carBytes  = 64 << 20
+)
+
+// OpenKubo connects to a daemon and asks who it is. A daemon that does not
+// answer within ten seconds is ErrAway.
+func OpenKubo(ctx context.Context, o KuboOptions) (*Kubo, error) {
+	addr := o.API
+	if addr == "" {
+		var err error
+		if addr, err = localAPI(); err != nil {
+			return nil, err
+		}
+	}
+	k := &Kubo{addr: addr, patience: o.Patience, suspect: 5 * time.Second, http: &http.Client{Timeout: time.Minute}}
+	if k.patience == 0 {
+		k.patience = 30 * time.Second
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second}
+	base := ""
+	if strings.HasPrefix(addr, "http://") || strings.HasPrefix(addr, "https://") {
+		u, err := url.Parse(addr)
+		if err != nil {
+			return nil, fmt.Errorf("IPFS API: %w", err)
+		}
+		base, k.host = strings.TrimRight(addr, "/"), u.Hostname()
+	} else {
+		a, err := ma.NewMultiaddr(addr)
+		if err != nil {
+			return nil, fmt.Errorf("IPFS API %q is neither a URL nor a multiaddr: %w", addr, err)
+		}
+		network, dial, err := manet.DialArgs(a)
+		if err != nil {
+			return nil, fmt.Errorf("IPFS API %q: %w", addr, err)
+		}
+		switch network {
+		case "unix":
+			base = "http://unix"
+			transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", dial)
+			}
+		default:
+			base = "http://" + dial
+			for _, p := range a.Protocols() {
+				if p.Code == ma.P_HTTPS || p.Code == ma.P_TLS {
+					base = "https://" + dial
+				}
+			}
+			if k.host, _, err = net.SplitHostPort(dial); err != nil {
+				return nil, fmt.Errorf("IPFS API %q: %w", addr, err)
+			}
+		}
+	}
+	var err error
+	k.api, err = rpc.NewURLApiWithClient(base, &http.Client{Transport: transport})
+	if err != nil {
+		return nil, err
+	}
+	if o.Authorization != "" {
+		k.api.Headers.Set("Authorization", o.Authorization)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var id identity
+	if err := k.call(ctx, k.api.Request("id"), &id); err != nil {
+		if ctx.Err() != nil && !errors.Is(err, ErrAway) {
+			err = fmt.Errorf("%w: %w", ErrAway, err)
+		}
+		return nil, fmt.Errorf("IPFS API %s: %w", addr, err)
+	}
+	k.embedded = strings.HasPrefix(id.AgentVersion, agentPrefix)
+	if k.onThisMachine() && !k.embedded {
+		k.repo = k.findRepo(ctx, id.ID, o.Repo)
+	}
+	return k, nil
+}
+
+// findRepo returns the path of the repository of the daemon with that peer ID,
+// "" if it is not found on this machine: a daemon in a container has a path of
+// its own, and one of another user may not be readable.
+func (k *Kubo) findRepo(ctx context.Context, id, named string) string {
+	candidates := []string{named, os.Getenv(rpc.EnvDir)}
+	var sys struct {
+		Environment struct {
+			Path string `json:"IPFS_PATH"`
+		} `json:"environment"`
+	}
+	// Kubo's full repo/stat names the path too, but counts all blocks first.
+	if err := k.call(ctx, k.api.Request("diag/sys"), &sys); err == nil {
+		candidates = append(candidates, sys.Environment.Path)
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		candidates = append(candidates, filepath.Join(home, rpc.DefaultPathName))
+	}
+	for _, dir := range candidates {
+		if dir == "" {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, "config"))
+		if err != nil {
+			continue
+		}
+		var conf struct{ Identity struct{ PeerID string } }
+		if json.Unmarshal(raw, &conf) == nil && conf.Identity.PeerID == id {
+			return dir
+		}
+	}
+	return ""
+}
+
+// localAPI returns the address of this user's Kubo daemon.
+func localAPI() (string, error) {
+	dir := os.Getenv(rpc.EnvDir)
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(home, rpc.DefaultPathName)
+	}
+	return readAPI(dir)
+}
+
+// EmbeddedAPI returns the address for KuboOptions.API of the embedded node in
+// dir, ErrAway where no process serves it.
+func EmbeddedAPI(dir string) (string, error) { return readAPI(dir) }
+
+func readAPI(dir string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, apiFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w: no %s, so no daemon is running", ErrAway, filepath.Join(dir, apiFile))
+	}
+	return strings.TrimSpace(string(raw)), err
+}
+
+func (k *Kubo) onThisMachine() bool {
+	if k.host == "" || k.host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(k.host)
+	return err == nil && ip.IsLoopback()
+}
+
+// Close gives up idle connections.
+func (k *Kubo) Close() error {
+	k.http.CloseIdleConnections()
+	return nil
+}
+
+// errUnknownCommand is returned for a command that this daemon does not have.
+var errUnknownCommand = errors.New("the daemon does not know this command")
+
+// remoteCauses tells errors apart by the text in which Kubo reports them: its
+// API has no codes for them. ListenAPI's server uses the same texts.
+var remoteCauses = []struct {
+	text  string
+	cause error
+}{
+	{"ipld: could not find", ErrNotFound},
+	{"routing: not found", ErrNotFound},
+	{"failed to find any peer in table", ErrNotFound},
+	{"existing IPNS record has sequence", ErrSuperseded},
+	{"record validation failed", ErrInvalidRecord},
+	{"invalid IPNS record", ErrInvalidRecord},
+	{"command not found", errUnknownCommand},
+	{ErrCorrupt.Error(), ErrCorrupt},
+	{"context canceled", ErrAway}, // so Kubo ends calls when it is told to stop
+}
+
+// failure turns what a call ended with into this package's errors.
+func failure(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var remote *rpc.Error
+	if !errors.As(err, &remote) {
+		// Without an answer, or cut off within one.
+		return fmt.Errorf("%w: %w", ErrAway, err)
+	}
+	for _, c := range remoteCauses {
+		if strings.Contains(remote.Message, c.text) {
+			return fmt.Errorf("%w: %s", c.cause, remote.Message)
+		}
+	}
+	return errors.New(remote.Message)
+}
+
+// call sends one request and decodes its one answer, of at most 4 MiB.
+func (k *Kubo) call(ctx context.Context, req rpc.RequestBuilder, answer any) error {
+	raw, err := k.read(ctx, req, 4<<20)
+	if err != nil || answer == nil {
+		return err
+	}
+	if err := json.Unmarshal(raw, answer); err != nil {
+		return fmt.Errorf("%w: an answer that is not JSON: %w", ErrAway, err)
+	}
+	return nil
+}
+
+// read sends one request and returns its answer, which has at most limit bytes.
+func (k *Kubo) read(ctx context.Context, req rpc.RequestBuilder, limit int64) ([]byte, error) {
+	resp, err := req.Send(ctx)
+	if err != nil {
+		return nil, failure(ctx, err)
+	}
+	if resp.Error != nil {
+		return nil, failure(ctx, resp.Error)
+	}
+	defer resp.Cancel()
+	raw, err := io.ReadAll(io.LimitReader(resp.Output, limit+1))
+	if err != nil {
+		return nil, failure(ctx, streamError(err))
+	}
+	if int64(len(raw)) > limit {
+		return nil, fmt.Errorf("an answer of more than %d bytes", limit)
+	}
+	return raw, nil
+}
+
+// streamError gives an error that Kubo sent after it had begun its answer (in
+// a trailer, which the client returns as a bare error) the form of one that it
+// sent at once. Errors of the connection stay.
+func streamError(err error) error {
+	var netErr net.Error
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &netErr) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &rpc.Error{Message: err.Error()}
+}
+
+// insist calls f again while the daemon is away, for a daemon that restarts,
+// until Patience is over. All calls of this client may be repeated.
+func (k *Kubo) insist(ctx context.Context, what string, limit time.Duration, f func(ctx context.Context) error) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 50*time.Millisecond, 2*time.Second
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		err := f(ctx)
+		if err != nil && !errors.Is(err, ErrAway) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(k.patience))
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// Put implements Node: one CAR by dag/import for each 1,000 blocks or 64 MiB,
+// in one request at a time, the count of blocks compared. Nothing is pinned
+// and nothing announced.
+func (k *Kubo) Put(ctx context.Context, blks []blocks.Block) error {
+	for len(blks) > 0 {
+		size, n := 0, 0
+		for n < len(blks) && n < carBlocks && (n == 0 || size+len(blks[n].RawData()) <= carBytes) {
+			size += len(blks[n].RawData())
+			n++
+		}
+		batch := blks[:n]
+		blks = blks[n:]
+		err := k.insist(ctx, fmt.Sprintf("import %d blocks", n), 5*time.Minute, func(ctx context.Context) error {
+			return k.importCAR(ctx, batch)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *Kubo) importCAR(ctx context.Context, blks []blocks.Block) error {
+	var answer struct{ Stats struct{ BlockCount int } }
+	err := k.call(ctx, k.api.Request("dag/import").
+		Option("pin-roots", false).
+		Option("fast-provide-root", false).
+		Option("stats", true).
+		FileBody(newCAR(blks)), &answer)
+	if err != nil {
+		return err
+	}
+	if answer.Stats.BlockCount != len(blks) {
+		return fmt.Errorf("sent %d blocks, the daemon counted %d", len(blks), answer.Stats.BlockCount)
+	}
+	return nil
+}
+
+// Checkpoint implements Node by syncfs(2) on the daemon's repository, for Kubo
+// has no command that reaches the disk: its pins do not, by default. Where the
+// repository is not on this machine it returns nil and proves nothing;
+// Info.Durable says so, and what was put must be checked again later.
+func (k *Kubo) Checkpoint(ctx context.Context) error {
+	if k.embedded {
+		return k.insist(ctx, "checkpoint", 2*time.Minute, func(ctx context.Context) error {
+			return k.call(ctx, k.api.Request("repo/checkpoint"), nil)
+		})
+	}
+	if k.repo == "" {
+		return nil
+	}
+	// Datastores may be mounted apart from their repository.
+	for _, dir := range []string{k.repo, filepath.Join(k.repo, "blocks"), filepath.Join(k.repo, "datastore")} {
+		if err := syncFilesystem(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("checkpoint %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// Local implements Node.
+func (k *Kubo) Local(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	return k.block(ctx, c, 30*time.Second, true)
+}
+
+// Get implements Node. Without a deadline of the caller's it asks for five
+// minutes.
+func (k *Kubo) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	return k.block(ctx, c, 5*time.Minute, false)
+}
+
+func (k *Kubo) block(ctx context.Context, c cid.Cid, limit time.Duration, offline bool) (b blocks.Block, err error) {
+	err = k.insist(ctx, "block "+c.String(), limit, func(ctx context.Context) error {
+		raw, err := k.read(ctx, k.api.Request("block/get", c.String()).Option("offline", offline), maxBlock)
+		if err != nil {
+			if ctx.Err() != nil && !offline {
+				err = fmt.Errorf("%w: %w", ErrNotFound, err)
+			}
+			return err
+		}
+		if err := verify(c, raw); err != nil {
+			return err
+		}
+		b, err = blocks.NewBlockWithCid(raw, c)
+		return err
+	})
+	return b, err
+}
+
+// Pin implements Node: pin/add for the first root, which walks it whole, then
+// pin/update, which walks what changed and unpins old. An old root that the
+// daemon has lost is as none.
+//
+// Kubo looks for a missing block on the network, for ever. So a pin that takes
+// long is looked into from here: once a block turns out to be missing, the
+// call is given up, as ErrNotFound.
+func (k *Kubo) Pin(ctx context.Context, label string, old, new cid.Cid) error {
+	// Hours, for the first root of a large registry.
+	return k.insist(ctx, fmt.Sprintf("pin %q to %s", label, new), 12*time.Hour, func(ctx context.Context) error {
+		ctx, giveUp := context.WithCancelCause(ctx)
+		defer giveUp(nil)
+		looked := make(chan struct{})
+		answered := make(chan struct{})
+		go func() {
+			defer close(looked)
+			select {
+			case <-time.After(k.suspect):
+			case <-answered:
+				return
+			}
+			if err := whole(ctx, kuboHolder{k}, old, new); errors.Is(err, ErrNotFound) {
+				giveUp(err)
+			}
+		}()
+		err := k.pin(ctx, label, old, new)
+		close(answered)
+		if err == nil {
+			giveUp(nil)
+		}
+		<-looked
+		if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrNotFound) {
+			return cause
+		}
+		return err
+	})
+}
+
+func (k *Kubo) pin(ctx context.Context, label string, old, new cid.Cid) error {
+	// Our own node's pin/add is the update of its label.
+	if old.Defined() && !old.Equals(new) && !k.embedded {
+		err := k.call(ctx, k.api.Request("pin/update", old.String(), new.String()).Option("unpin", true), nil)
+		if err == nil || !strings.Contains(err.Error(), "not recursively pinned") {
+			return err
+		}
+	}
+	return k.call(ctx, k.api.Request("pin/add", new.String()).Option("name", label), nil)
+}
+
+// kuboHolder is what a daemon holds, for whole.
+type kuboHolder struct{ k *Kubo }
+
+func (h kuboHolder) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	return h.k.Local(ctx, c)
+}
+
+func (h kuboHolder) Has(ctx context.Context, c cid.Cid) (bool, error) {
+	_, err := h.k.Local(ctx, c)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// PutRecord implements Node by name/put, and by routing/put for a Kubo before
+// 0.40. The record is checked here first, for routing/put reports no failure.
+func (k *Kubo) PutRecord(ctx context.Context, name ipns.Name, record []byte) error {
+	if _, err := checkRecord(name, record); err != nil {
+		return err
+	}
+	return k.insist(ctx, "put record of "+name.String(), 3*time.Minute, func(ctx context.Context) error {
+		err := k.call(ctx, k.api.Request("name/put", name.String()).
+			Option("allow-offline", true).
+			FileBody(bytes.NewReader(record)), nil)
+		if errors.Is(err, errUnknownCommand) {
+			_, err = k.read(ctx, k.api.Request("routing/put", name.AsPath().String()).
+				Option("allow-offline", true).
+				FileBody(bytes.NewReader(record)), 4<<20)
+		}
+		return err
+	})
+}
+
+// Record implements Node by name/get, and where that fails (a Kubo before
+// 0.40, or one with --offline) by the daemon's own gateway.
+func (k *Kubo) Record(ctx context.Context, name ipns.Name) (record []byte, err error) {
+	err = k.insist(ctx, "record of "+name.String(), time.Minute, func(ctx context.Context) error {
+		var err error
+		record, err = k.read(ctx, k.api.Request("name/get", name.String()), int64(ipns.MaxRecordSize))
+		if err == nil || errors.Is(err, ErrAway) || errors.Is(err, ErrNotFound) {
+			return err
+		}
+		base, errGateway := k.gateway(ctx)
+		if errGateway != nil || base == "" {
+			return err
+		}
+		var errRecord error
+		record, errRecord = NewGateway(base).Record(ctx, name)
+		if errRecord != nil && !errors.Is(errRecord, ErrNotFound) {
+			return errors.Join(err, errRecord)
+		}
+		return errRecord
+	})
+	return record, err
+}
+
+// Connect implements Node.
+func (k *Kubo) Connect(ctx context.Context, addr string) error {
+	return k.insist(ctx, "dial "+addr, 30*time.Second, func(ctx context.Context) error {
+		return k.call(ctx, k.api.Request("swarm/connect", addr), nil)
+	})
+}
+
+// identity is the answer of id.
+type identity struct {
+	ID           string
+	Addresses    []string
+	AgentVersion string
+}
+
+// Info implements Node.
+func (k *Kubo) Info(ctx context.Context) (info Info, err error) {
+	err = k.insist(ctx, "ask the IPFS node", 30*time.Second, func(ctx context.Context) error {
+		var id identity
+		if err := k.call(ctx, k.api.Request("id"), &id); err != nil {
+			return err
+		}
+		var peers struct{ Peers []struct{ Peer string } }
+		if err := k.call(ctx, k.api.Request("swarm/peers"), &peers); err != nil && !strings.Contains(err.Error(), "offline") {
+			return err
+		}
+		base, err := k.gateway(ctx)
+		if err != nil {
+			return err
+		}
+		info = Info{ID: id.ID, Agent: id.AgentVersion, Addrs: id.Addresses, Gateway: base,
+			Peers: len(peers.Peers), Durable: k.embedded || k.repo != ""}
+		return nil
+	})
+	return info, err
+}
+
+// gateway returns the base URL of the daemon's gateway, as seen from here, ""
+// where it has none.
+func (k *Kubo) gateway(ctx context.Context) (string, error) {
+	var conf struct{ Value any }
+	if err := k.call(ctx, k.api.Request("config", "Addresses.Gateway"), &conf); err != nil {
+		return "", err
+	}
+	var addrs []string
+	switch v := conf.Value.(type) {
+	case string:
+		addrs = []string{v}
+	case []any:
+		for _, a := range v {
+			if s, ok := a.(string); ok {
+				addrs = append(addrs, s)
+			}
+		}
+	}
+	for _, s := range addrs {
+		a, err := ma.NewMultiaddr(s)
+		if err != nil {
+			continue
+		}
+		network, dial, err := manet.DialArgs(a)
+		if err != nil || !strings.HasPrefix(network, "tcp") {
+			continue
+		}
+		host, port, err := net.SplitHostPort(dial)
+		if err != nil {
+			continue
+		}
+		if port == "0" {
+			// The port that was chosen is in the repository alone.
+			raw, err := os.ReadFile(filepath.Join(k.repo, "gateway"))
+			if k.repo == "" || err != nil {
+				continue
+			}
+			return strings.TrimRight(strings.TrimSpace(string(raw)), "/"), nil
+		}
+		if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
+			if host = k.host; host == "" || k.onThisMachine() {
+				host = "127.0.0.1"
+			}
+		}
+		return "http://" + net.JoinHostPort(host, port), nil
+	}
+	return "", nil
+}

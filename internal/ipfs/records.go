@@ -1,0 +1,242 @@
+package ipfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ipfs/boxo/ipns"
+	kbucket "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/routing"
+)
+
+const (
+	// maxNames bounds the names whose records the embedded node keeps, for
+	// the gateway takes records from whoever reaches it.
+	maxNames = 10_000
+	// findRecord is how long Record asks the DHT. A search of the public DHT
+	// takes some seconds; what was found by then counts.
+	findRecord = 10 * time.Second
+	// spreadRecord is how long PutRecord offers a record to the DHT.
+	spreadRecord = time.Minute
+)
+
+// checkRecord refuses what no IPNS node would keep: wrong name or signature,
+// expired, or larger than 10 KiB.
+func checkRecord(name ipns.Name, raw []byte) (*ipns.Record, error) {
+	rec, err := ipns.UnmarshalRecord(raw)
+	if err == nil {
+		err = ipns.ValidateWithName(rec, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record of %s: %w: %w", name, ErrInvalidRecord, err)
+	}
+	return rec, nil
+}
+
+// better reports whether record a is to be preferred to b, both of one name,
+// by the IPNS order: sequence, then EOL. It does not validate them.
+func better(name ipns.Name, a, b []byte) bool {
+	i, err := (ipns.Validator{}).Select(string(name.RoutingKey()), [][]byte{b, a})
+	return err == nil && i == 1
+}
+
+func recordKey(name ipns.Name) []byte {
+	return append([]byte{recordSpace}, name.RoutingKey()...)
+}
+
+// PutRecord implements Node. The record is durable here before it is offered
+// to the DHT; that nobody is there, or that peers refuse it, is logged and no
+// error. A record whose sequence does not rise is ErrSuperseded, but for the
+// very bytes that are held.
+func (n *Embedded) PutRecord(ctx context.Context, name ipns.Name, raw []byte) error {
+	rec, err := checkRecord(name, raw)
+	if err != nil {
+		return err
+	}
+	if err := n.keepRecord(name, rec, raw); err != nil {
+		return err
+	}
+	n.names.drop(name)
+	n.table.learn(n.host)
+	ctx, cancel := context.WithTimeout(ctx, spreadRecord)
+	defer cancel()
+	if err := n.table.put(ctx, name, raw); err != nil {
+		n.log.WarnContext(ctx, "the DHT did not take a record", "name", name.String(), "err", err)
+	}
+	return nil
+}
+
+func (n *Embedded) keepRecord(name ipns.Name, rec *ipns.Record, raw []byte) error {
+	n.recordMu.Lock()
+	defer n.recordMu.Unlock()
+	held, err := n.blocks.value(recordKey(name))
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", name, err)
+	}
+	if bytes.Equal(held, raw) {
+		return nil
+	}
+	if held == nil {
+		names, err := n.blocks.count(recordSpace, maxNames)
+		if err != nil {
+			return fmt.Errorf("record of %s: %w", name, err)
+		}
+		if names >= maxNames {
+			return fmt.Errorf("record of %s: this node keeps %d names and no more", name, maxNames)
+		}
+	} else if old, err := ipns.UnmarshalRecord(held); err == nil {
+		was, errWas := old.Sequence()
+		is, errIs := rec.Sequence()
+		if errWas == nil && errIs == nil && was >= is {
+			return fmt.Errorf("record of %s: sequence %d, held is %d: %w", name, is, was, ErrSuperseded)
+		}
+	}
+	if err := n.blocks.setSync(recordKey(name), raw); err != nil {
+		return fmt.Errorf("record of %s: %w", name, err)
+	}
+	return nil
+}
+
+// Record implements Node: the best of what was put here and what the DHT has,
+// which is asked for at most ten seconds. Without peers it is what was put
+// here, across restarts, until it expires.
+func (n *Embedded) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
+	best, err := n.blocks.value(recordKey(name))
+	if err != nil {
+		return nil, fmt.Errorf("record of %s: %w", name, err)
+	}
+	if best != nil {
+		if _, err := checkRecord(name, best); err != nil {
+			best = nil // expired
+		}
+	}
+	n.table.learn(n.host)
+	if !n.table.empty() {
+		for _, raw := range n.search(ctx, name) {
+			if _, err := checkRecord(name, raw); err == nil && (best == nil || better(name, raw, best)) {
+				best = raw
+			}
+		}
+	}
+	if best == nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("record of %s: %w: %w", name, ErrNotFound, ctx.Err())
+		}
+		return nil, fmt.Errorf("record of %s: %w", name, ErrNotFound)
+	}
+	return best, nil
+}
+
+// search returns what the DHT answers in the time it has.
+func (n *Embedded) search(ctx context.Context, name ipns.Name) (records [][]byte) {
+	ctx, cancel := context.WithTimeout(ctx, findRecord)
+	defer cancel()
+	found, err := n.table.routing.SearchValue(ctx, string(name.RoutingKey()))
+	if err != nil {
+		if !errors.Is(err, kbucket.ErrLookupFailure) {
+			n.log.DebugContext(ctx, "the DHT search failed", "name", name.String(), "err", err)
+		}
+		return nil
+	}
+	for raw := range found {
+		records = append(records, raw)
+	}
+	return records
+}
+
+// recordCache keeps resolved records for the gateway, at most a minute and at
+// most their TTL, so that a page of a registry costs one search and not many.
+// PutRecord drops what it replaces.
+type recordCache struct {
+	mu      sync.Mutex
+	entries map[ipns.Name]cachedRecord
+	drops   uint64 // so that a search that began before a drop is not kept after it
+}
+
+type cachedRecord struct {
+	raw   []byte
+	until time.Time
+}
+
+func newRecordCache() *recordCache {
+	return &recordCache{entries: map[ipns.Name]cachedRecord{}}
+}
+
+func (c *recordCache) get(name ipns.Name) (raw []byte, drops uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[name]; ok && time.Now().Before(e.until) {
+		return e.raw, c.drops
+	}
+	return nil, c.drops
+}
+
+// put keeps raw unless something was dropped since get returned drops.
+func (c *recordCache) put(name ipns.Name, raw []byte, ttl time.Duration, drops uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if drops != c.drops {
+		return
+	}
+	if len(c.entries) >= 1024 {
+		clear(c.entries)
+	}
+	c.entries[name] = cachedRecord{raw, time.Now().Add(min(ttl, time.Minute))}
+}
+
+func (c *recordCache) drop(name ipns.Name) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, name)
+	c.drops++
+}
+
+// values is the node's records as libp2p's ValueStore, for the gateway.
+type values struct{ n *Embedded }
+
+var _ routing.ValueStore = values{}
+
+func (v values) PutValue(context.Context, string, []byte, ...routing.Option) error {
+	return routing.ErrNotSupported
+}
+
+func (v values) GetValue(ctx context.Context, key string, _ ...routing.Option) ([]byte, error) {
+	name, err := ipns.NameFromRoutingKey([]byte(key))
+	if err != nil {
+		return nil, err
+	}
+	raw, drops := v.n.names.get(name)
+	if raw != nil {
+		return raw, nil
+	}
+	raw, err = v.n.Record(ctx, name)
+	if errors.Is(err, ErrNotFound) {
+		return nil, routing.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec, err := ipns.UnmarshalRecord(raw)
+	if err != nil {
+		return nil, err
+	}
+	if ttl, err := rec.TTL(); err == nil {
+		v.n.names.put(name, raw, ttl, drops)
+	}
+	return raw, nil
+}
+
+func (v values) SearchValue(ctx context.Context, key string, o ...routing.Option) (<-chan []byte, error) {
+	raw, err := v.GetValue(ctx, key, o...)
+	if err != nil {
+		return nil, err
+	}
+	found := make(chan []byte, 1)
+	found <- raw
+	close(found)
+	return found, nil
+}

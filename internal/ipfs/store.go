@@ -1,0 +1,409 @@
+package ipfs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	ipld "github.com/ipfs/go-ipld-format"
+	mh "github.com/multiformats/go-multihash"
+)
+
+// Key spaces of the embedded node's Pebble. The DHT's own values lie under
+// "/", where go-ds-pebble puts them.
+const (
+	blockSpace  = 'b' // + multihash -> bytes of the block
+	recordSpace = 'r' // + routing key -> signed IPNS record
+	pinSpace    = 'p' // + label -> CID
+)
+
+// separateFrom is the size in bytes from which a block lies in a blob file,
+// outside the LSM, so that compactions do not rewrite file leaves.
+const separateFrom = 16 << 10
+
+var errClosed = errors.New("the embedded node is closed")
+
+// store is the embedded node's state in one Pebble: blocks by multihash, IPNS
+// records and pins. It is the blockstore that bitswap and the gateway read,
+// so what it hands out has been hashed first, whoever asks.
+type store struct {
+	db  *pebble.DB
+	log *slog.Logger
+
+	// closed is guarded by mu; every use of db holds mu for reading, for
+	// Pebble panics when used after Close.
+	mu     sync.RWMutex
+	closed bool
+
+	// bad holds the multihashes that failed their check, which the next Put
+	// overwrites. Guarded by badMu.
+	badMu sync.Mutex
+	bad   map[string]struct{}
+}
+
+// openStore opens or begins the Pebble in dir, whose lock the caller holds.
+func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *slog.Logger) (*store, error) {
+	if cacheSize <= 0 {
+		cacheSize = 32 << 20
+	}
+	cache := pebble.NewCache(cacheSize)
+	defer cache.Unref()
+	o := &pebble.Options{
+		Cache:              cache,
+		FS:                 fs,
+		FormatMajorVersion: pebble.FormatValueSeparation,
+		Lock:               lock,
+		Logger:             pebbleLog{log},
+		MemTableSize:       32 << 20,
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
+		return pebble.ValueSeparationPolicy{
+			Enabled:               true,
+			MinimumSize:           separateFrom,
+			MaxBlobReferenceDepth: 10,
+			RewriteMinimumAge:     5 * time.Minute,
+			TargetGarbageRatio:    0.2,
+		}
+	}
+	db, err := pebble.Open(dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("open blocks in %s: %w", dir, err)
+	}
+	return &store{db: db, log: log, bad: map[string]struct{}{}}, nil
+}
+
+// Close flushes what Put left in memory and gives up the Pebble.
+func (s *store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return errors.Join(s.db.LogData(nil, pebble.Sync), s.db.Close())
+}
+
+// use lets f work on the open Pebble.
+func (s *store) use(f func(*pebble.DB) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return errClosed
+	}
+	return f(s.db)
+}
+
+// Sync makes all earlier writes durable: they went to one write-ahead log in
+// order, so syncing an empty entry after them syncs them.
+func (s *store) Sync() error {
+	return s.use(func(db *pebble.DB) error { return db.LogData(nil, pebble.Sync) })
+}
+
+// value returns a copy of key's value, nil where there is none.
+func (s *store) value(key []byte) (val []byte, err error) {
+	err = s.use(func(db *pebble.DB) error {
+		v, closer, err := db.Get(key)
+		if errors.Is(err, pebble.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		val = append(make([]byte, 0, len(v)), v...)
+		return closer.Close()
+	})
+	return val, err
+}
+
+func (s *store) setSync(key, value []byte) error {
+	return s.use(func(db *pebble.DB) error { return db.Set(key, value, pebble.Sync) })
+}
+
+// count returns how many keys a key space has, at most limit.
+func (s *store) count(space byte, limit int) (n int, err error) {
+	err = s.each(space, func(_, _ []byte) bool { n++; return n < limit })
+	return n, err
+}
+
+// each calls f with the keys (without their space) and values of a key space,
+// in key order, until f returns false. f must not keep what it is given.
+func (s *store) each(space byte, f func(key, value []byte) bool) error {
+	return s.use(func(db *pebble.DB) error {
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{space}, UpperBound: []byte{space + 1}})
+		if err != nil {
+			return err
+		}
+		for ok := it.First(); ok; ok = it.Next() {
+			v, err := it.ValueAndErr()
+			if err != nil {
+				it.Close()
+				return err
+			}
+			if !f(it.Key()[1:], v) {
+				break
+			}
+		}
+		return it.Close()
+	})
+}
+
+func blockKey(c cid.Cid) []byte {
+	h := c.Hash()
+	return append(append(make([]byte, 0, 1+len(h)), blockSpace), h...)
+}
+
+// inline returns the data of an identity CID, which is its own block.
+func inline(c cid.Cid) ([]byte, bool) {
+	if c.Prefix().MhType != mh.IDENTITY {
+		return nil, false
+	}
+	d, err := mh.Decode(c.Hash())
+	if err != nil {
+		return nil, false
+	}
+	return d.Digest, true
+}
+
+// verify checks data against its CID.
+func verify(c cid.Cid, data []byte) error {
+	sum, err := c.Prefix().Sum(data)
+	if err != nil {
+		return fmt.Errorf("hash %s: %w", c, err)
+	}
+	if !sum.Equals(c) {
+		return fmt.Errorf("block %s has hash %s: %w", c, sum, ErrCorrupt)
+	}
+	return nil
+}
+
+// Get returns a block after hashing it. As boxo's blockstores do, it reports
+// a block that is not held as ipld.ErrNotFound.
+func (s *store) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
+	if data, ok := inline(c); ok {
+		return blocks.NewBlockWithCid(data, c)
+	}
+	data, err := s.value(blockKey(c))
+	if err != nil {
+		if pebble.IsCorruptionError(err) {
+			err = s.condemn(c, fmt.Errorf("read block %s: %w: %w", c, ErrCorrupt, err))
+		}
+		return nil, err
+	}
+	if data == nil {
+		return nil, ipld.ErrNotFound{Cid: c}
+	}
+	if err := verify(c, data); err != nil {
+		return nil, s.condemn(c, err)
+	}
+	return blocks.NewBlockWithCid(data, c)
+}
+
+// condemn notes that a block failed its check, so that a Put replaces it.
+func (s *store) condemn(c cid.Cid, err error) error {
+	s.badMu.Lock()
+	_, known := s.bad[string(c.Hash())]
+	s.bad[string(c.Hash())] = struct{}{}
+	s.badMu.Unlock()
+	if !known {
+		s.log.Error("stored block is corrupt", "cid", c.String(), "err", err)
+	}
+	return err
+}
+
+// Has reports whether a block is held, without reading or hashing it.
+func (s *store) Has(ctx context.Context, c cid.Cid) (bool, error) {
+	_, err := s.GetSize(ctx, c)
+	if ipld.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// GetSize returns a block's size in bytes without reading it from its blob
+// file, else ipld.ErrNotFound. A block that failed its check is not held.
+func (s *store) GetSize(_ context.Context, c cid.Cid) (size int, err error) {
+	if data, ok := inline(c); ok {
+		return len(data), nil
+	}
+	s.badMu.Lock()
+	_, bad := s.bad[string(c.Hash())]
+	s.badMu.Unlock()
+	if bad {
+		return -1, ipld.ErrNotFound{Cid: c}
+	}
+	key := blockKey(c)
+	size = -1
+	err = s.use(func(db *pebble.DB) error {
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: key, UpperBound: append(key[:len(key):len(key)], 0)})
+		if err != nil {
+			return err
+		}
+		if it.SeekPrefixGE(key) {
+			v := it.LazyValue()
+			size = v.Len()
+		}
+		return it.Close()
+	})
+	if err == nil && size < 0 {
+		err = ipld.ErrNotFound{Cid: c}
+	}
+	return size, err
+}
+
+// Put is PutMany of one block.
+func (s *store) Put(ctx context.Context, b blocks.Block) error {
+	return s.PutMany(ctx, []blocks.Block{b})
+}
+
+// PutMany writes blocks that are not held yet, as one batch without a sync;
+// Sync makes them durable. It trusts each block to match its CID: readers
+// hash.
+func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
+	fresh := make([]blocks.Block, 0, len(blks))
+	size := 0
+	seen := make(map[string]struct{}, len(blks))
+	for _, b := range blks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		c := b.Cid()
+		if len(b.RawData()) > maxBlock {
+			return fmt.Errorf("put block %s: %d bytes are more than %d", c, len(b.RawData()), maxBlock)
+		}
+		if _, ok := inline(c); ok {
+			continue
+		}
+		if _, ok := seen[string(c.Hash())]; ok {
+			continue
+		}
+		seen[string(c.Hash())] = struct{}{}
+		held, err := s.Has(ctx, c)
+		if err != nil {
+			return fmt.Errorf("put block %s: %w", c, err)
+		}
+		if !held {
+			fresh = append(fresh, b)
+			size += len(b.RawData()) + 64
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	err := s.use(func(db *pebble.DB) error {
+		batch := db.NewBatchWithSize(size)
+		defer batch.Close()
+		for _, b := range fresh {
+			if err := batch.Set(blockKey(b.Cid()), b.RawData(), nil); err != nil {
+				return err
+			}
+		}
+		return batch.Commit(pebble.NoSync)
+	})
+	if err != nil {
+		return fmt.Errorf("put %d blocks: %w", len(fresh), err)
+	}
+	s.badMu.Lock()
+	defer s.badMu.Unlock()
+	for _, b := range fresh {
+		delete(s.bad, string(b.Cid().Hash()))
+	}
+	return nil
+}
+
+// DeleteBlock forgets a block.
+func (s *store) DeleteBlock(_ context.Context, c cid.Cid) error {
+	return s.use(func(db *pebble.DB) error { return db.Delete(blockKey(c), pebble.NoSync) })
+}
+
+// AllKeysChan lists the blocks as raw CIDs, for boxo's Blockstore interface.
+func (s *store) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
+	out := make(chan cid.Cid)
+	go func() {
+		defer close(out)
+		err := s.each(blockSpace, func(key, _ []byte) bool {
+			select {
+			case out <- cid.NewCidV1(cid.Raw, append(mh.Multihash(nil), key...)):
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		})
+		if err != nil {
+			s.log.ErrorContext(ctx, "listing blocks failed", "err", err)
+		}
+	}()
+	return out, nil
+}
+
+// pinned returns the root pinned under label, cid.Undef where there is none.
+func (s *store) pinned(label string) (cid.Cid, error) {
+	raw, err := s.value(append([]byte{pinSpace}, label...))
+	if err != nil || raw == nil {
+		return cid.Undef, err
+	}
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return cid.Undef, fmt.Errorf("pin %q: %w", label, err)
+	}
+	return cid.Decode(text)
+}
+
+// pin records root under label, durably. The blocks put before are durable
+// too then, for they precede it in the log.
+func (s *store) pin(label string, root cid.Cid) error {
+	raw, err := json.Marshal(root.String())
+	if err != nil {
+		return err
+	}
+	return s.setSync(append([]byte{pinSpace}, label...), raw)
+}
+
+// pins returns all pinned roots by label.
+func (s *store) pins() (map[string]cid.Cid, error) {
+	labels := map[string]cid.Cid{}
+	var bad error
+	err := s.each(pinSpace, func(key, value []byte) bool {
+		var text string
+		if bad = json.Unmarshal(value, &text); bad != nil {
+			return false
+		}
+		c, err := cid.Decode(text)
+		if err != nil {
+			bad = err
+			return false
+		}
+		labels[string(key)] = c
+		return true
+	})
+	return labels, errors.Join(err, bad)
+}
+
+// pebbleLog hands Pebble's own messages to slog.
+type pebbleLog struct{ log *slog.Logger }
+
+func (l pebbleLog) Infof(format string, args ...any) {
+	l.log.Debug("pebble", "msg", fmt.Sprintf(format, args...))
+}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.log.Error("pebble", "msg", fmt.Sprintf(format, args...))
+}
+
+// Fatalf must not return: Pebble calls it when it can no longer keep what it
+// acknowledged.
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	l.log.Error("pebble", "msg", fmt.Sprintf(format, args...))
+	panic(fmt.Sprintf(format, args...))
+}
