@@ -1,0 +1,356 @@
+package follow
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/document"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
+)
+
+// maxDocument bounds a document read back from the node, in bytes after
+// decompression. Upstream's own bound on packuments is lower.
+const maxDocument = 1 << 30
+
+// forever, as a document's age, means that the ledger's own is always good
+// enough: the feed keeps it current.
+const forever = time.Duration(math.MaxInt64)
+
+// paper is a package's document as one pass sees it.
+type paper struct {
+	name npm.Name
+	doc  *npm.Packument
+	ref  ledger.Document
+	rev  string
+	etag string
+	// checked is when upstream was asked in this pass, zero if it was not.
+	checked time.Time
+	// blocks hold the document where the node may lack it. They are let go
+	// once they are on their way to the node.
+	blocks []blocks.Block
+	// held is the ledger's record before, zero where there was none.
+	held ledger.Package
+	// raw is kept only where the caller asked for it.
+	raw []byte
+}
+
+// holds reports whether the ledger held a version when the paper was read.
+func (p *paper) holds(version string) bool {
+	for i := range p.held.Versions {
+		if p.held.Versions[i].Version == version {
+			return true
+		}
+	}
+	return false
+}
+
+// names reports whether a document says anything of a version, usable or not.
+func names(doc *npm.Packument, version string) bool {
+	if _, ok := doc.Versions[version]; ok {
+		return true
+	}
+	_, ok := doc.Bad[version]
+	return ok
+}
+
+// local reads the blocks that the node holds, never the network's.
+type local struct{ node Node }
+
+func (l local) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) { return l.node.Local(ctx, c) }
+
+// readBack returns the raw document that the ledger recorded. It fails with
+// ipfs.ErrNotFound where the node lost a block of it.
+func (f *Follower) readBack(ctx context.Context, d ledger.Document) ([]byte, error) {
+	r, err := unixfs.Open(ctx, local{f.node}, d.CID)
+	if err != nil {
+		return nil, fmt.Errorf("read back document %s: %w", d.CID, err)
+	}
+	raw, err := document.Decode(r, maxDocument)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return nil, fmt.Errorf("read back document %s: %w", d.CID, err)
+	}
+	return raw, nil
+}
+
+// mine returns the ledger's own paper of a package.
+func (f *Follower) mine(ctx context.Context, held ledger.Package) (*paper, error) {
+	raw, err := f.readBack(ctx, held.Document)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parse(held.Name, raw)
+	if err != nil {
+		// It was parsed before it was stored (law 9).
+		return nil, fmt.Errorf("document of %s in the ledger: %w", held.Name, err)
+	}
+	return &paper{name: held.Name, doc: doc, ref: held.Document, rev: held.Rev, etag: held.ETag, held: held, raw: raw}, nil
+}
+
+// unpublished is the error for the stub that npm leaves of a package without
+// versions.
+type unpublished struct{ rev string }
+
+func (*unpublished) Error() string { return "it was unpublished: no versions" }
+func (*unpublished) Unwrap() error { return npm.ErrPackument }
+
+// parse reads a packument and refuses one of another package, or of none.
+func parse(name npm.Name, raw []byte) (*npm.Packument, error) {
+	doc, err := npm.ParsePackument(raw)
+	if err != nil {
+		return nil, err
+	}
+	if doc.Name != name {
+		return nil, fmt.Errorf("it is named %.100q: %w", doc.Name, npm.ErrPackument)
+	}
+	if len(doc.Versions)+len(doc.Bad) == 0 && doc.Unpublished {
+		return nil, &unpublished{rev: doc.Rev}
+	}
+	if len(doc.Versions)+len(doc.Bad) == 0 {
+		return nil, fmt.Errorf("it has no versions: %w", npm.ErrPackument)
+	}
+	return doc, nil
+}
+
+// fresh makes the paper of a document that upstream or a feed just sent.
+func (f *Follower) fresh(name npm.Name, raw []byte, etag string, held ledger.Package) (*paper, error) {
+	doc, err := parse(name, raw)
+	if err != nil {
+		return nil, fmt.Errorf("packument of %s: %w", name, err)
+	}
+	p := &paper{name: name, doc: doc, rev: doc.Rev, etag: etag, checked: f.now(), held: held, raw: raw}
+	ref, err := unixfs.AddChunks(document.Encode(raw).Segments, func(b blocks.Block) error {
+		p.blocks = append(p.blocks, b)
+		return nil
+	})
+	if err != nil {
+		return nil, own(fmt.Errorf("cut the document of %s: %w", name, err))
+	}
+	p.ref = ledger.Document{CID: ref.CID, Tsize: ref.Tsize, Size: uint64(len(raw))}
+	return p, nil
+}
+
+// held returns the ledger's record, zero but for the name where there is none.
+func (f *Follower) held(ctx context.Context, name npm.Name) (ledger.Package, error) {
+	held, err := f.ledger.Package(ctx, name)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return ledger.Package{Name: name}, nil
+	}
+	if err != nil {
+		return ledger.Package{}, own(err)
+	}
+	return held, nil
+}
+
+// load returns a package's paper: the ledger's own where upstream was asked
+// less than age ago, else what upstream says now. Where upstream cannot say
+// (away, or the package is gone there, which is no proof: law 4) or says less
+// than is known, it is the ledger's own, and late says why.
+func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (pap *paper, late, err error) {
+	held, err := f.held(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	known := held.Document.CID.Defined() && !held.Deleted
+	var mine *paper
+	if since := f.now().Sub(held.Checked); known && (age == forever || since >= 0 && since < age) {
+		mine, err = f.mine(ctx, held)
+		if err == nil {
+			return mine, nil, nil
+		}
+		if !errors.Is(err, ipfs.ErrNotFound) {
+			return nil, nil, own(err)
+		}
+		// The node lost it, and upstream has it.
+		f.log.WarnContext(ctx, "a document is missing in the node, fetching it again", "package", name, "cid", held.Document.CID)
+		known = false
+	}
+	etag := ""
+	if known {
+		etag = held.ETag
+	}
+	answer, err := f.upstream.Packument(ctx, name, etag)
+	if err == nil && answer.NotModified {
+		asked := f.now()
+		mine, err = f.mine(ctx, held)
+		if err == nil {
+			mine.checked = asked
+			return mine, nil, nil
+		}
+		if !errors.Is(err, ipfs.ErrNotFound) {
+			return nil, nil, own(err)
+		}
+		f.log.WarnContext(ctx, "a document is missing in the node, fetching it again", "package", name, "cid", held.Document.CID)
+		known = false
+		answer, err = f.upstream.Packument(ctx, name, "")
+	}
+	if err == nil {
+		pap, err = f.fresh(name, answer.Raw, answer.ETag, held)
+	}
+	if err == nil && known && older(pap.rev, held.Rev) {
+		err = fmt.Errorf("it is revision %.80s, %.80s is known: %w", pap.rev, held.Rev, errStale)
+	}
+	if err == nil {
+		return pap, nil, nil
+	}
+	if ours(ctx, err) || !known {
+		return nil, nil, err
+	}
+	mine, lost := f.mine(ctx, held)
+	if lost != nil {
+		if errors.Is(lost, ipfs.ErrNotFound) {
+			return nil, nil, err
+		}
+		return nil, nil, own(lost)
+	}
+	if errors.Is(err, upstream.ErrNotFound) {
+		mine.checked = f.now()
+	}
+	return mine, err, nil
+}
+
+// memo is a package's paper within one pass.
+type memo struct {
+	mu     sync.Mutex // held while it is loaded
+	loaded bool
+	paper  *paper
+	err    error
+}
+
+// paper returns a package's paper, the same throughout the pass, and records
+// the document, or why there is none, on the way.
+func (p *pass) paper(ctx context.Context, name npm.Name) (*paper, error) {
+	p.mu.Lock()
+	m := p.papers[name]
+	if m == nil {
+		m = &memo{}
+		p.papers[name] = m
+	}
+	p.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.loaded {
+		return m.paper, m.err
+	}
+	pap, err := p.look(ctx, name)
+	if err != nil && ours(ctx, err) {
+		return nil, err // of this call, not of the package
+	}
+	m.loaded, m.paper, m.err = true, pap, err
+	return pap, err
+}
+
+// remember makes pap, or err, what paper returns in the rest of the pass.
+func (p *pass) remember(name npm.Name, pap *paper, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.papers[name] = &memo{loaded: true, paper: pap, err: err}
+}
+
+func (p *pass) look(ctx context.Context, name npm.Name) (*paper, error) {
+	select {
+	case p.asking <- struct{}{}:
+		defer func() { <-p.asking }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	key, age := ledger.Key{Name: name}, p.age
+	if r, ok := p.refused[key]; ok && p.leaveAlone(r) {
+		held, err := p.f.held(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if age = forever; !held.Document.CID.Defined() || held.Deleted {
+			return nil, fmt.Errorf("refused before (%s): %s", r.Reason, r.Detail)
+		}
+	}
+	p.progress.add("packuments", 0, 1, 0)
+	defer p.progress.add("packuments", 1, 0, 0)
+	pap, late, err := p.f.load(ctx, name, age)
+	switch {
+	case err != nil && ours(ctx, err):
+		return nil, err
+	case err != nil:
+		return nil, errors.Join(err, p.send(ctx, p.failed(key, "", err)))
+	case errors.Is(late, upstream.ErrNotFound):
+		p.f.log.WarnContext(ctx, "upstream no longer gives a document, keeping ours", "package", name, "err", late)
+	case late != nil:
+		if err := p.send(ctx, p.failed(key, "", late)); err != nil {
+			return nil, err
+		}
+	}
+	return pap, p.record(ctx, pap)
+}
+
+// record sends what upstream said of a document to the ledger.
+func (p *pass) record(ctx context.Context, pap *paper) error {
+	pap.raw = nil
+	if pap.checked.IsZero() {
+		return nil
+	}
+	for _, r := range pap.changed(p.f.now()) {
+		if err := p.send(ctx, item{name: pap.name, key: ledger.Key{Name: pap.name, Version: r.Version}, refused: &r}); err != nil {
+			return err
+		}
+	}
+	it := item{name: pap.name, key: ledger.Key{Name: pap.name}, paper: pap, blocks: pap.blocks}
+	pap.blocks = nil
+	return p.send(ctx, it)
+}
+
+// changed lists the held versions whose digest in the document is not that of
+// the stored bytes (law 3). They stay as they are.
+func (p *paper) changed(now time.Time) []ledger.Refusal {
+	if p.ref.CID == p.held.Document.CID {
+		return nil
+	}
+	var all []ledger.Refusal
+	for _, v := range p.held.Versions {
+		m := p.doc.Versions[v.Version]
+		if m == nil {
+			continue
+		}
+		want, err := npm.ParseIntegrity(m.Dist)
+		if err != nil || agrees(want, v) {
+			continue
+		}
+		all = append(all, ledger.Refusal{
+			Name: p.name, Version: v.Version, Reason: ledger.ReasonIntegrityChanged, Time: now,
+			Detail: fmt.Sprintf("upstream now says %.200s, the stored bytes are %s", want.String(), v.Integrity),
+		})
+	}
+	return all
+}
+
+// agrees reports whether stored bytes are what want asks for, as far as the
+// digests that the ledger holds can tell.
+func agrees(want npm.Integrity, v ledger.Version) bool {
+	stored := strings.Fields(v.Integrity)
+	if sum, err := hex.DecodeString(v.Shasum); err == nil && len(sum) > 0 {
+		stored = append(stored, "sha1-"+base64.StdEncoding.EncodeToString(sum))
+	}
+	comparable := false
+	for _, w := range strings.Fields(want.String()) {
+		algorithm, _, _ := strings.Cut(w, "-")
+		for _, s := range stored {
+			if s == w {
+				return true
+			}
+			comparable = comparable || strings.HasPrefix(s, algorithm+"-")
+		}
+	}
+	return !comparable
+}

@@ -1,0 +1,89 @@
+package follow
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// Selection is how people say what they want.
+type Selection struct {
+	Specs     []string // "express", "express@4", "@types/node@latest"
+	Lockfiles []string // paths of package-lock.json files
+	Lists     []string // paths of files with a spec a line; # begins a comment
+	All       bool     // every package of the feed
+	Every     bool     // every version in range, not npm's one choice
+	NoDeps    bool     // without dependencies
+}
+
+// maxListLine bounds a line of a list, in bytes.
+const maxListLine = 4 << 10
+
+// Wants reads the files and checks every spec. A lockfile names its whole
+// closure, exact versions, so its entries come without dependencies.
+func (s Selection) Wants() ([]ledger.Want, error) {
+	var wants []ledger.Want
+	add := func(text string) error {
+		spec, err := npm.ParseSpec(text)
+		if err != nil {
+			return err
+		}
+		wants = append(wants, ledger.Want{Spec: spec, Every: s.Every, NoDeps: s.NoDeps})
+		return nil
+	}
+	if s.All {
+		wants = append(wants, ledger.Want{Every: true, NoDeps: true})
+	}
+	for _, text := range s.Specs {
+		if err := add(text); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range s.Lists {
+		if err := readList(path, add); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range s.Lockfiles {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("read lockfile: %w", err)
+		}
+		specs, err := npm.ReadLockfile(f)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
+		}
+		for _, spec := range specs {
+			wants = append(wants, ledger.Want{Spec: spec, NoDeps: true})
+		}
+	}
+	return wants, nil
+}
+
+func readList(path string, add func(string) error) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read list: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxListLine)
+	for n := 1; lines.Scan(); n++ {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		if err := add(text); err != nil {
+			return fmt.Errorf("%s:%d: %w", path, n, err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read list %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	blocks "github.com/ipfs/go-block-format"
+
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// put hands blocks to the node in portions that it takes.
+func (f *Follower) put(ctx context.Context, blks []blocks.Block) error {
+	for len(blks) > 0 {
+		n, size := 0, 0
+		for n < len(blks) && n < gatherItems && (n == 0 || size+len(blks[n].RawData()) <= gatherBytes) {
+			size += len(blks[n].RawData())
+			n++
+		}
+		if err := f.node.Put(ctx, blks[:n]); err != nil {
+			return own(fmt.Errorf("put %d blocks: %w", n, err))
+		}
+		blks = blks[n:]
+	}
+	return nil
+}
+
+// store makes items durable. The order is law 2, content before names:
+//
+//  1. Put: the blocks are with the node.
+//  2. Checkpoint: they survive a power cut.
+//  3. Commit: one synced batch names them and moves the cursor.
+//
+// A crash before 3 leaves blocks that nothing names, and a cursor and a
+// selection that bring the same work again, to the same CIDs. A crash after it
+// leaves nothing undone.
+func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Cursor) error {
+	if len(items) == 0 && cursor == nil {
+		return nil
+	}
+	var blks []blocks.Block
+	ahead := false
+	for i := range items {
+		blks = append(blks, items[i].blocks...)
+		ahead = ahead || items[i].ahead
+		items[i].blocks = nil
+	}
+	if len(blks) > 0 || ahead {
+		if err := f.put(ctx, blks); err != nil {
+			return err
+		}
+		if err := f.node.Checkpoint(ctx); err != nil {
+			return own(fmt.Errorf("checkpoint of the node: %w", err))
+		}
+	}
+	f.recording.Lock()
+	defer f.recording.Unlock()
+	batch, err := f.batch(ctx, items)
+	if err != nil {
+		return err
+	}
+	batch.Cursor = cursor
+	if _, err := f.ledger.Commit(ctx, batch); err != nil {
+		return own(fmt.Errorf("commit %d items: %w", len(items), err))
+	}
+	for _, it := range items {
+		if r := it.refused; r != nil && !it.again {
+			f.log.WarnContext(ctx, "refused", "package", r.Name, "version", r.Version, "reason", r.Reason, "detail", r.Detail)
+		}
+		if r := it.retry; r != nil {
+			f.log.InfoContext(ctx, "to be tried again", "package", r.Name, "version", r.Version, "attempts", r.Attempts, "next", r.Next, "detail", r.Detail)
+		}
+	}
+	if len(batch.Packages) > 0 {
+		f.stored()
+	}
+	return nil
+}
+
+// batch turns items into what the ledger writes. The caller holds recording:
+// the ledger's rows do not move between what is read here and the commit.
+//
+// The promise kept here is that a package's document names every version that
+// is recorded as stored, also when two passes saw different documents: an older
+// document never replaces a newer one, and a version goes in only under a
+// document that names it.
+func (f *Follower) batch(ctx context.Context, items []item) (ledger.Batch, error) {
+	var b ledger.Batch
+	byName := make(map[npm.Name][]item)
+	var order []npm.Name
+	for _, it := range items {
+		if it.paper != nil || it.version != nil || it.gone != "" {
+			if byName[it.name] == nil {
+				order = append(order, it.name)
+			}
+			byName[it.name] = append(byName[it.name], it)
+		}
+		if it.key.Name != "" {
+			b.Done = append(b.Done, it.key)
+		}
+		if it.pardon {
+			b.Pardoned = append(b.Pardoned, it.key)
+		}
+		if it.refused != nil {
+			b.Refused = append(b.Refused, *it.refused)
+		}
+		if it.retry != nil {
+			b.Retries = append(b.Retries, *it.retry)
+		}
+	}
+	for _, name := range order {
+		u, err := f.update(ctx, name, byName[name])
+		if err != nil {
+			return b, err
+		}
+		b.Packages = append(b.Packages, u...)
+	}
+	return b, nil
+}
+
+// update is what items say of one package, in their order; nothing where the
+// ledger knows better by now.
+func (f *Follower) update(ctx context.Context, name npm.Name, items []item) ([]ledger.PackageUpdate, error) {
+	held, err := f.held(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	u := ledger.PackageUpdate{Name: name}
+	doc, known := (*npm.Packument)(nil), held.Document // doc is that of known, once it is needed
+	for _, it := range items {
+		if it.paper == nil {
+			continue
+		}
+		drop, ok, err := f.supersedes(ctx, it.paper, held)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			f.log.DebugContext(ctx, "an older document came late", "package", name, "rev", it.paper.rev, "held_rev", held.Rev)
+			continue
+		}
+		doc, known = it.paper.doc, it.paper.ref
+		u.Rev, u.ETag, u.Checked, u.Document, u.Drop = it.paper.rev, it.paper.etag, it.paper.checked, it.paper.ref, drop
+	}
+	for _, it := range items {
+		if it.version == nil {
+			continue
+		}
+		if it.doc.ref.CID != known.CID {
+			if doc == nil {
+				raw, err := f.readBack(ctx, known)
+				if err != nil {
+					return nil, own(err)
+				}
+				if doc, err = parse(name, raw); err != nil {
+					return nil, own(fmt.Errorf("document of %s in the ledger: %w", name, err))
+				}
+			}
+			if !names(doc, it.version.Version) {
+				f.log.InfoContext(ctx, "a version was taken back while it was fetched", "package", name, "version", it.version.Version)
+				continue
+			}
+		}
+		u.Versions = append(u.Versions, *it.version)
+	}
+	for _, it := range items {
+		if it.gone != "" {
+			return []ledger.PackageUpdate{{Name: name, Rev: strings.TrimPrefix(it.gone, "?"), Checked: f.now(), Deleted: true}}, nil
+		}
+	}
+	if !u.Document.CID.Defined() && (len(u.Versions) == 0 || held.Deleted) {
+		return nil, nil
+	}
+	return []ledger.PackageUpdate{u}, nil
+}
+
+// supersedes reports whether pap may become the ledger's document in place of
+// held's, and which held versions it takes back.
+func (f *Follower) supersedes(ctx context.Context, pap *paper, held ledger.Package) (drop []string, ok bool, err error) {
+	if !held.Document.CID.Defined() || held.Deleted || pap.ref.CID == held.Document.CID {
+		return nil, true, nil
+	}
+	if older(pap.rev, held.Rev) {
+		return nil, false, nil
+	}
+	for _, v := range held.Versions {
+		if !names(pap.doc, v.Version) {
+			drop = append(drop, v.Version)
+		}
+	}
+	if older(held.Rev, pap.rev) {
+		return drop, true, nil
+	}
+	// No revision says which of the two is newer. Another pass may have asked
+	// after this one did; and an old copy from a cache must not take versions
+	// back.
+	if pap.held.Document.CID != held.Document.CID && !held.Checked.Before(pap.checked) {
+		return nil, false, nil
+	}
+	if len(drop) == 0 {
+		return nil, true, nil
+	}
+	old, err := f.mine(ctx, held)
+	if errors.Is(err, ipfs.ErrNotFound) {
+		return drop, true, nil
+	}
+	if err != nil {
+		return nil, false, own(err)
+	}
+	before, errBefore := time.Parse(time.RFC3339, old.doc.Modified)
+	after, errAfter := time.Parse(time.RFC3339, pap.doc.Modified)
+	return drop, errBefore != nil || errAfter != nil || !after.Before(before), nil
+}
