@@ -28,7 +28,7 @@ func EnvName(flag string) string {
 
 // Configure gives cmd's flags that were not typed their value from the
 // environment, else from the configuration file: the one --config names, else
-// the user's own if there is one. An environment variable or a key that no
+// the user's own if there is one. An empty variable says nothing. An environment variable or a key that no
 // command knows is an error: a misspelt setting must not go unnoticed.
 //
 // The file's top level holds flags that all commands share, and the tables
@@ -61,7 +61,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 		if f.Changed || first != nil {
 			return
 		}
-		if v, ok := env[EnvName(f.Name)]; ok {
+		if v := env[EnvName(f.Name)]; v != "" {
 			if err := cmd.Flags().Set(f.Name, v); err != nil {
 				first = Usagef("%s: %w", EnvName(f.Name), err)
 			}
@@ -110,7 +110,7 @@ func readConfig(cmd *cobra.Command, env map[string]string) (configFile, error) {
 	if f := cmd.Flags().Lookup("config"); f != nil {
 		path, typed = f.Value.String(), f.Changed
 	}
-	if v, ok := env[EnvName("config")]; ok && !typed {
+	if v := env[EnvName("config")]; v != "" && !typed {
 		path, typed = v, true
 	}
 	if path == "" {

@@ -19,6 +19,9 @@ import (
 // maxPath is what fits into sockaddr_un on Linux and macOS with room to spare.
 const maxPath = 100
 
+// tempPrefix begins the name of the directory of a socket whose path is too long.
+const tempPrefix = "regmirror-"
+
 // Listen makes a socket at path, mode 0600. A socket left over from a process
 // that died is replaced; the caller holds the lock of the store behind it, so
 // no living process can own it.
@@ -29,12 +32,16 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
+	if old, err := resolve(path); err == nil && old != path && strings.HasPrefix(filepath.Base(filepath.Dir(old)), tempPrefix) {
+		os.Remove(old) // what a killed process left in the temporary directory
+		os.Remove(filepath.Dir(old))
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	real := path
 	if len(path) > maxPath {
-		dir, err := os.MkdirTemp("", "regmirror-") // mode 0700
+		dir, err := os.MkdirTemp("", tempPrefix+"*") // mode 0700
 		if err != nil {
 			return nil, fmt.Errorf("listen on %s: %w", path, err)
 		}

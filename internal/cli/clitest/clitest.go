@@ -3,15 +3,20 @@
 package clitest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,19 +41,47 @@ func (t tests) Run() int {
 	return 0
 }
 
-// Run runs the scripts in testdata/script, each with an npm registry that holds
-// archive (as npmtest.New takes it): $UPSTREAM is its URL, $FEED its feed's.
-// $PORT is a free port on 127.0.0.1 and ::1.
+// Run runs the scripts in testdata/script, each with an npm registry of its own
+// that holds archive (as npmtest.New takes it): $UPSTREAM is its URL, $FEED its
+// feed's. $PORT is a free port on 127.0.0.1 and ::1. The state is in s.
 //
-// Beside testscript's own, a script has the commands
+// Beside testscript's own commands and more, a script has
 //
 //	code N PROGRAM ARG…         runs it, which must end with exit code N
-//	await SECONDS PROGRAM ARG…  runs it until it succeeds
+//	await SECONDS PATTERN PROGRAM ARG…  runs it until it succeeds and prints PATTERN
 //	get STATUS URL [FILE]       asks, saving the body; tries while nobody listens
+//	jsonenv VAR FILE KEY…       puts a value of a JSON object into $VAR; a number picks from an array
+//	freeport VAR                puts another free port into $VAR
 //	publish FILE                adds a txtar archive ("@@ name @@" for "-- name --") to the registry
-func Run(t *testing.T, archive string) {
+//	corrupt NAME VERSION        gives a tarball of the registry other bytes
+//	requests N PATH             the registry was asked N times for PATH
+//	away                        ends the registry
+//	fill NAME[@RANGE]…          adds names to the selection and fetches it, as a follower does
+//	follower-runs               from here on a follower runs on the state, until the script ends
+//
+// and the condition [ipv6]: there is a ::1 to listen on.
+func Run(t *testing.T, archive string, more map[string]func(ts *testscript.TestScript, neg bool, args []string)) {
+	commands := map[string]func(*testscript.TestScript, bool, []string){
+		"code": code, "await": await, "get": get, "jsonenv": jsonenv, "freeport": newPort,
+		"publish": publish, "corrupt": corrupt, "requests": requests, "away": away,
+		"fill": fill, "follower-runs": followerRuns,
+	}
+	maps.Copy(commands, more)
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir:                 "testdata/script",
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		Cmds:                commands,
+		Condition: func(name string) (bool, error) {
+			if name != "ipv6" {
+				return false, fmt.Errorf("unknown condition %s", name)
+			}
+			l, err := net.Listen("tcp", "[::1]:0")
+			if err == nil {
+				l.Close()
+			}
+			return err == nil, nil
+		},
 		Setup: func(env *testscript.Env) error {
 			r, err := npmtest.Start("127.0.0.1:0", archive)
 			if err != nil {
@@ -64,25 +97,44 @@ func Run(t *testing.T, archive string) {
 			env.Setenv("FEED", r.FeedURL)
 			env.Setenv("PORT", port)
 			env.Setenv("HOME", env.WorkDir)
-			env.Setenv("REGMIRROR_STATE", env.WorkDir+"/s")
+			env.Setenv(stateVar, env.WorkDir+"/s")
 			return nil
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": code, "await": await, "get": get, "publish": publish,
 		},
 	})
 }
 
 type registryKey struct{}
 
+const stateVar = "REGMIRROR_STATE"
+
+// freePort returns a port that nobody listens on. It is below those that the
+// system gives to outgoing connections, one of which could have it by the time
+// that the script uses it.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for range 100 {
+		port := strconv.Itoa(20000 + rand.IntN(12000))
+		free := true
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			l, err := net.Listen("tcp", net.JoinHostPort(host, port))
+			if err == nil {
+				l.Close()
+			}
+			free = free && !errors.Is(err, syscall.EADDRINUSE)
+		}
+		if free {
+			return port, nil
+		}
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
+	return "", errors.New("no free port found")
+}
+
+func newPort(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: freeport VAR")
+	}
+	port, err := freePort()
+	ts.Check(err)
+	ts.Setenv(args[0], port)
 }
 
 func code(ts *testscript.TestScript, neg bool, args []string) {
@@ -105,20 +157,22 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func await(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: await SECONDS PROGRAM ARG...")
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: await SECONDS PATTERN PROGRAM ARG...")
 	}
 	seconds, err := strconv.Atoi(args[0])
 	ts.Check(err)
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
 	for end := time.Now().Add(time.Duration(seconds) * time.Second); ; {
-		err := ts.Exec(args[1], args[2:]...)
-		if err == nil {
+		err := ts.Exec(args[2], args[3:]...)
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
 			return
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("not within %d s: %v", seconds, err)
 		}
-		time.Sleep(50 * time.Millisecond) // between two tries, waiting for nothing in particular
+		time.Sleep(200 * time.Millisecond) // between two tries, waiting for nothing in particular
 	}
 }
 
@@ -128,7 +182,7 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var resp *http.Response
 	var err error
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
 		if resp, err = http.Get(args[1]); err == nil || time.Now().After(end) {
 			break
 		}
@@ -146,15 +200,63 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+func jsonenv(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: jsonenv VAR FILE KEY...")
+	}
+	var v any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &v))
+	for _, key := range args[2:] {
+		switch in := v.(type) {
+		case map[string]any:
+			v = in[key]
+		case []any:
+			i, err := strconv.Atoi(key)
+			ts.Check(err)
+			if i >= len(in) {
+				ts.Fatalf("%s: no element %d", args[1], i)
+			}
+			v = in[i]
+		}
+	}
+	if v == nil {
+		ts.Fatalf("%s has no %s", args[1], strings.Join(args[2:], " "))
+	}
+	ts.Setenv(args[0], fmt.Sprint(v))
+}
+
+func registry(ts *testscript.TestScript) *npmtest.Registry {
+	return ts.Value(registryKey{}).(*npmtest.Registry)
+}
+
 func publish(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: publish FILE")
 	}
-	r, ok := ts.Value(registryKey{}).(*npmtest.Registry)
-	if !ok {
-		ts.Fatalf("no registry")
+	ts.Check(registry(ts).Add(unquote(ts.ReadFile(args[0]))))
+}
+
+func corrupt(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: corrupt NAME VERSION")
 	}
-	ts.Check(r.Add(unquote(ts.ReadFile(args[0]))))
+	registry(ts).SetTarball(args[0], args[1], []byte("not what was published"))
+}
+
+func requests(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: requests N PATH")
+	}
+	if n := registry(ts).Requests(args[1]); strconv.Itoa(n) != args[0] {
+		ts.Fatalf("%s was asked for %d times, want %s", args[1], n, args[0])
+	}
+}
+
+func away(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: away")
+	}
+	registry(ts).Close()
 }
 
 // unquote turns the "@@ name @@" lines of an archive within an archive into

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/internal/loopback"
+)
+
+func TestMain(m *testing.M) { loopback.Main(m) }
+
+var (
+	errAway  = errors.New("the daemon is away")
+	errPlain = errors.New("plain")
+)
+
+type hintedError struct{ error }
+
+func (e hintedError) Unwrap() error { return e.error }
+func (hintedError) Hint() string    { return "its own hint" }
+
+func TestRunTellsCodesAndHints(t *testing.T) {
+	causes := []Cause{
+		{Is: errAway, Code: CodeAway, Hint: "start it"},
+		{Is: errPlain, Code: 12},
+	}
+	for _, test := range []struct {
+		name   string
+		args   []string
+		err    error
+		code   int
+		stderr string
+	}{
+		{name: "Done", code: CodeOK},
+		{name: "Failed", err: errors.New("boom"), code: CodeFailed, stderr: "tool: error: boom\n"},
+		{name: "Cause", err: fmt.Errorf("open x: %w", errAway), code: CodeAway, stderr: "tool: error: open x: the daemon is away\ntool: hint: start it\n"},
+		{name: "CauseWithoutHint", err: errPlain, code: 12, stderr: "tool: error: plain\n"},
+		{name: "Usage", err: Usagef("--x %d", 1), code: CodeUsage, stderr: "tool: error: --x 1\ntool: hint: see `tool --help`\n"},
+		{name: "UsageOfACause", err: Usagef("read: %w", errAway), code: CodeAway, stderr: "tool: error: read: the daemon is away\ntool: hint: start it\n"},
+		{name: "Hint", err: Hint(Usagef("no"), "do this"), code: CodeUsage, stderr: "tool: error: no\ntool: hint: do this\n"},
+		{name: "HintOfACause", err: Hint(errAway, "do this"), code: CodeAway, stderr: "tool: error: the daemon is away\ntool: hint: do this\n"},
+		{name: "HintOfItsOwn", err: fmt.Errorf("open: %w", hintedError{errPlain}), code: 12, stderr: "tool: error: open: plain\ntool: hint: its own hint\n"},
+		{name: "Stopped", err: fmt.Errorf("fetch: %w", context.Canceled), code: CodeFailed, stderr: "tool: stopped; start it again to go on where it was\n"},
+		{name: "UnknownFlag", args: []string{"--nonsense"}, code: CodeUsage, stderr: "tool: error: unknown flag: --nonsense\ntool: hint: see `tool --help`\n"},
+		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\" for \"tool\"\ntool: hint: see `tool --help`\n"},
+		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: unknown command \"x\" for \"tool work\"\ntool: hint: see `tool --help`\n"},
+		{name: "BadValue", args: []string{"work", "--count", "many"}, code: CodeUsage, stderr: "tool: error: invalid argument \"many\" for \"--count\" flag: strconv.ParseInt: parsing \"many\": invalid syntax\ntool: hint: see `tool --help`\n"},
+		{name: "Help", args: []string{"--help"}, code: CodeOK},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			root := &cobra.Command{Use: "tool"}
+			work := &cobra.Command{Use: "work", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return test.err }}
+			work.Flags().Int("count", 0, "")
+			root.AddCommand(work)
+			args := test.args
+			if args == nil {
+				args = []string{"work"}
+			}
+			var stdout, stderr bytes.Buffer
+			code := Run(t.Context(), root, causes, args, &stdout, &stderr)
+			if code != test.code || stderr.String() != test.stderr {
+				t.Errorf("code %d, says %q, want %d and %q", code, stderr.String(), test.code, test.stderr)
+			}
+			if test.name != "Help" && stdout.Len() > 0 {
+				t.Errorf("prints %q", stdout.String())
+			}
+		})
+	}
+	if Hint(nil, "x") != nil {
+		t.Error("a hint makes an error of none")
+	}
+	if err := Usagef("a: %w", errAway); !errors.Is(err, errAway) || !errors.Is(err, ErrUsage) {
+		t.Errorf("%v wraps not both", err)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	root := &cobra.Command{Use: "tool"}
+	root.AddCommand(VersionCommand())
+	var stdout, stderr bytes.Buffer
+	if code := Run(t.Context(), root, nil, []string{"version"}, &stdout, &stderr); code != CodeOK {
+		t.Fatalf("code %d: %s", code, &stderr)
+	}
+	if !regexp.MustCompile(`^tool \S+ go1\.\d+`).MatchString(stdout.String()) {
+		t.Errorf("version prints %q", stdout.String())
+	}
+}
+
+// TestCommon: the common flags are resolved before a command runs.
+func TestCommon(t *testing.T) {
+	data, home := t.TempDir(), t.TempDir()
+	for _, test := range []struct {
+		name string
+		args []string
+		env  map[string]string
+		want string // State, or an error
+	}{
+		{name: "DataDirectory", want: filepath.Join(data, "registry-mirror")},
+		{name: "Home", env: map[string]string{"XDG_DATA_HOME": ""}, want: filepath.Join(home, ".local", "share", "registry-mirror")},
+		{name: "RelativeDataDirectory", env: map[string]string{"XDG_DATA_HOME": "rel"}, want: filepath.Join(home, ".local", "share", "registry-mirror")},
+		{name: "NoHome", env: map[string]string{"XDG_DATA_HOME": "", "HOME": ""}, want: "no place for the state"},
+		{name: "Typed", args: []string{"--state", "/x/../y"}, want: "/y"},
+		{name: "Environment", env: map[string]string{"REGMIRROR_STATE": "/z"}, want: "/z"},
+		{name: "Node", args: []string{"--node", "other"}, want: "--node other: it is embedded or kubo"},
+		{name: "Network", args: []string{"--network", "mars"}, want: "--network mars: it is local, lan or public"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Setenv("XDG_DATA_HOME", data)
+			t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+			t.Setenv("HOME", home)
+			for k, v := range test.env {
+				t.Setenv(k, v)
+			}
+			var common Common
+			root := &cobra.Command{Use: "tool"}
+			common.Bind(root)
+			root.AddCommand(&cobra.Command{Use: "work", RunE: func(cmd *cobra.Command, _ []string) error {
+				fmt.Fprint(cmd.OutOrStdout(), common.State)
+				return nil
+			}})
+			var stdout, stderr bytes.Buffer
+			code := Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)
+			if got := stdout.String() + stderr.String(); !strings.Contains(got, test.want) || (code == CodeOK) != filepath.IsAbs(test.want) {
+				t.Errorf("code %d: %q, want %q", code, got, test.want)
+			}
+		})
+	}
+	if _, err := os.Stat(filepath.Join(data, "registry-mirror")); err == nil {
+		t.Error("a state began by accident")
+	}
+}
