@@ -48,7 +48,10 @@ func TestFillSelects(t *testing.T) {
 	}{
 		{"Latest", []string{"app"}, []string{"app@2.0.0", "lib@2.0.0"}},
 		{"RangeAndLatest", []string{"app@1"}, []string{"app@1.1.0", "app@2.0.0", "lib@1.2.0", "lib@2.0.0", "@s/deep@0.1.0"}},
-		{"Exact", []string{"app@1.0.0"}, []string{"app@1.0.0", "app@2.0.0", "lib@1.2.0", "lib@2.0.0"}},
+		{"OneVersion", []string{"app@1.0.0"}, []string{"app@1.0.0", "app@2.0.0", "lib@1.2.0", "lib@2.0.0"}},
+		{"Exact", []string{"app@1.0.0 exact", "lib@1.0.0 exact"}, []string{"app@1.0.0", "lib@1.0.0"}},
+		{"ExactBesideOthers", []string{"app@1.0.0 exact", "@s/deep"}, []string{"app@1.0.0", "@s/deep@0.1.0"}},
+		{"ExactAndARange", []string{"lib@1.0.0 exact", "lib@1 nodeps"}, []string{"lib@1.0.0", "lib@1.2.0", "lib@2.0.0"}},
 		{"NoDeps", []string{"app@1.0.0 nodeps"}, []string{"app@1.0.0", "app@2.0.0"}},
 		{"EveryNoDeps", []string{"lib every nodeps"}, []string{"lib@1.0.0", "lib@1.2.0", "lib@2.0.0", "lib@2.1.0-beta"}},
 		{"EveryInRange", []string{"lib@1 every"}, []string{"lib@1.0.0", "lib@1.2.0", "lib@2.0.0"}},

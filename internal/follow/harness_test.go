@@ -259,7 +259,7 @@ func (w *world) run() {
 	}
 }
 
-// wants reads specs: "name@range", and flags after it, " every" and " nodeps".
+// wants reads specs: "name@range", and flags after it: every, nodeps, exact.
 func wants(t *testing.T, specs ...string) []ledger.Want {
 	t.Helper()
 	var all []ledger.Want
@@ -279,6 +279,8 @@ func wants(t *testing.T, specs ...string) []ledger.Want {
 				want.Every = true
 			case "nodeps":
 				want.NoDeps = true
+			case "exact":
+				want.Exact = true
 			}
 		}
 		all = append(all, want)

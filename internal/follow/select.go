@@ -117,13 +117,18 @@ func inRange(doc *npm.Packument, rng string) map[string]bool {
 	return picked
 }
 
-// direct are the versions that a want selects of its own package.
+// direct are the versions that a want selects of its own package: what it asks
+// for and, unless that is exact, what the tag latest names.
 func direct(doc *npm.Packument, want ledger.Want) map[string]bool {
 	picked := make(map[string]bool)
 	if want.Every {
 		picked = inRange(doc, want.Spec.Range)
 	}
-	for _, rng := range []string{want.Spec.Range, latest} {
+	ranges := []string{want.Spec.Range, latest}
+	if want.Exact {
+		ranges = ranges[:1]
+	}
+	for _, rng := range ranges {
 		if v, ok := npm.Pick(doc, rng); ok {
 			picked[v] = true
 		}
@@ -179,7 +184,7 @@ func (p *pass) selectVersions(wants []ledger.Want) (versions, error) {
 		}
 		for v := range direct(docs[i], want) {
 			picked.add(name, v)
-			if !want.NoDeps {
+			if !want.NoDeps && !want.Exact {
 				roots = append(roots, npm.Spec{Name: name, Range: v})
 			}
 		}

@@ -24,7 +24,9 @@ type Selection struct {
 const maxListLine = 4 << 10
 
 // Wants reads the files and checks every spec. A lockfile names its whole
-// closure, exact versions, so its entries come without dependencies.
+// closure, so exactly the versions in it are wanted, and nothing beside. A spec
+// that is also named in another way is wanted in that wider way: of equal specs
+// the ledger keeps the last.
 func (s Selection) Wants() ([]ledger.Want, error) {
 	var wants []ledger.Want
 	add := func(text string) error {
@@ -34,19 +36,6 @@ func (s Selection) Wants() ([]ledger.Want, error) {
 		}
 		wants = append(wants, ledger.Want{Spec: spec, Every: s.Every, NoDeps: s.NoDeps})
 		return nil
-	}
-	if s.All {
-		wants = append(wants, ledger.Want{Every: true, NoDeps: true})
-	}
-	for _, text := range s.Specs {
-		if err := add(text); err != nil {
-			return nil, err
-		}
-	}
-	for _, path := range s.Lists {
-		if err := readList(path, add); err != nil {
-			return nil, err
-		}
 	}
 	for _, path := range s.Lockfiles {
 		f, err := os.Open(path)
@@ -59,7 +48,20 @@ func (s Selection) Wants() ([]ledger.Want, error) {
 			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
 		}
 		for _, spec := range specs {
-			wants = append(wants, ledger.Want{Spec: spec, NoDeps: true})
+			wants = append(wants, ledger.Want{Spec: spec, Exact: true})
+		}
+	}
+	if s.All {
+		wants = append(wants, ledger.Want{Every: true, NoDeps: true})
+	}
+	for _, text := range s.Specs {
+		if err := add(text); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range s.Lists {
+		if err := readList(path, add); err != nil {
+			return nil, err
 		}
 	}
 	return wants, nil

@@ -30,9 +30,10 @@ var (
 	// ErrCorrupt is returned for rows of our own that cannot be true. It is
 	// never upstream's doing.
 	ErrCorrupt = errors.New("the ledger is corrupt")
-	// ErrInvalid is returned for a batch that no correct caller makes: a
-	// version without a CID, a name that is no key. Nothing of it is written.
-	ErrInvalid = errors.New("not a valid batch")
+	// ErrInvalid is returned for a batch that no correct caller makes (a
+	// version without a CID, a name that is no key: nothing of it is written),
+	// and for a request that the owner does not understand.
+	ErrInvalid = errors.New("not valid")
 	// ErrClosed is returned once Close was called.
 	ErrClosed = errors.New("the ledger is closed")
 	// ErrAway is returned by Dial and a Client when no process answers at the
@@ -98,6 +99,9 @@ type Want struct {
 	Every bool `json:"every,omitempty"`
 	// NoDeps leaves out the dependency closure.
 	NoDeps bool `json:"no_deps,omitempty"`
+	// Exact asks for the one version that the range names and nothing beside
+	// it: neither what the tag latest names nor dependencies.
+	Exact bool `json:"exact,omitempty"`
 }
 
 // Refusal says why an item was not stored: a row of the dead-letter list.

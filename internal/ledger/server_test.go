@@ -195,7 +195,7 @@ func TestTheSocketRefusesNonsense(t *testing.T) {
 		{"GET", "/package/..%2f..%2fetc", "", 404},
 		{"POST", "/package/a", "", 405},
 		{"POST", "/wants", `{"spec":{}}`, 400},
-		{"POST", "/wants", `[{"spec":{"Name":"a"},"evry":true}]`, 400},
+		{"POST", "/wants", `[{"spec":{"name":"a"},"evry":true}]`, 400},
 		{"POST", "/wants", `["` + strings.Repeat("a", maxRequest) + `"]`, 400},
 		{"DELETE", "/wants", `[`, 400},
 		{"GET", "/extra", "", 404},

@@ -480,7 +480,7 @@ func list[T any](ctx context.Context, s *Store, row byte) ([]T, error) {
 		return nil, err
 	}
 	defer s.leave()
-	var all []T
+	all := []T{} // an empty list crosses the socket as one
 	for kv, err := range scan(s.db, []byte{row}, nil) {
 		var v T
 		if err == nil {

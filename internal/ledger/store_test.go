@@ -147,7 +147,7 @@ func TestCommittedIsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
-	want := Want{Spec: npm.Spec{Name: "express", Range: "4"}, Every: true}
+	want := Want{Spec: npm.Spec{Name: "express", Range: "4"}, Every: true, Exact: true}
 	retry := Retry{Name: "b", Version: "2.0.0", Attempts: 3, Next: testTime, Detail: "503", Rev: "2-b"}
 	refusal := Refusal{Name: "c", Reason: "name", Detail: "not a name", Time: testTime}
 	seq := commit(t, s, Batch{

@@ -35,8 +35,8 @@ type Name string
 // Spec names a package and what of it is wanted: a semver range, an exact
 // version or a dist-tag. An empty Range means the dist-tag "latest".
 type Spec struct {
-	Name  Name
-	Range string
+	Name  Name   `json:"name"`
+	Range string `json:"range,omitempty"`
 }
 
 // Dist is the part of a manifest that says where a version's tarball is and
