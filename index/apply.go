@@ -13,16 +13,18 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // Apply makes the next release of the entries that stand after the changes, and
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
-// all or nothing of it. Where list, Next and Peers are as the newest release has
-// them there is no new release; Sources move all the same, and changed is false.
-// The first Apply always makes a release, if of an empty list.
+// all or nothing of it. Where the list, what a bare gateway shows, Next and Peers
+// are as the newest release has them there is no new release; Sources move all
+// the same, and changed is false. The first Apply always makes a release, if of
+// an empty list.
 //
-// The list depends on the entries alone, not on the batches that led to them:
-// it is built anew from all of them.
+// List and front depend on the entries alone, not on the batches that led to
+// them: they are built anew from all of them.
 //
 // An unusable change or block is an ErrEntry, and nothing is done.
 func (ix *Index) Apply(ctx context.Context, batch Batch) (r Release, changed bool, err error) {
@@ -48,7 +50,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	touched, err := writeEntries(b, batch.Changes)
+	touched, shown, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "")
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -70,9 +72,24 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	if same && list.list() == old.List {
-		// Only counts of versions changed. The release's own stay as they were
-		// until the next one; the list's blocks were there already.
+	same = same && list.list() == old.List
+	front := list.root
+	if ix.parameters.Gateway != "" && (shown || !same) {
+		if front, err = buildFront(ctx, b, keep); err != nil {
+			return Release{}, false, err
+		}
+	}
+	if same && shown {
+		before, err := frontOf(ctx, getter{b}, old.Root)
+		if err != nil {
+			return Release{}, false, err
+		}
+		shown = before != front
+	}
+	if same && !shown {
+		// Only counts of versions changed, or what changed was changed back.
+		// The release's own counts stay as they were until the next one; the
+		// directories' blocks were there already.
 		return old, false, b.Commit(pebble.Sync)
 	}
 	for _, blk := range batch.Blocks {
@@ -92,7 +109,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	root, err := releaseDir(ctx, getter{b}, list, raw, keep)
+	root, err := releaseDir(ctx, getter{b}, list, front, raw, keep)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -114,32 +131,45 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 }
 
 // writeEntries puts the changes into the batch and says whether any of them
-// changes a row.
-func writeEntries(b *pebble.Batch, changes []Change) (touched bool, err error) {
+// changes a row, and whether any changes a gateway's directory. Only with gateway
+// may an entry have one.
+func writeEntries(b *pebble.Batch, changes []Change, gateway bool) (touched, shown bool, err error) {
 	for _, c := range changes {
 		if _, err := npm.ParseName(string(c.Name)); err != nil {
-			return false, fmt.Errorf("%w: %w", ErrEntry, err)
+			return false, false, fmt.Errorf("%w: %w", ErrEntry, err)
 		}
 		old, found, err := readEntry(b, c.Name)
 		if err != nil {
-			return false, err
+			return false, false, err
 		}
 		switch {
 		case c.Delete && !found, !c.Delete && found && old == c.Entry:
 			continue
 		case c.Delete:
-			err = b.Delete(entryKey(c.Name), nil)
-		case !c.CID.Defined() || c.CID.Prefix().Codec != cid.DagProtobuf || c.Versions < 0 || c.Tsize > 1<<62:
+			if err = b.Delete(entryKey(c.Name), nil); err == nil {
+				err = leave(b, c.Name)
+			}
+		case !usable(c.CID, c.Tsize) || c.Versions < 0:
 			err = fmt.Errorf("%w: %s: CID %s, Tsize %d, %d versions", ErrEntry, c.Name, c.CID, c.Tsize, c.Versions)
+		case c.Gateway != unixfs.Ref{} && !(gateway && usable(c.Gateway.CID, c.Gateway.Tsize)):
+			err = fmt.Errorf("%w: %s: gateway's directory %s, Tsize %d", ErrEntry, c.Name, c.Gateway.CID, c.Gateway.Tsize)
 		default:
-			err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil)
+			if err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err == nil && !found {
+				err = enter(b, c.Name)
+			}
 		}
 		if err != nil {
-			return false, err
+			return false, false, err
 		}
 		touched = true
+		shown = shown || old.Gateway != c.Gateway
 	}
-	return touched, nil
+	return touched, shown, nil
+}
+
+// usable tells a directory that can be linked from a list.
+func usable(c cid.Cid, tsize uint64) bool {
+	return c.Defined() && c.Prefix().Codec == cid.DagProtobuf && tsize <= 1<<62
 }
 
 func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {

@@ -19,7 +19,7 @@ func step(t testing.TB, k uint64) Batch {
 	b := Batch{Now: epoch, Sources: []Source{{"ledger", fmt.Sprint(k)}}}
 	for range 5 {
 		for _, name := range []string{fmt.Sprintf("p%d", rng.IntN(30)), fmt.Sprintf("@s/p%d", rng.IntN(30))} {
-			e, blks := entry(t, name, int(k))
+			e, blks := shownEntry(t, name, int(k), []string{"", "a", "b"}[rng.IntN(3)])
 			b.Changes = append(b.Changes, Change{Entry: e})
 			b.Blocks = append(b.Blocks, blks...)
 		}
@@ -50,6 +50,17 @@ type cut struct {
 	disk  *vfs.MemFS
 }
 
+// renaming reuses a log without MemFS.ReuseForWrite, which takes its read lock
+// twice and so waits for ever where CrashClone comes between (Pebble v2.1.7).
+type renaming struct{ *vfs.MemFS }
+
+func (fs renaming) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := fs.Rename(from, to); err != nil {
+		return nil, err
+	}
+	return fs.OpenReadWrite(to, category)
+}
+
 // TestPowerCuts fails the power before every write, sync, create and rename of
 // an index's life, its creation and flushes included. What comes back is a
 // release whose list, entries, blocks and sources are of one batch: none that
@@ -64,7 +75,7 @@ func TestPowerCuts(t *testing.T) {
 		acked uint64
 		cuts  []cut
 	)
-	fs := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	fs := errorfs.Wrap(renaming{disk}, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() != errorfs.OpIsWrite || op.Kind == errorfs.OpFileClose || op.Kind == errorfs.OpFilePreallocate {
 			return nil
 		}

@@ -1,9 +1,10 @@
 // Package index is the list: for every package the CID of its directory, the
 // Merkle directory over all of them, and the releases that were made of it. A
-// release's list is a function of the set of entries alone, so that anyone who
-// has the set can rebuild it and compare. Apply moves entries, blocks, release
-// and source cursors in one synced Pebble batch. It knows nothing of feeds,
-// ledgers, HTTP, nodes or keys.
+// release's list is a function of the set of packages alone, so that anyone who
+// has the set can rebuild it and compare. What depends on the registry's name,
+// the directories that a bare gateway shows, lies in the release beside the list
+// and not in it. Apply moves entries, blocks, release and source cursors in one
+// synced Pebble batch. It knows nothing of feeds, ledgers, HTTP, nodes or keys.
 //
 // The functions that take a unixfs.Getter read a release as any mirror does,
 // without a store.
@@ -17,6 +18,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 var (
@@ -56,13 +58,25 @@ var (
 // Format is the number of the release format that this program writes.
 const Format = 1
 
-// Entry is one package of the list. Versions is known to the index only: it is
-// zero in what Lookup and Names read from a release.
+// Entry is one package of the list. Versions and Gateway are known to the index
+// only: they are zero in what Lookup and Names read from a release.
 type Entry struct {
 	Name     npm.Name
 	CID      cid.Cid // of the package directory
 	Tsize    uint64  // bytes of all its blocks
 	Versions int     // how many versions the directory holds
+	// Gateway is the directory that a bare gateway shows for this package: the
+	// same, and index.html, whose tarball URLs begin with Parameters.Gateway.
+	// Zero where that is the package directory itself.
+	Gateway unixfs.Ref
+}
+
+// shown is the entry as it stands in the release's own directory.
+func (e Entry) shown() Entry {
+	if e.Gateway.CID.Defined() {
+		e.CID, e.Tsize = e.Gateway.CID, e.Gateway.Tsize
+	}
+	return e
 }
 
 // Change puts Entry in the list, or takes the entry of that name out.
@@ -71,7 +85,8 @@ type Change struct {
 	Delete bool
 }
 
-// List commits to a set of packages. No clock, key or machine is in it.
+// List commits to a set of packages. No clock, key or machine is in it: two
+// registries of one set have one list.
 type List struct {
 	Root     cid.Cid // HAMT of packages and scopes
 	Overflow cid.Cid // directory of those whose hash collides with another's
@@ -83,13 +98,14 @@ type Source struct {
 	Cursor string `json:"cursor"`
 }
 
-// Parameters are what the list depends on beside the set of packages. They are
-// chosen when an index is made.
+// Parameters are what the list depends on beside the set of packages, but for
+// Gateway, on which depends what a bare gateway shows. They are chosen when an
+// index is made.
 type Parameters struct {
 	Fanout    int    `json:"fanout"`            // of the root; 256
 	DirLimit  int    `json:"dir_limit"`         // bytes up to which other directories are basic; 32768
 	Documents string `json:"documents"`         // form of the documents, as in package document
-	Gateway   string `json:"gateway,omitempty"` // origin of the tarball URLs in index.html, "" where there is none
+	Gateway   string `json:"gateway,omitempty"` // the registry's own URL, which tarball URLs in index.html begin with; "" where there is no index.html
 }
 
 // Release is one list that was made public, or is about to be.

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -63,7 +64,7 @@ func TestReleaseReadsBack(t *testing.T) {
 		t.Fatalf("ReadRelease %+v, %v; want %+v", got, err, r)
 	}
 	for name, e := range want {
-		if got, err := Lookup(t.Context(), n, r.Root, name); err != nil || got != e {
+		if got, err := Lookup(t.Context(), n, r.List, name); err != nil || got != e {
 			t.Errorf("Lookup %s: %v, %v", name, got, err)
 		}
 		// Package directories came along in Blocks, so all can be walked.
@@ -72,11 +73,11 @@ func TestReleaseReadsBack(t *testing.T) {
 		}
 	}
 	for _, name := range []npm.Name{"absent", "@types/absent", "@absent/x", "_registry", "", "@types", "a/b"} {
-		if _, err := Lookup(t.Context(), n, r.Root, name); !errors.Is(err, ErrNotFound) {
+		if _, err := Lookup(t.Context(), n, r.List, name); !errors.Is(err, ErrNotFound) {
 			t.Errorf("Lookup %q: %v", name, err)
 		}
 	}
-	all := collect(t, Names(t.Context(), n, r.Root))
+	all := collect(t, Names(t.Context(), n, r.List))
 	if len(all) != len(want) {
 		t.Errorf("Names gave %d of %d", len(all), len(want))
 	}
@@ -86,6 +87,9 @@ func TestReleaseReadsBack(t *testing.T) {
 		}
 	}
 	// As any IPFS tool walks it.
+	if l, err := unixfs.Path(t.Context(), n, r.Root, "_registry", "list", "express"); err != nil || l.CID != want["express"].CID {
+		t.Errorf("the list: %v, %v", l, err)
+	}
 	if l, err := unixfs.Path(t.Context(), n, r.Root, "@types", "node", InstallName); err != nil || !l.CID.Defined() {
 		t.Errorf("path: %v, %v", l, err)
 	}
@@ -296,6 +300,9 @@ func TestApplyRefuses(t *testing.T) {
 	raw.CID = cid.NewCidV1(cid.Raw, raw.CID.Hash())
 	undef := good
 	undef.CID = cid.Undef
+	halfGateway, rawGateway := good, good
+	halfGateway.Gateway.Tsize = 1
+	rawGateway.Gateway = unixfs.Ref{CID: raw.CID, Tsize: 1}
 	lying, err := blocks.NewBlockWithCid([]byte("other bytes"), good.CID)
 	if err != nil {
 		t.Fatal(err)
@@ -308,6 +315,7 @@ func TestApplyRefuses(t *testing.T) {
 	for what, batch := range map[string]Batch{
 		"reserved": named("_registry"), "no name": named(""), "path": named("a/b"), "dots": named(".."), "scope": named("@s"),
 		"a file": {Changes: []Change{good, raw}}, "no CID": {Changes: []Change{undef}},
+		"a gateway's size": {Changes: []Change{good, halfGateway}}, "a gateway's file": {Changes: []Change{good, rawGateway}},
 		"a lying block": {Changes: []Change{good}, Blocks: []blocks.Block{lying}},
 	} {
 		if _, changed, err := ix.Apply(t.Context(), batch); !errors.Is(err, ErrEntry) || changed {
@@ -382,43 +390,92 @@ func TestPackageDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	tar := func(name string) unixfs.Link { return unixfs.Link{Name: name, CID: doc.CID, Tsize: doc.Tsize} }
-	ref, err := PackageDir(PackageFiles{Packument: doc, Install: doc, Tarballs: []unixfs.Link{tar("b.tgz"), tar("a.tgz")}}, n.put)
+	ref, gateway, err := PackageDir(PackageFiles{Packument: doc, Install: doc, Tarballs: []unixfs.Link{tar("b.tgz"), tar("a.tgz")}}, n.put)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := PackageDir(PackageFiles{Packument: doc, Install: doc, Tarballs: []unixfs.Link{tar("a.tgz"), tar("b.tgz")}}, n.put)
+	if gateway != (unixfs.Ref{}) {
+		t.Errorf("a gateway's directory without index.html: %v", gateway)
+	}
+	page, err := unixfs.AddChunks([][]byte{[]byte("page")}, n.put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, gateway, err := PackageDir(PackageFiles{Packument: doc, Install: doc, Index: page, Tarballs: []unixfs.Link{tar("a.tgz"), tar("b.tgz")}}, n.put)
 	if err != nil || again != ref {
-		t.Errorf("in another order %v, %v; want %v", again, err, ref)
+		t.Errorf("in another order, with index.html, %v, %v; want %v", again, err, ref)
 	}
-	var names []string
-	for _, l := range collect(t, unixfs.List(t.Context(), n, ref.CID)) {
-		names = append(names, l.Name)
+	for what, c := range map[string]struct {
+		dir  unixfs.Ref
+		want []string
+	}{
+		"package": {ref, []string{"-", "install.json.gz", "packument.json.gz"}},
+		"gateway": {gateway, []string{"-", "index.html", "install.json.gz", "packument.json.gz"}},
+	} {
+		var names []string
+		for _, l := range collect(t, unixfs.List(t.Context(), n, c.dir.CID)) {
+			names = append(names, l.Name)
+		}
+		if !slices.Equal(names, c.want) {
+			t.Errorf("%s: directory holds %q, want %q", what, names, c.want)
+		}
 	}
-	if want := []string{"-", "install.json.gz", "packument.json.gz"}; !slices.Equal(names, want) {
-		t.Errorf("directory holds %q, want %q", names, want)
+	if l, err := unixfs.Lookup(t.Context(), n, gateway.CID, IndexName); err != nil || l.CID != page.CID {
+		t.Errorf("index.html: %v, %v", l, err)
 	}
-	_, err = PackageDir(PackageFiles{Tarballs: []unixfs.Link{tar(collideB), tar("x"), tar(collideA)}}, n.put)
+	_, _, err = PackageDir(PackageFiles{Tarballs: []unixfs.Link{tar(collideB), tar("x"), tar(collideA)}}, n.put)
 	var collision *CollisionError
 	if !errors.As(err, &collision) || !errors.Is(err, ErrCollision) || !slices.Equal(collision.Files, []string{collideB}) {
 		t.Errorf("colliding tarballs: %v", err)
 	}
-	if _, err := PackageDir(PackageFiles{Tarballs: []unixfs.Link{tar("x"), tar("x")}}, n.put); !errors.Is(err, unixfs.ErrName) {
+	if _, _, err := PackageDir(PackageFiles{Tarballs: []unixfs.Link{tar("x"), tar("x")}}, n.put); !errors.Is(err, unixfs.ErrName) {
 		t.Errorf("a tarball twice: %v", err)
 	}
 }
 
 // TestCheckSeesDamage breaks rows behind the index's back.
 func TestCheckSeesDamage(t *testing.T) {
+	delete := func(key []byte) func(*Index, Release) error {
+		return func(ix *Index, _ Release) error { return ix.db.Delete(key, pebble.Sync) }
+	}
+	set := func(ix *Index, key, value []byte) error { return ix.db.Set(key, value, pebble.Sync) }
 	for what, damage := range map[string]func(*Index, Release) error{
-		"an entry gone": func(ix *Index, _ Release) error { return ix.db.Delete(entryKey("b"), pebble.Sync) },
+		"an entry gone": delete(entryKey("b")),
 		"another CID": func(ix *Index, r Release) error {
-			return ix.db.Set(entryKey("b"), encodeEntry(Entry{CID: r.Root}), pebble.Sync)
+			return set(ix, entryKey("b"), encodeEntry(Entry{CID: r.Root}))
+		},
+		"another gateway directory": func(ix *Index, r Release) error {
+			e, err := ix.Entry("@s/c")
+			if err != nil {
+				return err
+			}
+			e.Gateway.CID = r.Root
+			return set(ix, entryKey("@s/c"), encodeEntry(e))
+		},
+		"a gateway directory gone": func(ix *Index, r Release) error {
+			e, err := ix.Entry("@s/c")
+			if err != nil {
+				return err
+			}
+			e.Gateway = unixfs.Ref{}
+			return set(ix, entryKey("@s/c"), encodeEntry(e))
 		},
 		"a block gone":   func(ix *Index, r Release) error { return ix.db.Delete(blockKey(r.Root), pebble.Sync) },
-		"a block broken": func(ix *Index, r Release) error { return ix.db.Set(blockKey(r.List.Root), []byte("?"), pebble.Sync) },
+		"a block broken": func(ix *Index, r Release) error { return set(ix, blockKey(r.List.Root), []byte("?")) },
+		"a block of what gateways are shown gone": func(ix *Index, r Release) error {
+			l, err := unixfs.Lookup(context.Background(), ix, r.Root, "@s")
+			if err != nil {
+				return err
+			}
+			return ix.db.Delete(blockKey(l.CID), pebble.Sync)
+		},
+		"a place gone":           delete(place{"", "a"}.key()),
+		"a scope's place gone":   delete(place{"", "@s"}.key()),
+		"a place of nothing":     func(ix *Index, _ Release) error { return set(ix, place{"@s", "x"}.key(), nil) },
+		"another's release root": plantRelease,
 	} {
 		ix := newIndexFor(t)
-		r := mustApply(t, ix, put(t, "a", 0), put(t, "b", 0))
+		r := mustApply(t, ix, put(t, "a", 0), put(t, "b", 0), show(t, "@s/c", 0, "page"))
 		if err := ix.Check(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -429,6 +486,39 @@ func TestCheckSeesDamage(t *testing.T) {
 			t.Errorf("%s: Check found nothing", what)
 		}
 	}
+}
+
+// plantRelease makes the newest release one that shows gateways a list without
+// "b", beside a list with it: whole, and not what the entries give.
+func plantRelease(ix *Index, r Release) error {
+	ctx := context.Background()
+	b := ix.db.NewIndexedBatch()
+	defer b.Close()
+	keep := func(blk blocks.Block) error { return writeBlock(b, r.Number, blk) }
+	front, err := frontOf(ctx, getter{b}, r.Root)
+	if err != nil {
+		return err
+	}
+	if front, err = unixfs.Without(ctx, getter{b}, front.CID, "b", keep); err != nil {
+		return err
+	}
+	registry, err := unixfs.Lookup(ctx, getter{b}, r.Root, registryName)
+	if err != nil {
+		return err
+	}
+	root, err := unixfs.With(ctx, getter{b}, front.CID, registry, keep)
+	if err != nil {
+		return err
+	}
+	r.Root = root.CID
+	raw, err := encodeRelease(r, true)
+	if err != nil {
+		return err
+	}
+	if err := b.Set(numbered(rowRelease, r.Number), raw, nil); err != nil {
+		return err
+	}
+	return b.Commit(pebble.Sync)
 }
 
 // TestCloseWaits closes the index while it is listed, and asks it meanwhile.

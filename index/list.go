@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/cockroachdb/pebble/v2"
 	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -15,6 +17,7 @@ import (
 const (
 	registryName = unixfs.Reserved
 	releaseName  = "release.json"
+	listName     = "list"
 	overflowName = "overflow"
 )
 
@@ -31,7 +34,8 @@ func (b built) list() List { return List{Root: b.root.CID, Overflow: b.overflow.
 //
 // Names whose hash collides with another's in their directory are left out of
 // it and linked from the overflow, as BuildDir decides; so is a name in the root
-// that collides with "_registry", which is put there later. In the overflow,
+// that collides with "_registry", which releaseDir puts into a directory of this
+// shape. In the overflow,
 // always one basic block, a scoped name stands as "@scope%2fname" and a whole
 // scope as "@scope".
 func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (built, error) {
@@ -98,20 +102,33 @@ func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 	return out, nil
 }
 
-// releaseDir puts "_registry" into the list's root. g gives the list's blocks.
-func releaseDir(ctx context.Context, g unixfs.Getter, b built, release []byte, sink unixfs.Sink) (unixfs.Ref, error) {
+// buildFront makes what a bare gateway shows of the entries. It has the list's
+// shape; those whose hash collides it does not have, for no gateway reads an
+// overflow.
+func buildFront(ctx context.Context, r pebble.Reader, sink unixfs.Sink) (unixfs.Ref, error) {
+	b, err := buildList(ctx, gatewayEntries(ctx, r), sink)
+	return b.root, err
+}
+
+// frontOf is the front in the release's directory root.
+func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid) (unixfs.Ref, error) {
+	return unixfs.Without(ctx, g, root, registryName, func(blocks.Block) error { return nil })
+}
+
+// releaseDir makes the release's directory: front, which is the list's root or
+// what a bare gateway shows instead, with "_registry" in it. g gives front's blocks.
+func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref, release []byte, sink unixfs.Sink) (unixfs.Ref, error) {
 	file, err := unixfs.AddChunks([][]byte{release}, sink)
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
 	dir, err := unixfs.BasicDir([]unixfs.Link{
+		{Name: listName, CID: b.root.CID, Tsize: b.root.Tsize},
 		{Name: overflowName, CID: b.overflow.CID, Tsize: b.overflow.Tsize},
 		{Name: releaseName, CID: file.CID, Tsize: file.Tsize},
 	}, sink)
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	return unixfs.With(ctx, g, b.root.CID, unixfs.Link{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}, sink)
+	return unixfs.With(ctx, g, front.CID, unixfs.Link{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}, sink)
 }
-
-func discard(blocks.Block) error { return nil }

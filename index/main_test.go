@@ -51,23 +51,41 @@ func (n *node) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 // returns its blocks.
 func entry(t testing.TB, name string, revision int) (Entry, []blocks.Block) {
 	t.Helper()
+	return shownEntry(t, name, revision, "")
+}
+
+// shownEntry is entry with a gateway's directory too, whose index.html is page;
+// without one where page is empty.
+func shownEntry(t testing.TB, name string, revision int, page string) (Entry, []blocks.Block) {
+	t.Helper()
 	var blks []blocks.Block
 	sink := func(b blocks.Block) error { blks = append(blks, b); return nil }
-	doc, err := unixfs.AddChunks([][]byte{fmt.Appendf(nil, "%s at %d", name, revision)}, discard)
+	doc, err := unixfs.AddChunks([][]byte{fmt.Appendf(nil, "%s at %d", name, revision)}, func(blocks.Block) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	ref, err := PackageDir(PackageFiles{Packument: doc, Install: doc,
-		Tarballs: []unixfs.Link{{Name: "x-1.0.0.tgz", CID: doc.CID, Tsize: doc.Tsize}}}, sink)
+	files := PackageFiles{Packument: doc, Install: doc, Tarballs: []unixfs.Link{{Name: "x-1.0.0.tgz", CID: doc.CID, Tsize: doc.Tsize}}}
+	if page != "" {
+		if files.Index, err = unixfs.AddChunks([][]byte{[]byte(page)}, sink); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ref, gateway, err := PackageDir(files, sink)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Entry{Name: npm.Name(name), CID: ref.CID, Tsize: ref.Tsize, Versions: revision + 1}, blks
+	return Entry{Name: npm.Name(name), CID: ref.CID, Tsize: ref.Tsize, Versions: revision + 1, Gateway: gateway}, blks
 }
 
 func put(t testing.TB, name string, revision int) Change {
 	t.Helper()
 	e, _ := entry(t, name, revision)
+	return Change{Entry: e}
+}
+
+func show(t testing.TB, name string, revision int, page string) Change {
+	t.Helper()
+	e, _ := shownEntry(t, name, revision, page)
 	return Change{Entry: e}
 }
 

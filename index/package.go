@@ -20,7 +20,7 @@ const (
 type PackageFiles struct {
 	Packument unixfs.Ref // packument.json.gz
 	Install   unixfs.Ref // install.json.gz
-	Index     unixfs.Ref // index.html
+	Index     unixfs.Ref // index.html, in the gateway's directory only
 	Tarballs  []unixfs.Link
 }
 
@@ -35,29 +35,38 @@ func (e *CollisionError) Error() string {
 
 func (e *CollisionError) Unwrap() error { return ErrCollision }
 
-// PackageDir makes a package's directory, with its tarballs in "-". It depends
-// on the files alone. Links of tarballs that cannot be there are ErrName.
-func PackageDir(docs PackageFiles, sink unixfs.Sink) (unixfs.Ref, error) {
+// PackageDir makes a package's directory, with its tarballs in "-", and of the
+// same files and index.html the one that a bare gateway shows; gateway is zero
+// where there is no index.html. Both depend on the files alone. Links of
+// tarballs that cannot be there are ErrName.
+func PackageDir(docs PackageFiles, sink unixfs.Sink) (dir, gateway unixfs.Ref, err error) {
 	tarballs, over, err := unixfs.BuildDir(docs.Tarballs, unixfs.DirLimit, sink)
 	if err != nil {
-		return unixfs.Ref{}, fmt.Errorf("build tarball directory: %w", err)
+		return dir, gateway, fmt.Errorf("build tarball directory: %w", err)
 	}
 	if len(over) > 0 {
 		e := new(CollisionError)
 		for _, l := range over {
 			e.Files = append(e.Files, l.Name)
 		}
-		return unixfs.Ref{}, fmt.Errorf("build tarball directory: %w", e)
+		return dir, gateway, fmt.Errorf("build tarball directory: %w", e)
 	}
 	links := []unixfs.Link{{Name: TarballsName, CID: tarballs.CID, Tsize: tarballs.Tsize}}
-	for name, ref := range map[string]unixfs.Ref{PackumentName: docs.Packument, InstallName: docs.Install, IndexName: docs.Index} {
+	add := func(name string, ref unixfs.Ref) {
 		if ref.CID.Defined() {
 			links = append(links, unixfs.Link{Name: name, CID: ref.CID, Tsize: ref.Tsize})
 		}
 	}
-	ref, _, err := unixfs.BuildDir(links, unixfs.DirLimit, sink)
-	if err != nil {
-		return unixfs.Ref{}, fmt.Errorf("build package directory: %w", err)
+	add(PackumentName, docs.Packument)
+	add(InstallName, docs.Install)
+	if dir, _, err = unixfs.BuildDir(links, unixfs.DirLimit, sink); err != nil {
+		return dir, gateway, fmt.Errorf("build package directory: %w", err)
 	}
-	return ref, nil
+	if docs.Index.CID.Defined() {
+		add(IndexName, docs.Index)
+		if gateway, _, err = unixfs.BuildDir(links, unixfs.DirLimit, sink); err != nil {
+			return dir, gateway, fmt.Errorf("build gateway directory: %w", err)
+		}
+	}
+	return dir, gateway, nil
 }

@@ -18,10 +18,9 @@ import (
 const scopesAtOnce = 32
 
 // ReadRelease reads the release whose directory is root, and checks that its
-// release.json describes this directory: without "_registry" the root must be
-// the list's root, and the overflow the list's. It returns ErrRelease where it
-// is not so, ErrFormat for a newer format, and g's error where a block is
-// missing.
+// release.json describes the list and overflow that lie beside it. So whoever
+// trusts root may trust List. It returns ErrRelease where that is not so,
+// ErrFormat for a newer format, and g's error where a block is missing.
 func ReadRelease(ctx context.Context, g unixfs.Getter, root cid.Cid) (Release, error) {
 	r, err := readRelease(ctx, g, root)
 	if err == nil {
@@ -54,7 +53,7 @@ func readRelease(ctx context.Context, g unixfs.Getter, root cid.Cid) (Release, e
 	if err != nil {
 		return Release{}, err
 	}
-	list, err := unixfs.Without(ctx, g, root, registryName, discard)
+	list, err := unixfs.Lookup(ctx, g, dir.CID, listName)
 	if err != nil {
 		return Release{}, err
 	}
@@ -66,51 +65,49 @@ func readRelease(ctx context.Context, g unixfs.Getter, root cid.Cid) (Release, e
 	return r, nil
 }
 
-// Lookup finds a package in the release whose directory is root, also where a
-// hash collision put it into the overflow. It returns ErrNotFound for a package
-// that the release does not have.
-func Lookup(ctx context.Context, g unixfs.Getter, root cid.Cid, name npm.Name) (Entry, error) {
-	l, err := lookup(ctx, g, root, name)
+// Lookup finds a package in a list, also where a hash collision put it into the
+// overflow. It returns ErrNotFound for a package that the list does not have.
+func Lookup(ctx context.Context, g unixfs.Getter, list List, name npm.Name) (Entry, error) {
+	l, err := lookup(ctx, g, list, name)
 	if errors.Is(err, unixfs.ErrNotFound) {
-		return Entry{}, fmt.Errorf("look up %s in %s: %w", name, root, ErrNotFound)
+		return Entry{}, fmt.Errorf("look up %s in %s: %w", name, list.Root, ErrNotFound)
 	}
 	if err != nil {
-		return Entry{}, fmt.Errorf("look up %s in %s: %w", name, root, err)
+		return Entry{}, fmt.Errorf("look up %s in %s: %w", name, list.Root, err)
 	}
 	return Entry{Name: name, CID: l.CID, Tsize: l.Tsize}, nil
 }
 
-func lookup(ctx context.Context, g unixfs.Getter, root cid.Cid, name npm.Name) (unixfs.Link, error) {
+func lookup(ctx context.Context, g unixfs.Getter, list List, name npm.Name) (unixfs.Link, error) {
 	if _, err := npm.ParseName(string(name)); err != nil {
-		return unixfs.Link{}, unixfs.ErrNotFound // "_registry" is one of these
+		return unixfs.Link{}, unixfs.ErrNotFound
 	}
 	scope := name.Scope()
 	if scope == "" {
-		return orOverflow(ctx, g, root, root, string(name), string(name))
+		return list.orOverflow(ctx, g, list.Root, string(name), string(name))
 	}
-	dir, err := orOverflow(ctx, g, root, root, scope, scope)
+	dir, err := list.orOverflow(ctx, g, list.Root, scope, scope)
 	if err != nil {
 		return unixfs.Link{}, err
 	}
-	return orOverflow(ctx, g, root, dir.CID, name.Base(), name.Escape())
+	return list.orOverflow(ctx, g, dir.CID, name.Base(), name.Escape())
 }
 
-// orOverflow looks for name in dir, then for escaped in root's overflow.
-func orOverflow(ctx context.Context, g unixfs.Getter, root, dir cid.Cid, name, escaped string) (unixfs.Link, error) {
+// orOverflow looks for name in dir, then for escaped in the overflow.
+func (list List) orOverflow(ctx context.Context, g unixfs.Getter, dir cid.Cid, name, escaped string) (unixfs.Link, error) {
 	l, err := unixfs.Lookup(ctx, g, dir, name)
 	if !errors.Is(err, unixfs.ErrNotFound) {
 		return l, err
 	}
-	return unixfs.Path(ctx, g, root, registryName, overflowName, escaped)
+	return unixfs.Lookup(ctx, g, list.Overflow, escaped)
 }
 
-// Names yields every package of the release whose directory is root, in no
-// promised order, each once. It fetches the whole directory but for the
-// packages, many blocks at a time, and ends at the first error: ErrRelease for
-// a name that is none of npm's.
-func Names(ctx context.Context, g unixfs.Getter, root cid.Cid) iter.Seq2[Entry, error] {
+// Names yields every package of a list, in no promised order, each once. It
+// fetches all its directories, many blocks at a time, and ends at the first
+// error: ErrRelease for a name that is none of npm's.
+func Names(ctx context.Context, g unixfs.Getter, list List) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		fail := func(err error) { yield(Entry{}, fmt.Errorf("list %s: %w", root, err)) }
+		fail := func(err error) { yield(Entry{}, fmt.Errorf("list %s: %w", list.Root, err)) }
 		var scopes []unixfs.Link
 		// emit yields a package, or keeps a scope for later.
 		emit := func(name string, l unixfs.Link) bool {
@@ -125,21 +122,16 @@ func Names(ctx context.Context, g unixfs.Getter, root cid.Cid) iter.Seq2[Entry, 
 			}
 			return yield(e, nil)
 		}
-		for l, err := range unixfs.List(ctx, g, root) {
+		for l, err := range unixfs.List(ctx, g, list.Root) {
 			if err != nil {
 				fail(err)
 				return
 			}
-			if l.Name != registryName && !emit(l.Name, l) {
+			if !emit(l.Name, l) {
 				return
 			}
 		}
-		overflow, err := unixfs.Path(ctx, g, root, registryName, overflowName)
-		if err != nil {
-			fail(err)
-			return
-		}
-		for l, err := range unixfs.List(ctx, g, overflow.CID) {
+		for l, err := range unixfs.List(ctx, g, list.Overflow) {
 			if err != nil {
 				fail(err)
 				return

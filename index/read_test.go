@@ -29,7 +29,8 @@ func TestReadReleaseRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	plant := func(list cid.Cid, overflow cid.Cid, raw []byte) cid.Cid {
-		ref, err := releaseDir(t.Context(), n, built{root: unixfs.Ref{CID: list}, overflow: unixfs.Ref{CID: overflow}}, raw, n.put)
+		b := built{root: unixfs.Ref{CID: list}, overflow: unixfs.Ref{CID: overflow}}
+		ref, err := releaseDir(t.Context(), n, b, unixfs.Ref{CID: r2.List.Root}, raw, n.put)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,18 +82,18 @@ func TestWholeScopeInOverflow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := releaseDir(t.Context(), n, list, raw, n.put)
+	dir, err := releaseDir(t.Context(), n, list, list.root, raw, n.put)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ReadRelease(t.Context(), n, dir.CID); err != nil {
 		t.Error(err)
 	}
-	if e, err := Lookup(t.Context(), n, dir.CID, "@s/a"); err != nil || e.CID != a.CID {
+	if e, err := Lookup(t.Context(), n, list.list(), "@s/a"); err != nil || e.CID != a.CID {
 		t.Errorf("Lookup: %v, %v", e, err)
 	}
 	var names []npm.Name
-	for _, e := range collect(t, Names(t.Context(), n, dir.CID)) {
+	for _, e := range collect(t, Names(t.Context(), n, list.list())) {
 		names = append(names, e.Name)
 	}
 	if want := []npm.Name{"b", "@s/a"}; !slices.Equal(names, want) {
@@ -102,7 +103,7 @@ func TestWholeScopeInOverflow(t *testing.T) {
 
 // TestNamesRefuses lists names that would lead a reader astray.
 func TestNamesRefuses(t *testing.T) {
-	for _, name := range []string{"..", ".hidden", "_other", "a b"} {
+	for _, name := range []string{"..", ".hidden", "_other", "_registry", "a b"} {
 		n := newNode()
 		e, _ := entry(t, "x", 0)
 		root, _, err := unixfs.BuildDir([]unixfs.Link{{Name: name, CID: e.CID}}, 0, n.put)
@@ -113,13 +114,8 @@ func TestNamesRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		dir, err := releaseDir(t.Context(), n, built{root: root, overflow: overflow}, []byte("{}"), n.put)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var last error
-		for _, err := range Names(t.Context(), n, dir.CID) {
-			last = err
+		for _, last = range Names(t.Context(), n, List{root.CID, overflow.CID}) {
 		}
 		if !errors.Is(last, ErrRelease) {
 			t.Errorf("%q: %v", name, last)
@@ -131,16 +127,25 @@ func TestNamesRefuses(t *testing.T) {
 func TestMissingBlockIsNoAnswer(t *testing.T) {
 	ix := newIndexFor(t)
 	r := mustApply(t, ix, put(t, "a", 0), put(t, "@s/a", 0))
-	for _, c := range []cid.Cid{r.Root, r.List.Overflow} {
+	for _, c := range []cid.Cid{r.List.Overflow, r.List.Root} {
 		if err := ix.db.Delete(blockKey(c), pebble.Sync); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Lookup(t.Context(), ix, r.Root, "b"); !errors.Is(err, ErrNoBlock) || errors.Is(err, ErrNotFound) {
+		if _, err := Lookup(t.Context(), ix, r.List, "b"); !errors.Is(err, ErrNoBlock) || errors.Is(err, ErrNotFound) {
 			t.Errorf("Lookup: %v", err)
 		}
-		if _, err := ReadRelease(t.Context(), ix, r.Root); err == nil && c == r.Root || errors.Is(err, ErrRelease) {
-			t.Errorf("ReadRelease: %v", err)
+		var last error
+		for _, last = range Names(t.Context(), ix, r.List) {
 		}
+		if !errors.Is(last, ErrNoBlock) || errors.Is(last, ErrRelease) {
+			t.Errorf("Names: %v", last)
+		}
+	}
+	if err := ix.db.Delete(blockKey(r.Root), pebble.Sync); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadRelease(t.Context(), ix, r.Root); !errors.Is(err, ErrNoBlock) || errors.Is(err, ErrRelease) {
+		t.Errorf("ReadRelease: %v", err)
 	}
 }
 

@@ -19,7 +19,9 @@ import (
 //
 //	f                   {"format", "parameters"}; its presence makes this an index
 //	s                   [source]: how far sources were read, release or not
-//	e name              Tsize, versions (uvarints), CID
+//	e name              Tsize, versions (uvarints), CID; then the gateway
+//	                    directory's CID and Tsize (uvarint), if there is one
+//	h hash path         a listed name, or scope, under its hash; see place
 //	b CID               the block
 //	r number            the release as JSON, with its root
 //	n number CID        this block came with that release
@@ -29,6 +31,7 @@ const (
 	rowFormat  = 'f'
 	rowSources = 's'
 	rowEntry   = 'e'
+	rowPlace   = 'h'
 	rowBlock   = 'b'
 	rowRelease = 'r'
 	rowNew     = 'n'
@@ -87,7 +90,12 @@ func entryKey(name npm.Name) []byte { return append([]byte{rowEntry}, name...) }
 func encodeEntry(e Entry) []byte {
 	b := binary.AppendUvarint(nil, e.Tsize)
 	b = binary.AppendUvarint(b, uint64(e.Versions))
-	return append(b, e.CID.KeyString()...)
+	b = append(b, e.CID.KeyString()...)
+	if e.Gateway.CID.Defined() {
+		b = append(b, e.Gateway.CID.KeyString()...)
+		b = binary.AppendUvarint(b, e.Gateway.Tsize)
+	}
+	return b
 }
 
 func decodeEntry(name string, raw []byte) (Entry, error) {
@@ -99,11 +107,22 @@ func decodeEntry(name string, raw []byte) (Entry, error) {
 	if m <= 0 || versions > 1<<31 {
 		return Entry{}, fmt.Errorf("entry %s: %w", name, ErrCorrupt)
 	}
-	c, err := cid.Cast(raw[n+m:])
+	raw = raw[n+m:]
+	n, c, err := cid.CidFromBytes(raw)
 	if err != nil {
 		return Entry{}, fmt.Errorf("entry %s: %w: %w", name, ErrCorrupt, err)
 	}
-	return Entry{Name: npm.Name(name), CID: c, Tsize: tsize, Versions: int(versions)}, nil
+	e := Entry{Name: npm.Name(name), CID: c, Tsize: tsize, Versions: int(versions)}
+	if raw = raw[n:]; len(raw) == 0 {
+		return e, nil
+	}
+	if n, e.Gateway.CID, err = cid.CidFromBytes(raw); err != nil {
+		return Entry{}, fmt.Errorf("entry %s: %w: %w", name, ErrCorrupt, err)
+	}
+	if e.Gateway.Tsize, m = binary.Uvarint(raw[n:]); m <= 0 || n+m != len(raw) {
+		return Entry{}, fmt.Errorf("entry %s: %w", name, ErrCorrupt)
+	}
+	return e, nil
 }
 
 func readEntry(r pebble.Reader, name npm.Name) (Entry, bool, error) {
@@ -123,6 +142,17 @@ func entries(ctx context.Context, r pebble.Reader) iter.Seq2[Entry, error] {
 				e, err = decodeEntry(string(row.key[1:]), row.value)
 			}
 			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// gatewayEntries are the entries as a bare gateway shows them.
+func gatewayEntries(ctx context.Context, r pebble.Reader) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		for e, err := range entries(ctx, r) {
+			if !yield(e.shown(), err) {
 				return
 			}
 		}

@@ -27,7 +27,7 @@ type Options struct {
 	FS  vfs.FS       // nil: the operating system's
 	Log *slog.Logger // nil: nothing is logged
 
-	// Documents and Gateway are the parameters that Create sets. Open takes
+	// Documents and Gateway are the Parameters that Create sets. Open takes
 	// what the index has where both are empty, else they must be equal
 	// (ErrParameters).
 	Documents, Gateway string
@@ -316,8 +316,9 @@ func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	return readBlock(ix.db, c)
 }
 
-// Check rebuilds the list from the entries and compares it with the newest
-// release's, and holds every block to its CID. ErrCorrupt where they differ.
+// Check rebuilds the list, and what a bare gateway shows, from the entries and
+// compares both with the newest release's; it holds every block of theirs to its
+// CID and every entry to its place. ErrCorrupt where they differ.
 func (ix *Index) Check(ctx context.Context) error {
 	if err := ix.begin(); err != nil {
 		return err
@@ -332,10 +333,11 @@ func (ix *Index) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := buildList(ctx, entries(ctx, snap), func(blk blocks.Block) error {
+	stored := func(blk blocks.Block) error {
 		_, err := readBlock(snap, blk.Cid())
 		return err
-	})
+	}
+	b, err := buildList(ctx, entries(ctx, snap), stored)
 	if err != nil {
 		return fmt.Errorf("check index: %w", err)
 	}
@@ -345,6 +347,22 @@ func (ix *Index) Check(ctx context.Context) error {
 	got, err := ReadRelease(ctx, getter{snap}, r.Root)
 	if err == nil && got.Number != r.Number {
 		err = fmt.Errorf("its directory says %d", got.Number)
+	}
+	if err != nil {
+		return fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
+	}
+	want := b.root
+	if r.Parameters.Gateway != "" {
+		if want, err = buildFront(ctx, snap, stored); err != nil {
+			return fmt.Errorf("check index: %w", err)
+		}
+	}
+	front, err := frontOf(ctx, getter{snap}, r.Root)
+	if err == nil && front != want {
+		err = fmt.Errorf("a gateway shows %s, the entries give %s", front.CID, want.CID)
+	}
+	if err == nil {
+		err = checkPlaces(ctx, snap)
 	}
 	if err != nil {
 		return fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
