@@ -1,0 +1,393 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+)
+
+// kind is what a block's bytes are part of, for the account.
+type kind int
+
+const (
+	tarballs    kind = iota // bytes of tarballs
+	documents               // bytes of compressed packuments
+	directories             // nodes of directories and files, and release.json
+)
+
+// source is where a block came from.
+type source int
+
+const (
+	fromCache    source = iota // the node, this mirror's store or its memory held it
+	fromBitswap                // the node fetched it
+	fromCAR                    // a gateway sent it
+	fromUpstream               // Origin fetched it
+)
+
+// dag reads blocks of one kind for unixfs: from memory, from what the node
+// holds, from its peers, from gateways after a head start for the peers, and
+// through rescue where all that fails. Get is safe for concurrent use.
+type dag struct {
+	m    *Mirror
+	kind kind
+	// root is the file that is being read: gateways are asked for all below it
+	// at once. Undefined: they are asked block by block.
+	root cid.Cid
+	// rescue, where not nil, brings the blocks below root into the node; rescued
+	// is then not nil either.
+	rescue func(ctx context.Context) error
+	// rescued, where not nil and set, says that Origin has just brought the
+	// blocks: they are not counted a second time.
+	rescued *atomic.Bool
+}
+
+// Get returns the block of c, ErrUnavailable when no source gave it within
+// Options.Deadline or before ctx ended.
+func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	m := d.m
+	key := c.KeyString()
+	if b, ok := m.blocks.get(key); ok {
+		m.stats.count(d.kind, fromCache, b)
+		return b, nil
+	}
+	b, err := m.held(ctx, c)
+	if err == nil {
+		if d.rescued == nil || !d.rescued.Load() {
+			m.stats.count(d.kind, fromCache, b)
+		}
+	} else {
+		b, err = shared(ctx, m, "block "+key, 3*m.o.Deadline, func(ctx context.Context) (blocks.Block, error) {
+			return d.fetch(ctx, c)
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("block %s: %w", c, err)
+	}
+	if size := int64(len(b.RawData())); size <= 256<<10 && d.kind != documents {
+		m.blocks.put(key, b, size+256)
+	}
+	return b, nil
+}
+
+// held returns a block that lies on this machine.
+func (m *Mirror) held(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	if m.o.Node != nil {
+		ctx, cancel := context.WithTimeout(ctx, localDeadline)
+		defer cancel()
+		return m.o.Node.Local(ctx, c)
+	}
+	raw, closer, err := m.db.Get(append([]byte{blockKey}, c.Hash()...))
+	if err != nil {
+		return nil, err
+	}
+	data := bytes.Clone(raw)
+	closer.Close()
+	// The store is not trusted: a block is what its CID says, or a miss.
+	return blockOf(c, data)
+}
+
+// blockOf checks data against c.
+func blockOf(c cid.Cid, data []byte) (blocks.Block, error) {
+	got, err := c.Prefix().Sum(data)
+	if err != nil {
+		return nil, err
+	}
+	if !got.Equals(c) {
+		return nil, fmt.Errorf("block %s: %w", c, blocks.ErrWrongHash)
+	}
+	return blocks.NewBlockWithCid(data, c)
+}
+
+// keep stores blocks that a gateway sent. It need not be durable: what a crash
+// takes is fetched again.
+func (m *Mirror) keep(ctx context.Context, blks []blocks.Block) error {
+	if m.o.Node != nil {
+		return m.o.Node.Put(ctx, blks)
+	}
+	batch := m.db.NewBatch()
+	defer batch.Close()
+	for _, b := range blks {
+		if err := batch.Set(append([]byte{blockKey}, b.Cid().Hash()...), b.RawData(), nil); err != nil {
+			return err
+		}
+	}
+	return batch.Commit(pebble.NoSync)
+}
+
+// fetch asks peers and gateways for c, then rescue. It looks at home once more:
+// the block may have come since the caller looked.
+func (d dag) fetch(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	if b, err := d.m.held(ctx, c); err == nil {
+		d.m.stats.count(d.kind, fromCache, b)
+		return b, nil
+	}
+	b, err := d.race(ctx, c)
+	if err == nil || d.rescue == nil || ctx.Err() != nil {
+		return b, err
+	}
+	if rescueErr := d.rescue(ctx); rescueErr != nil {
+		return nil, fmt.Errorf("%w; upstream: %w", err, rescueErr)
+	}
+	d.rescued.Store(true)
+	b, rescueErr := d.m.held(ctx, c)
+	if rescueErr != nil {
+		return nil, fmt.Errorf("%w; after upstream: %w", err, rescueErr)
+	}
+	return b, nil
+}
+
+// race asks the node's peers and the gateways for c and returns the first
+// answer. The gateways start Hedge later, or at once when the peers have failed
+// or there is no node; where they are already sending c's root, the peers do.
+func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	m := d.m
+	patience := m.o.Deadline
+	if d.rescue != nil {
+		patience /= 3 // there is another way
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	type answer struct {
+		block blocks.Block
+		err   error
+	}
+	answers := make(chan answer, 2) // both fit: nobody waits for the slower one
+	var starts []func()
+	if m.o.Node != nil {
+		starts = append(starts, func() {
+			b, err := m.o.Node.Get(ctx, c)
+			if err == nil {
+				m.stats.count(d.kind, fromBitswap, b)
+			}
+			answers <- answer{b, err}
+		})
+	}
+	if len(m.o.Gateways) > 0 {
+		root, whole := c, false
+		if d.root.Defined() {
+			root, whole = d.root, true
+		}
+		car, running := m.carOf(root, whole, d.kind)
+		gateways := func() {
+			b, err := car().wait(ctx, m, c)
+			answers <- answer{b, err}
+		}
+		if running {
+			starts = append([]func(){gateways}, starts...)
+		} else {
+			starts = append(starts, gateways)
+		}
+	}
+	pending := 0
+	start := func() {
+		f := starts[0]
+		starts = starts[1:]
+		if !m.spawn(f) {
+			answers <- answer{nil, ErrClosed}
+		}
+		pending++
+	}
+	start()
+	hedge := time.NewTimer(m.o.Hedge)
+	defer hedge.Stop()
+	var errs []error
+	for {
+		select {
+		case a := <-answers:
+			if a.err == nil {
+				return a.block, nil
+			}
+			errs = append(errs, a.err)
+			if pending--; len(starts) > 0 {
+				start()
+			} else if pending == 0 {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
+			}
+		case <-hedge.C:
+			if len(starts) > 0 {
+				start()
+			}
+		case <-ctx.Done():
+			errs = append(errs, ctx.Err())
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
+		}
+	}
+}
+
+// carFetch is one request to the gateways, shared by all that wait for blocks
+// of it.
+type carFetch struct {
+	mu      sync.Mutex
+	arrived map[cid.Cid]blocks.Block // nil once kept
+	batch   []blocks.Block           // arrived and not yet kept
+	size    int                      // bytes of batch
+	changed chan struct{}            // closed and replaced when a block arrives or the fetch ends
+	ended   bool
+	err     error
+}
+
+// carOf returns how to join the fetch of root, and whether it is under way.
+func (m *Mirror) carOf(root cid.Cid, whole bool, k kind) (join func() *carFetch, running bool) {
+	m.carsMu.Lock()
+	_, running = m.cars[root]
+	m.carsMu.Unlock()
+	return func() *carFetch {
+		m.carsMu.Lock()
+		defer m.carsMu.Unlock()
+		if f, ok := m.cars[root]; ok {
+			return f
+		}
+		f := &carFetch{arrived: map[cid.Cid]blocks.Block{}, changed: make(chan struct{})}
+		m.cars[root] = f
+		if !m.spawn(func() {
+			err := m.fromGateways(f, root, whole, k)
+			m.carsMu.Lock()
+			delete(m.cars, root)
+			m.carsMu.Unlock()
+			f.end(err)
+		}) {
+			delete(m.cars, root)
+			f.end(ErrClosed)
+		}
+		return f
+	}, running
+}
+
+func (f *carFetch) end(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended, f.err = true, err
+	close(f.changed)
+}
+
+// wait returns block c of the fetch as soon as it has come.
+func (f *carFetch) wait(ctx context.Context, m *Mirror, c cid.Cid) (blocks.Block, error) {
+	for {
+		f.mu.Lock()
+		b, ok := f.arrived[c]
+		changed, ended, err := f.changed, f.ended, f.err
+		f.mu.Unlock()
+		switch {
+		case ok && b != nil:
+			return b, nil
+		case ok:
+			return m.held(ctx, c)
+		case ended && err != nil:
+			return nil, err
+		case ended:
+			return nil, errors.New("gateways sent no such block")
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// add takes a block in and keeps what has gathered, 4 MiB at a time.
+func (f *carFetch) add(ctx context.Context, m *Mirror, b blocks.Block) error {
+	f.mu.Lock()
+	if _, ok := f.arrived[b.Cid()]; ok {
+		f.mu.Unlock()
+		return nil
+	}
+	f.arrived[b.Cid()] = b
+	f.batch = append(f.batch, b)
+	f.size += len(b.RawData())
+	full := f.size >= 4<<20 || len(f.batch) >= 256
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
+	if full {
+		return f.flush(ctx, m)
+	}
+	return nil
+}
+
+// flush keeps the batch. Only the fetch's own goroutine calls it.
+func (f *carFetch) flush(ctx context.Context, m *Mirror) error {
+	f.mu.Lock()
+	batch := f.batch
+	f.batch, f.size = nil, 0
+	f.mu.Unlock()
+	if len(batch) == 0 {
+		return nil
+	}
+	if err := m.keep(ctx, batch); err != nil {
+		return fmt.Errorf("keep blocks of a gateway: %w", err)
+	}
+	f.mu.Lock()
+	for _, b := range batch {
+		f.arrived[b.Cid()] = nil
+	}
+	f.mu.Unlock()
+	return nil
+}
+
+// maxFetched bounds the bytes of one fetch: the greatest tarball (1 GiB) with
+// its nodes.
+const maxFetched = 1<<30 + 16<<20
+
+// fromGateways asks one gateway after the other, the one that worked last
+// first, until one has sent everything. One that sends nothing for
+// stallDeadline is left.
+func (m *Mirror) fromGateways(f *carFetch, root cid.Cid, whole bool, k kind) error {
+	limit := m.o.Deadline
+	if whole {
+		limit = wholeDeadline
+	}
+	ctx, cancel := context.WithTimeout(m.life, limit)
+	defer cancel()
+	var errs []error
+	first := int(m.best.Load())
+	for i := range m.o.Gateways {
+		n := (first + i) % len(m.o.Gateways)
+		attempt, leave := context.WithCancelCause(ctx)
+		stalled := time.AfterFunc(stallDeadline, func() { leave(errors.New("the gateway stalled")) })
+		gateway := m.o.Gateways[n]
+		take := func(b blocks.Block) error {
+			stalled.Reset(stallDeadline)
+			m.stats.count(k, fromCAR, b)
+			return f.add(ctx, m, b)
+		}
+		var err error
+		if whole {
+			err = gateway.Fetch(attempt, root, nil, ipfs.ScopeAll, maxFetched, take)
+		} else {
+			var b blocks.Block
+			if b, err = gateway.Get(attempt, root); err == nil {
+				err = take(b)
+			}
+		}
+		stalled.Stop()
+		if cause := context.Cause(attempt); err != nil && cause != nil {
+			err = cause // says more than "context canceled"
+		}
+		leave(nil)
+		// Also after a failure: what has come is good.
+		if keepErr := f.flush(ctx, m); err == nil {
+			err = keepErr
+		}
+		if err == nil {
+			m.best.Store(int64(n))
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("gateway %s: %w", gateway.URL(), err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}

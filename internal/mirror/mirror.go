@@ -1,0 +1,355 @@
+// Package mirror is what a developer runs: an npm registry on this machine out
+// of one IPNS name. It resolves the name and syncs the list beside the request
+// path, reads packages by CID from the node, its peers, trustless gateways and,
+// where allowed, an upstream registry, checks what it serves and serves for
+// ever what it holds. It knows nothing of private keys, ledgers or feeds, and
+// of npm's registry only what Origin tells it.
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/boxo/ipns"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+var (
+	// ErrLocked is returned by Open when another process owns the state.
+	ErrLocked = errors.New("the mirror's state is in use by another process")
+	// ErrState is returned by Open for a state that cannot be read or that
+	// belongs to another name. It is never read as an empty one.
+	ErrState = errors.New("the mirror's state is not usable")
+	// ErrNoRecord is returned by Sync when no route had a record of the name
+	// that is valid now.
+	ErrNoRecord = errors.New("no valid IPNS record found")
+	// ErrNotSynced is returned while no list has ever been synced.
+	ErrNotSynced = errors.New("the registry's list has not been synced yet")
+	// ErrUnavailable is returned for content that no source gave in time.
+	ErrUnavailable = errors.New("content is not available from any source")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("the mirror is closed")
+)
+
+// NodeReader is what the mirror needs of an IPFS node, a part of ipfs.Node.
+// Methods may run concurrently. A block handed out has been checked against its
+// CID. Every error is taken as a miss: the next source is asked.
+type NodeReader interface {
+	// Local returns a block that the node holds. It never asks the network.
+	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Get returns a block, asking the network until ctx ends, and keeps it.
+	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Put keeps blocks that came from a gateway.
+	Put(ctx context.Context, blks []blocks.Block) error
+	// Record returns the best IPNS record that the node can find.
+	Record(ctx context.Context, name ipns.Name) ([]byte, error)
+	// Connect dials a peer by multiaddr with /p2p/ID.
+	Connect(ctx context.Context, addr string) error
+	Info(ctx context.Context) (ipfs.Info, error)
+}
+
+// Gateway is a trustless HTTP gateway; *ipfs.Gateway is one. Methods may run
+// concurrently and end with their ctx. Every block has been checked against its
+// CID and was asked for: it is the root or linked to by a block before it.
+type Gateway interface {
+	// URL names the gateway in logs.
+	URL() string
+	// Get returns one block.
+	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Fetch hands sink the blocks from root along path and of its end as much
+	// as scope says, at most maxBytes. An error from sink ends it. With
+	// ipfs.ScopeAll and no path it returns nil only when every block has come.
+	Fetch(ctx context.Context, root cid.Cid, path []string, scope ipfs.Scope, maxBytes int64, sink func(blocks.Block) error) error
+	// Record returns the gateway's IPNS record of name.
+	Record(ctx context.Context, name ipns.Name) ([]byte, error)
+}
+
+// Origin is an upstream registry that the mirror may ask (pull-through). An
+// error that matches fs.ErrNotExist says that upstream has no such name or
+// file; npm.ErrIntegrity that its bytes were refused. Methods may run
+// concurrently and end with their ctx.
+type Origin interface {
+	// Packument returns the full packument, as fresh as upstream gives it.
+	Packument(ctx context.Context, name npm.Name) ([]byte, error)
+	// Tarball fetches a tarball by its file name, verifies and stores it, and
+	// returns its CID. Once it returns, the node holds the blocks.
+	Tarball(ctx context.Context, name npm.Name, file string) (cid.Cid, error)
+}
+
+// Options say what a mirror serves and from where. Name and Dir are required,
+// and a Node or one Gateway.
+type Options struct {
+	Dir      string // state; made when absent
+	FS       vfs.FS // nil: the operating system's
+	Name     ipns.Name
+	Node     NodeReader // nil: gateways only, whose blocks are then kept in Dir
+	Gateways []Gateway  // in order of preference
+	Origin   Origin     // nil: names and files that are not listed do not exist
+	// PublicURL is what tarball URLs begin with. "": http:// and the Host that
+	// the client used.
+	PublicURL string
+
+	Interval time.Duration // between resolutions; 0: the record's TTL within [5 s, 5 min], 30 s without one
+	Deadline time.Duration // for a block or a document to come; 0: 30 s
+	Hedge    time.Duration // head start of peers over gateways; 0: 200 ms
+	Cache    int64         // bytes of memory for rendered documents; 0: 128 MiB
+
+	Log *slog.Logger     // nil: none
+	Now func() time.Time // nil: time.Now
+}
+
+const (
+	resolveDeadline = 15 * time.Second // for one route to give a record
+	resolveGrace    = 2 * time.Second  // for slower routes, once one gave a good record
+	localDeadline   = 5 * time.Second  // for the node to say whether it holds a block
+	originPatience  = 5 * time.Second  // for Origin, where the list has an answer too
+	originFresh     = 10 * time.Second // an answer of Origin is used again for so long
+	stallDeadline   = 5 * time.Second  // a gateway that sends no block for so long is left
+	wholeDeadline   = 15 * time.Minute // for all blocks below one root from gateways
+
+	// Where Options gives 0.
+	defaultInterval = 30 * time.Second
+	defaultDeadline = 30 * time.Second
+	defaultHedge    = 200 * time.Millisecond
+	defaultCache    = 128 << 20
+
+	blockCache    = 64 << 20  // bytes of small blocks kept in memory
+	maxCompressed = 64 << 20  // bytes of a compressed document
+	maxDocument   = 256 << 20 // bytes of a document
+	maxPeers      = 16        // of those that release.json lists
+)
+
+// Mirror serves one registry. Its methods may be called concurrently.
+type Mirror struct {
+	o   Options
+	log *slog.Logger
+	db  *pebble.DB
+
+	lock io.Closer // the directory's; released after db is closed
+
+	// life ends with Close. Fetches belong to it and not to the request that
+	// began them, since others may have joined.
+	life context.Context
+	end  context.CancelFunc
+
+	mu     sync.Mutex // guards closed, and wg against Close
+	closed bool
+	wg     sync.WaitGroup
+
+	head atomic.Pointer[head] // nil: never synced
+
+	syncing chan struct{} // holds one token: who has it may write high and head
+	refresh chan struct{}
+	high    atomic.Pointer[highWater]
+	dialing atomic.Bool
+
+	flights singleflight.Group
+	render  chan struct{} // one token for each document being decoded or made
+
+	carsMu sync.Mutex
+	cars   map[cid.Cid]*carFetch
+	best   atomic.Int64 // index of the gateway that worked last
+
+	blocks    *lru[string, blocks.Block]
+	packages  *lru[cid.Cid, pkg]
+	bodies    *lru[string, *body]
+	portable  *lru[string, bool]
+	summaries *lru[cid.Cid, summary]
+	integrity *lru[string, map[string]npm.Integrity]
+	origins   *lru[npm.Name, *upstreamDoc]
+
+	checkedMu sync.Mutex
+	checked   map[[16]byte]struct{} // tarballs checked since start
+	obtained  map[cid.Cid]struct{}  // tarballs that came by Origin since start; under checkedMu
+
+	stats stats
+}
+
+// Open opens the state in o.Dir, or begins one, and serves at once what it
+// holds. It starts nothing and asks no network.
+func Open(o Options) (*Mirror, error) {
+	if o.Dir == "" || o.Name == (ipns.Name{}) {
+		return nil, errors.New("open mirror: Dir and Name are required")
+	}
+	if o.Node == nil && len(o.Gateways) == 0 {
+		return nil, errors.New("open mirror: neither a node nor a gateway to read from")
+	}
+	if u, err := url.Parse(o.PublicURL); o.PublicURL != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "") {
+		return nil, fmt.Errorf("open mirror: the public address %q is no http or https URL", o.PublicURL)
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Deadline = orDefault(o.Deadline, defaultDeadline)
+	o.Hedge = orDefault(o.Hedge, defaultHedge)
+	o.Cache = orDefault(o.Cache, defaultCache)
+
+	if err := makeDir(o.FS, o.Dir); err != nil {
+		return nil, fmt.Errorf("open mirror: %w", err)
+	}
+	m := &Mirror{
+		o: o, log: o.Log,
+		syncing: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
+		render: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		cars:   map[cid.Cid]*carFetch{},
+
+		blocks:    newLRU[string, blocks.Block](blockCache),
+		packages:  newLRU[cid.Cid, pkg](16 << 20),
+		bodies:    newLRU[string, *body](o.Cache),
+		portable:  newLRU[string, bool](8 << 20),
+		summaries: newLRU[cid.Cid, summary](8 << 20),
+		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
+		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
+		checked:   map[[16]byte]struct{}{},
+		obtained:  map[cid.Cid]struct{}{},
+	}
+	m.stats.started = o.Now()
+	high, err := readHighWater(o.FS, o.Dir, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	m.high.Store(high)
+	if err := m.openList(); err != nil {
+		return nil, err
+	}
+	m.life, m.end = context.WithCancel(context.Background())
+	return m, nil
+}
+
+// openList opens Pebble and takes up the list that was current.
+func (m *Mirror) openList() error {
+	dir := m.o.FS.PathJoin(m.o.Dir, "list")
+	if err := makeDir(m.o.FS, dir); err != nil {
+		return fmt.Errorf("open mirror: %w", err)
+	}
+	lock, err := pebble.LockDirectory(dir, m.o.FS)
+	if err != nil {
+		// Neither Pebble nor its file systems have a sentinel for a held lock.
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("open mirror: %w", err)
+		}
+		return fmt.Errorf("open mirror: %w: %w", ErrLocked, err)
+	}
+	db, err := pebble.Open(dir, &pebble.Options{
+		FS: m.o.FS, Lock: lock, Logger: pebbleLog{m.log},
+		CacheSize: 32 << 20, MemTableSize: 8 << 20,
+		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("open mirror: %w", err), lock.Close())
+	}
+	m.db, m.lock = db, lock
+	if err := m.loadHead(); err != nil {
+		return errors.Join(err, db.Close(), lock.Close())
+	}
+	return nil
+}
+
+// Close ends every fetch and closes the state. Run and the servers of Handler
+// must have returned.
+func (m *Mirror) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	m.mu.Unlock()
+	m.end()
+	m.wg.Wait()
+	return errors.Join(m.db.Close(), m.lock.Close())
+}
+
+// enter keeps Close waiting until leave. It says false once closed.
+func (m *Mirror) enter() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.wg.Add(1)
+	return true
+}
+
+func (m *Mirror) leave() { m.wg.Done() }
+
+// spawn runs f beside the caller, unless the mirror is closed; Close waits for
+// it. f must end soon after life does.
+func (m *Mirror) spawn(f func()) bool {
+	if !m.enter() {
+		return false
+	}
+	go func() {
+		defer m.leave()
+		f()
+	}()
+	return true
+}
+
+// shared runs f once for all that ask for key at the same time and returns its
+// result to each, as long as their own ctx lasts. f gets a context of the
+// mirror's life with the given limit.
+func shared[T any](ctx context.Context, m *Mirror, key string, limit time.Duration, f func(context.Context) (T, error)) (T, error) {
+	result := m.flights.DoChan(key, func() (any, error) {
+		if !m.enter() {
+			return nil, ErrClosed
+		}
+		defer m.leave()
+		fctx, cancel := context.WithTimeout(m.life, limit)
+		defer cancel()
+		return f(fctx)
+	})
+	var zero T
+	select {
+	case r := <-result:
+		if r.Err != nil {
+			return zero, r.Err
+		}
+		return r.Val.(T), nil
+	case <-ctx.Done():
+		return zero, fmt.Errorf("%w: %w", ErrUnavailable, context.Cause(ctx))
+	}
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// pebbleLog passes on what an operator can act on.
+type pebbleLog struct{ log *slog.Logger }
+
+func (l pebbleLog) Infof(string, ...any) {}
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.log.Error("list store", "error", fmt.Sprintf(format, args...))
+}
+
+// Fatalf is called on corruption that Pebble cannot go on from.
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	panic("list store: " + fmt.Sprintf(format, args...))
+}

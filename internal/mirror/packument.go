@@ -1,0 +1,489 @@
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/ipfs/go-cid"
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/document"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// pkg is a package's directory; what it lacks is undefined.
+type pkg struct {
+	packument, install, tarballs cid.Cid
+}
+
+// body is a document ready to be sent.
+type body struct {
+	gzip []byte
+	size int64 // decompressed
+}
+
+func (b *body) reader() *bytes.Reader { return bytes.NewReader(b.gzip) }
+
+// packument is one form of a package document as its source gave it: tarball
+// URLs are still upstream's.
+type packument struct {
+	name        npm.Name
+	id          string // of its bytes and form, safe in an ETag
+	abbreviated bool
+	load        func(context.Context) (*body, error)
+}
+
+// upstreamDoc is what Origin answered lately.
+type upstreamDoc struct {
+	full    *body
+	id      string
+	missing bool // upstream has no such name
+	at      time.Time
+}
+
+// directory reads a package's directory.
+func (m *Mirror) directory(ctx context.Context, dir cid.Cid) (pkg, error) {
+	if p, ok := m.packages.get(dir); ok {
+		return p, nil
+	}
+	var p pkg
+	for _, e := range []struct {
+		file string
+		to   *cid.Cid
+	}{{index.PackumentName, &p.packument}, {index.InstallName, &p.install}, {index.TarballsName, &p.tarballs}} {
+		link, err := unixfs.Lookup(ctx, dag{m: m, kind: directories}, dir, e.file)
+		switch {
+		case errors.Is(err, unixfs.ErrNotFound):
+		case err != nil:
+			return pkg{}, fmt.Errorf("read package directory %s: %w", dir, err)
+		default:
+			*e.to = link.CID
+		}
+	}
+	m.packages.put(dir, p, 384)
+	return p, nil
+}
+
+// packument finds the document of name in the wanted form: Origin's where there
+// is one that answers in time, else the list's. It returns errNotFound where
+// neither has the name.
+func (m *Mirror) packument(ctx context.Context, name npm.Name, abbreviated bool) (*packument, error) {
+	dir, listed, err := m.entry(name)
+	unsynced := errors.Is(err, ErrNotSynced)
+	if err != nil && !(unsynced && m.o.Origin != nil) {
+		return nil, err
+	}
+	var originErr error
+	if m.o.Origin != nil {
+		wait := ctx
+		if listed {
+			var cancel context.CancelFunc
+			wait, cancel = context.WithTimeout(ctx, originPatience)
+			defer cancel()
+		}
+		up, err := m.fromOrigin(wait, name)
+		switch {
+		case err == nil && !up.missing:
+			return up.packument(name, abbreviated, m), nil
+		case err != nil:
+			originErr = err
+		}
+	}
+	if !listed {
+		if originErr != nil {
+			return nil, originErr
+		}
+		return nil, errNotFound
+	}
+	return m.listedPackument(ctx, name, dir, abbreviated)
+}
+
+// listedPackument is the document that the list has of name.
+func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid, abbreviated bool) (*packument, error) {
+	p, err := m.directory(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	file := p.packument
+	if abbreviated && p.install.Defined() {
+		file = p.install
+	} else {
+		abbreviated = false // every client that takes the one takes the other
+	}
+	if !file.Defined() {
+		return nil, fmt.Errorf("package directory of %s: %w: no packument", name, unixfs.ErrMalformed)
+	}
+	return &packument{
+		name: name, id: file.String(), abbreviated: abbreviated,
+		load: func(ctx context.Context) (*body, error) {
+			data, err := unixfs.ReadFile(ctx, dag{m: m, kind: documents, root: file}, file, maxCompressed)
+			if err != nil {
+				return nil, fmt.Errorf("read document of %s: %w", name, err)
+			}
+			if len(data) < 18 { // the least gzip member, RFC 1952
+				return nil, fmt.Errorf("read document of %s: %w: no gzip member", name, unixfs.ErrMalformed)
+			}
+			// ISIZE, RFC 1952 section 2.3.1. A false one is found when the
+			// document is decompressed, and ends that response.
+			return &body{gzip: data, size: int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
+		},
+	}, nil
+}
+
+// packument gives one form of what Origin sent.
+func (u *upstreamDoc) packument(name npm.Name, abbreviated bool, m *Mirror) *packument {
+	p := &packument{name: name, id: u.id, abbreviated: abbreviated}
+	if !abbreviated {
+		p.load = func(context.Context) (*body, error) { return u.full, nil }
+		return p
+	}
+	p.id += ".install"
+	p.load = func(ctx context.Context) (*body, error) {
+		raw, err := document.Decode(u.full.reader(), maxDocument)
+		if err == nil {
+			raw, err = npm.Abbreviate(raw, npm.AbbreviateOptions{Time: true})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("abbreviate %s: %w", name, err)
+		}
+		return compress(raw)
+	}
+	return p
+}
+
+// fromOrigin asks Origin for the packument, unless it has answered lately.
+func (m *Mirror) fromOrigin(ctx context.Context, name npm.Name) (*upstreamDoc, error) {
+	if u, ok := m.origins.get(name); ok && m.o.Now().Sub(u.at) < originFresh {
+		return u, nil
+	}
+	return shared(ctx, m, "origin "+string(name), m.o.Deadline, func(ctx context.Context) (*upstreamDoc, error) {
+		raw, err := m.o.Origin.Packument(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			u := &upstreamDoc{missing: true, at: m.o.Now()}
+			m.origins.put(name, u, 256)
+			return u, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: upstream: %w", ErrUnavailable, err)
+		}
+		m.stats.kinds[documents].bySource[fromUpstream].Add(int64(len(raw)))
+		full, err := compress(raw)
+		if err != nil {
+			return nil, err
+		}
+		digest := sha256.Sum256(raw)
+		u := &upstreamDoc{full: full, id: "up-" + shortHash(digest[:]), at: m.o.Now()}
+		m.origins.put(name, u, int64(len(full.gzip))+256)
+		return u, nil
+	})
+}
+
+func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm.Name) {
+	ctx, cancel := context.WithTimeout(r.Context(), m.o.Deadline)
+	defer cancel()
+	base, ok := m.base(r)
+	if !ok {
+		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		return
+	}
+	p, err := m.packument(ctx, name, acceptsAbbreviated(r))
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	gzipped := acceptsGzip(r.Header.Get("Accept-Encoding"))
+	isNPM := strings.HasPrefix(r.UserAgent(), "npm/")
+	stored, rewritten := p.etag("", gzipped), p.etag(base, gzipped)
+	// Who holds the stored form got it because it is fit for npm, and that
+	// follows from its bytes alone: the document need not be touched.
+	if inm := r.Header.Get("If-None-Match"); inm != "" {
+		if isNPM && matches(inm, stored) {
+			sendNotModified(w, stored, cacheDocument, varyDocument)
+			return
+		}
+		if matches(inm, rewritten) {
+			sendNotModified(w, rewritten, cacheDocument, varyDocument)
+			return
+		}
+	}
+	etag := rewritten
+	if isNPM {
+		fit, err := m.isPortable(ctx, p)
+		if err != nil {
+			m.fail(w, r, err)
+			return
+		}
+		if fit {
+			base, etag = "", stored
+		}
+	}
+	b, err := m.rendition(ctx, p, base)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	mediaType := "application/json"
+	if p.abbreviated {
+		mediaType = npm.AbbreviatedType
+	}
+	m.sendDocument(w, r, b, mediaType, etag, gzipped)
+}
+
+// etag is a strong validator of the bytes that are sent: the document, its
+// form, the address in its tarball URLs ("": as stored) and the encoding.
+func (p *packument) etag(base string, gzipped bool) string {
+	var b strings.Builder
+	b.Grow(len(p.id) + 24)
+	b.WriteByte('"')
+	b.WriteString(p.id)
+	if base != "" {
+		digest := sha256.Sum256([]byte(base))
+		b.WriteByte('.')
+		b.WriteString(shortHash(digest[:])[:12])
+	}
+	if gzipped {
+		b.WriteString(".gz")
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+func shortHash(digest []byte) string {
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(digest[:20]))
+}
+
+// base is what the tarball URLs of an answer begin with: the address that the
+// client itself used, so that every client accepts them.
+func (m *Mirror) base(r *http.Request) (string, bool) {
+	if m.o.PublicURL != "" {
+		return strings.TrimSuffix(m.o.PublicURL, "/"), true
+	}
+	if r.Host == "" || len(r.Host) > 255 || strings.Trim(r.Host, hostBytes) != "" {
+		return "", false
+	}
+	if r.TLS != nil {
+		return "https://" + r.Host, true
+	}
+	return "http://" + r.Host, true
+}
+
+const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]"
+
+// rendition is the document with tarball URLs at base, "" for those it came with.
+func (m *Mirror) rendition(ctx context.Context, p *packument, base string) (*body, error) {
+	key := p.id + " " + base
+	if b, ok := m.bodies.get(key); ok {
+		return b, nil
+	}
+	b, err := shared(ctx, m, "body "+key, 2*m.o.Deadline, func(ctx context.Context) (*body, error) {
+		if base == "" {
+			return p.load(ctx)
+		}
+		raw, err := m.decoded(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		if !m.takeRender(ctx) {
+			return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
+		}
+		defer m.giveRender()
+		raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+			return tarballURL(base, p.name, version, upstreamURL)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("rewrite %s: %w", p.name, err)
+		}
+		return compress(raw)
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.bodies.put(key, b, int64(len(b.gzip)+len(key)+128))
+	return b, nil
+}
+
+// decoded is the document's JSON as its source gave it.
+func (m *Mirror) decoded(ctx context.Context, p *packument) ([]byte, error) {
+	b, err := m.rendition(ctx, p, "")
+	if err != nil {
+		return nil, err
+	}
+	if !m.takeRender(ctx) {
+		return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
+	}
+	defer m.giveRender()
+	raw, err := document.Decode(b.reader(), maxDocument)
+	if err != nil {
+		return nil, fmt.Errorf("document of %s: %w", p.name, err)
+	}
+	return raw, nil
+}
+
+// takeRender bounds how many documents are in memory decoded.
+func (m *Mirror) takeRender(ctx context.Context) bool {
+	select {
+	case m.render <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (m *Mirror) giveRender() { <-m.render }
+
+// isPortable says whether npm itself turns every tarball URL of the document
+// into one of the registry that it was given: that is so for URLs on npm's own
+// host (replace-registry-host=npmjs, its default), and lockfiles then stay free
+// of this mirror's address.
+func (m *Mirror) isPortable(ctx context.Context, p *packument) (bool, error) {
+	if fit, ok := m.portable.get(p.id); ok {
+		return fit, nil
+	}
+	raw, err := m.decoded(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	fit := true
+	_, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+		fit = fit && upstreamURL == tarballURL(npm.DefaultRegistry(), p.name, version, upstreamURL)
+		return upstreamURL
+	})
+	if err != nil {
+		return false, fmt.Errorf("read tarball URLs of %s: %w", p.name, err)
+	}
+	m.portable.put(p.id, fit, int64(len(p.id))+64)
+	return fit, nil
+}
+
+// tarballURL is where a registry at base has the tarball.
+func tarballURL(base string, name npm.Name, version, upstreamURL string) string {
+	file, err := npm.TarballFile(name, version, upstreamURL)
+	if err != nil {
+		// Nothing is held under it; but no client is sent elsewhere either.
+		file = url.PathEscape(name.Base() + "-" + version + ".tgz")
+	}
+	return base + "/" + string(name) + "/-/" + file
+}
+
+// compress makes a body of a document in this process.
+func compress(raw []byte) (*body, error) {
+	var out bytes.Buffer
+	out.Grow(len(raw)/8 + 512)
+	z, err := gzip.NewWriterLevel(&out, 5)
+	if err == nil {
+		_, err = z.Write(raw)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("compress: %w", err)
+	}
+	return &body{gzip: out.Bytes(), size: int64(len(raw))}, nil
+}
+
+// packumentHead is the fields that services read. They are kept raw, since
+// upstream's may be of any type.
+type packumentHead struct {
+	Description jsontext.Value            `json:"description"`
+	DistTags    jsontext.Value            `json:"dist-tags"`
+	Versions    map[string]jsontext.Value `json:"versions"`
+	Keywords    jsontext.Value            `json:"keywords"`
+	Maintainers jsontext.Value            `json:"maintainers"`
+	Time        jsontext.Value            `json:"time"`
+}
+
+func readHead(raw []byte) (packumentHead, map[string]string, error) {
+	var h packumentHead
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return h, nil, fmt.Errorf("%w: %w", npm.ErrPackument, err)
+	}
+	var tags map[string]string
+	if len(h.DistTags) > 0 {
+		if err := json.Unmarshal(h.DistTags, &tags); err != nil {
+			return h, nil, fmt.Errorf("%w: dist-tags: %w", npm.ErrPackument, err)
+		}
+	}
+	return h, tags, nil
+}
+
+// serveVersion answers /<name>/<version or tag> with one manifest.
+func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.Name, want string) {
+	ctx, cancel := context.WithTimeout(r.Context(), m.o.Deadline)
+	defer cancel()
+	base, ok := m.base(r)
+	if !ok {
+		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		return
+	}
+	raw, err := m.full(ctx, name)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+		return tarballURL(base, name, version, upstreamURL)
+	})
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	head, tags, err := readHead(raw)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	manifest, ok := head.Versions[want]
+	if !ok {
+		manifest, ok = head.Versions[tags[want]]
+	}
+	if !ok {
+		sendError(w, r, http.StatusNotFound, "version not found: "+want)
+		return
+	}
+	w.Header().Set("Cache-Control", cacheDocument)
+	sendRaw(w, r, http.StatusOK, manifest)
+}
+
+func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.Name) {
+	ctx, cancel := context.WithTimeout(r.Context(), m.o.Deadline)
+	defer cancel()
+	raw, err := m.full(ctx, name)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	_, tags, err := readHead(raw)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	if tags == nil {
+		tags = map[string]string{}
+	}
+	w.Header().Set("Cache-Control", cacheDocument)
+	sendJSON(w, r, http.StatusOK, tags)
+}
+
+// full is the full packument's JSON.
+func (m *Mirror) full(ctx context.Context, name npm.Name) ([]byte, error) {
+	p, err := m.packument(ctx, name, false)
+	if err != nil {
+		return nil, err
+	}
+	return m.decoded(ctx, p)
+}

@@ -1,0 +1,226 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+
+	"github.com/registry-mirror/registry-mirror/internal/document"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// Every status and cache header is chosen in this file.
+
+const (
+	// Clients ask again each time and mostly get a 304. Private, because npm
+	// and other clients get different bytes under one URL and only the
+	// User-Agent tells them apart.
+	cacheDocument = "private, max-age=0, must-revalidate"
+	// A version never changes its bytes.
+	cacheTarball = "public, max-age=31536000, immutable"
+	cacheNothing = "no-store"
+
+	varyDocument = "Accept, Accept-Encoding"
+
+	writePatience = 30 * time.Second // for a client to take 64 KiB
+	retryAfter    = "5"              // seconds
+)
+
+// errNotFound is for what neither the list nor Origin has.
+var errNotFound = errors.New("not found")
+
+// patientWriter gives a client writePatience for each piece of a response, so
+// that a slow one gets all of it and one that has stopped reading is left.
+type patientWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+func newPatientWriter(w http.ResponseWriter, first time.Duration) *patientWriter {
+	p := &patientWriter{w, http.NewResponseController(w)}
+	p.extend(first + writePatience)
+	return p
+}
+
+func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// extend is a courtesy: a writer that has no deadline (a recorder) needs none.
+func (w *patientWriter) extend(d time.Duration) {
+	_ = w.control.SetWriteDeadline(time.Now().Add(d))
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	written := 0
+	for {
+		w.extend(writePatience)
+		piece := p[written:]
+		piece = piece[:min(len(piece), 64<<10)]
+		n, err := w.ResponseWriter.Write(piece)
+		if written += n; err != nil || written == len(p) {
+			return written, err
+		}
+	}
+}
+
+// abort ends a response that cannot be finished: the client sees it cut short.
+func abort() { panic(http.ErrAbortHandler) }
+
+// sendJSON sends a small answer of the mirror's own.
+func sendJSON(w http.ResponseWriter, r *http.Request, status int, v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		abort()
+	}
+	sendRaw(w, r, status, append(data, '\n'))
+}
+
+func sendRaw(w http.ResponseWriter, r *http.Request, status int, data []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("Content-Length", strconv.Itoa(len(data)))
+	h.Set("X-Content-Type-Options", "nosniff")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", cacheNothing)
+	}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(data) // the client has gone: nothing to do about it
+	}
+}
+
+// sendError sends npm's form of an error; clients show the text.
+func sendError(w http.ResponseWriter, r *http.Request, status int, text string) {
+	sendJSON(w, r, status, struct {
+		Error string `json:"error"`
+	}{text})
+}
+
+// fail chooses the answer to err. A tarball is never refused with 410 or 451:
+// pnpm retries those for minutes.
+func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case r.Context().Err() != nil:
+		abort() // the client has gone
+	case errors.Is(err, errNotFound):
+		sendError(w, r, http.StatusNotFound, "Not found")
+	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
+		sendError(w, r, http.StatusForbidden, firstLine(err))
+	case errors.Is(err, ErrNotSynced), errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed),
+		errors.Is(err, context.DeadlineExceeded):
+		w.Header().Set("Retry-After", retryAfter)
+		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
+		sendError(w, r, http.StatusServiceUnavailable, firstLine(err))
+	case errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
+		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):
+		m.log.WarnContext(r.Context(), "content is not usable", "path", r.URL.Path, "error", err)
+		sendError(w, r, http.StatusBadGateway, firstLine(err))
+	default:
+		m.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
+		sendError(w, r, http.StatusInternalServerError, firstLine(err))
+	}
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// sendNotModified answers a conditional request.
+func sendNotModified(w http.ResponseWriter, etag, cache, vary string) {
+	h := w.Header()
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", cache)
+	if vary != "" {
+		h.Set("Vary", vary)
+	}
+	w.WriteHeader(http.StatusNotModified)
+}
+
+// sendDocument sends a compressed document, as it is where the client takes
+// gzip, else decompressed on the way.
+func (m *Mirror) sendDocument(w http.ResponseWriter, r *http.Request, b *body, mediaType, etag string, gzipped bool) {
+	h := w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", cacheDocument)
+	h.Set("Vary", varyDocument)
+	h.Set("X-Content-Type-Options", "nosniff")
+	if gzipped {
+		h.Set("Content-Encoding", "gzip")
+		h.Set("Content-Length", strconv.Itoa(len(b.gzip)))
+		w.WriteHeader(http.StatusOK)
+		if r.Method != http.MethodHead {
+			_, _ = w.Write(b.gzip)
+		}
+		return
+	}
+	h.Set("Content-Length", strconv.FormatInt(b.size, 10))
+	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return
+	}
+	plain, err := gzip.NewReader(b.reader())
+	if err == nil {
+		_, err = io.CopyBuffer(w, plain, make([]byte, 64<<10))
+	}
+	if err != nil {
+		abort()
+	}
+}
+
+// matches reports whether If-None-Match names etag (weak comparison, RFC 9110
+// section 13.1.2).
+func matches(ifNoneMatch, etag string) bool {
+	if ifNoneMatch == "" {
+		return false
+	}
+	for candidate := range strings.SplitSeq(ifNoneMatch, ",") {
+		candidate = strings.TrimPrefix(strings.TrimSpace(candidate), "W/")
+		if candidate == etag || candidate == "*" {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptsGzip reads Accept-Encoding (RFC 9110 section 12.5.3). Without the
+// header nothing is compressed.
+func acceptsGzip(header string) bool {
+	any := false
+	for coding := range strings.SplitSeq(header, ",") {
+		name, parameters, _ := strings.Cut(coding, ";")
+		name = strings.ToLower(strings.TrimSpace(name))
+		if name != "gzip" && name != "x-gzip" && name != "*" {
+			continue
+		}
+		takes := true
+		if q, ok := strings.CutPrefix(strings.ReplaceAll(parameters, " ", ""), "q="); ok {
+			weight, err := strconv.ParseFloat(q, 64)
+			takes = err == nil && weight > 0
+		}
+		if name != "*" {
+			return takes
+		}
+		any = takes
+	}
+	return any
+}
+
+// acceptsAbbreviated says whether the client asks for npm's install-v1 form.
+// Every client that can use it names it; anything else means the full one.
+func acceptsAbbreviated(r *http.Request) bool {
+	for _, v := range r.Header.Values("Accept") {
+		if strings.Contains(v, npm.AbbreviatedType) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,174 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+const (
+	maxHits      = 1000            // matches that are ranked; the first of them by name
+	maxResults   = 50              // of one answer: each needs its document
+	searchBudget = 5 * time.Second // for the walk and the documents
+)
+
+// summary is what a search shows of a package. Clients refuse one without a
+// version.
+type summary struct {
+	Name        npm.Name       `json:"name"`
+	Version     string         `json:"version"`
+	Description jsontext.Value `json:"description,omitzero"`
+	Keywords    jsontext.Value `json:"keywords,omitzero"`
+	Maintainers jsontext.Value `json:"maintainers,omitzero"`
+	Date        jsontext.Value `json:"date,omitzero"`
+	Links       struct{}       `json:"links"`
+}
+
+// serveSearch answers npm's search over the listed names: each word of text
+// must be in the name. Exact names come first, then those that begin with the
+// first word, then shorter ones.
+func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), searchBudget)
+	defer cancel()
+	query := r.URL.Query()
+	words := strings.Fields(strings.ToLower(query.Get("text")))
+	size, err := strconv.Atoi(orDefault(query.Get("size"), "20"))
+	from, fromErr := strconv.Atoi(orDefault(query.Get("from"), "0"))
+	if err != nil || fromErr != nil || size < 0 || from < 0 {
+		sendError(w, r, http.StatusBadRequest, "size and from must be numbers")
+		return
+	}
+	var hits []index.Entry
+	total := 0
+	for e, err := range m.names(ctx) {
+		if err != nil {
+			m.fail(w, r, err)
+			return
+		}
+		name := strings.ToLower(string(e.Name))
+		if !containsAll(name, words) {
+			continue
+		}
+		total++
+		if len(hits) < maxHits || len(words) > 0 && name == words[0] {
+			hits = append(hits, e)
+		}
+	}
+	rank := func(e index.Entry) int {
+		name := strings.ToLower(string(e.Name))
+		switch {
+		case len(words) == 0:
+			return 0
+		case name == words[0]:
+			return 0
+		case strings.HasPrefix(name, words[0]):
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(hits, func(a, b index.Entry) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name))
+	})
+	hits = hits[min(from, len(hits)):]
+	hits = hits[:min(size, maxResults, len(hits))]
+
+	found := make([]*summary, len(hits))
+	var g errgroup.Group
+	g.SetLimit(8)
+	for i, e := range hits {
+		g.Go(func() error {
+			// One that cannot be read in time is left out.
+			if s, err := m.summarize(ctx, e.Name, e.CID); err == nil {
+				found[i] = &s
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	type object struct {
+		Package *summary `json:"package"`
+		Score   struct {
+			Final  float64            `json:"final"`
+			Detail map[string]float64 `json:"detail"`
+		} `json:"score"`
+		SearchScore float64 `json:"searchScore"`
+	}
+	objects := []object{}
+	for _, s := range found {
+		if s != nil && s.Version != "" {
+			o := object{Package: s}
+			o.Score.Detail = map[string]float64{"quality": 0, "popularity": 0, "maintenance": 0}
+			objects = append(objects, o)
+		}
+	}
+	sendJSON(w, r, http.StatusOK, struct {
+		Objects []object `json:"objects"`
+		Total   int      `json:"total"`
+		Time    string   `json:"time"`
+	}{objects, total, m.o.Now().UTC().Format(time.RFC1123)})
+}
+
+func containsAll(name string, words []string) bool {
+	for _, w := range words {
+		if !strings.Contains(name, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// summarize reads a listed package's summary.
+func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (summary, error) {
+	if s, ok := m.summaries.get(dir); ok {
+		return s, nil
+	}
+	p, err := m.listedPackument(ctx, name, dir, false)
+	if err != nil {
+		return summary{}, err
+	}
+	raw, err := m.decoded(ctx, p)
+	if err != nil {
+		return summary{}, err
+	}
+	head, tags, err := readHead(raw)
+	if err != nil {
+		return summary{}, err
+	}
+	s := summary{
+		Name: name, Version: tags["latest"],
+		Description: ofKind(head.Description, '"'), Keywords: ofKind(head.Keywords, '['), Maintainers: ofKind(head.Maintainers, '['),
+	}
+	if s.Version == "" { // no latest: the highest
+		for v := range head.Versions {
+			if s.Version == "" || npm.CompareVersions(v, s.Version) > 0 {
+				s.Version = v
+			}
+		}
+	}
+	var times map[string]jsontext.Value
+	if json.Unmarshal(head.Time, &times) == nil {
+		s.Date = ofKind(times[s.Version], '"')
+	}
+	m.summaries.put(dir, s, int64(len(s.Description)+len(s.Keywords)+len(s.Maintainers)+256))
+	return s, nil
+}
+
+// ofKind is v where it is of the kind that clients expect, else nothing.
+func ofKind(v jsontext.Value, kind jsontext.Kind) jsontext.Value {
+	if len(v) == 0 || v.Kind() != kind {
+		return nil
+	}
+	return v
+}

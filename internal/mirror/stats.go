@@ -1,0 +1,138 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+)
+
+// Bytes are bytes of blocks by where they came from since the start. A block
+// that two sources sent is counted at both.
+type Bytes struct {
+	Cache    int64 `json:"cache"`    // the node or this mirror held it
+	Bitswap  int64 `json:"bitswap"`  // the node fetched it from peers
+	CAR      int64 `json:"car"`      // a trustless gateway sent it
+	Upstream int64 `json:"upstream"` // Origin fetched it from an npm registry
+}
+
+// BytesBySource is Bytes by what they were. Tarballs and Documents are payload:
+// one tarball fetched once adds its exact size. Directories are all other
+// blocks: directories, the inner nodes of files, release.json.
+type BytesBySource struct {
+	Tarballs    Bytes `json:"tarballs"`
+	Documents   Bytes `json:"documents"` // compressed, as stored; from upstream uncompressed
+	Directories Bytes `json:"directories"`
+}
+
+// Status is what `registry-mirror status` shows. Counts are since the start.
+type Status struct {
+	Name    string    `json:"name"` // IPNS name
+	Synced  time.Time `json:"synced,omitzero"`
+	Release Release   `json:"release,omitzero"`
+	Record  Record    `json:"record,omitzero"`
+
+	Checked time.Time `json:"checked,omitzero"` // when a route last gave a valid record
+	Stale   bool      `json:"stale"`            // the record has expired; its list is served all the same
+	Error   string    `json:"error,omitempty"`  // of the last sync
+
+	Rollbacks         int64 `json:"rollbacks"`          // records or releases refused as older
+	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
+	IntegrityFailures int64 `json:"integrity_failures"` // tarballs not served since their bytes are not what the packument says
+
+	Requests      int64         `json:"requests"`
+	BytesBySource BytesBySource `json:"bytes_by_source"`
+
+	Node     *ipfs.Info `json:"node,omitempty"` // nil: no node, or it does not answer
+	Gateways int        `json:"gateways"`
+	Origin   bool       `json:"pull_through"`
+	Started  time.Time  `json:"started"`
+}
+
+// Release is the release being served.
+type Release struct {
+	Number   uint64    `json:"number"`
+	Root     string    `json:"root"` // CID of the release directory
+	List     string    `json:"list"` // CID of the list's HAMT root
+	Created  time.Time `json:"created"`
+	Packages int       `json:"packages"`
+	Versions int       `json:"versions"`
+}
+
+// Record is the IPNS record that was accepted last.
+type Record struct {
+	Sequence uint64    `json:"sequence"`
+	Value    string    `json:"value"` // CID
+	EOL      time.Time `json:"eol"`   // valid until
+}
+
+type counters struct{ bySource [4]atomic.Int64 }
+
+func (c *counters) bytes() Bytes {
+	return Bytes{
+		Cache: c.bySource[fromCache].Load(), Bitswap: c.bySource[fromBitswap].Load(),
+		CAR: c.bySource[fromCAR].Load(), Upstream: c.bySource[fromUpstream].Load(),
+	}
+}
+
+type stats struct {
+	kinds         [3]counters
+	rollbacks     atomic.Int64
+	equivocations atomic.Int64
+	mismatches    atomic.Int64
+	requests      atomic.Int64
+	started       time.Time
+
+	mu      sync.Mutex
+	checked time.Time
+	failure string
+}
+
+// count adds a block's payload: leaves count as k, all other blocks as directories.
+func (s *stats) count(k kind, from source, b blocks.Block) {
+	if b.Cid().Prefix().Codec != cid.Raw {
+		k = directories
+	}
+	s.kinds[k].bySource[from].Add(int64(len(b.RawData())))
+}
+
+// Status says how the mirror is doing. It asks the node, for at most a second
+// or until ctx ends.
+func (m *Mirror) Status(ctx context.Context) Status {
+	s := Status{
+		Name: m.o.Name.String(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started,
+		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
+		IntegrityFailures: m.stats.mismatches.Load(), Requests: m.stats.requests.Load(),
+		BytesBySource: BytesBySource{
+			Tarballs: m.stats.kinds[tarballs].bytes(), Documents: m.stats.kinds[documents].bytes(),
+			Directories: m.stats.kinds[directories].bytes(),
+		},
+	}
+	if h := m.head.Load(); h != nil {
+		s.Synced = h.Synced
+		s.Release = Release{
+			Number: h.Release.Number, Root: h.Root.String(), List: h.Release.List.Root.String(),
+			Created: h.Release.Created, Packages: h.Packages, Versions: h.Release.Versions,
+		}
+	}
+	if high := m.high.Load(); high.Value != "" {
+		s.Record = Record{Sequence: high.Sequence, Value: high.Value, EOL: high.EOL}
+		s.Stale = m.o.Now().After(high.EOL)
+	}
+	m.stats.mu.Lock()
+	s.Checked, s.Error = m.stats.checked, m.stats.failure
+	m.stats.mu.Unlock()
+	if m.o.Node != nil {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if info, err := m.o.Node.Info(ctx); err == nil {
+			s.Node = &info
+		}
+	}
+	return s
+}

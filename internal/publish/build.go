@@ -1,0 +1,448 @@
+package publish
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	blocks "github.com/ipfs/go-block-format"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/document"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// Build brings the index up to the ledger: every package that changed since
+// the index last read it is built anew, one page of changes after another. It
+// gives the newest release, and whether it is new. A package whose upstream
+// document is bad, or whose name's hash is that of a listed one, is withheld with
+// a reason and stops no other. Errors: ErrOtherLedger, ErrLedgerBehind,
+// index.ErrParameters, the ledger's, the node's and the index's; what was built
+// before the error stays.
+//
+// Law, for each page: its blocks are put and durable in the node, then what is
+// withheld is written down, then one batch of the index moves the list and the
+// cursor, then what was withheld and now is listed is struck out. A crash between
+// any two builds the page again, to the same list.
+func (p *Publisher) Build(ctx context.Context) (index.Release, bool, error) {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	return p.build(ctx)
+}
+
+func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
+	if made := p.o.Index.Parameters().Documents; made != document.Format {
+		return index.Release{}, false, fmt.Errorf("build: %w: documents %q, not %q", index.ErrParameters, made, document.Format)
+	}
+	before, err := p.o.Index.Head()
+	first := errors.Is(err, index.ErrNoRelease)
+	if err != nil && !first {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	cursor, err := p.cursor()
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	// What changes while this runs is the next build's, so that this one ends.
+	target := p.o.Ledger.Head()
+	if target < cursor {
+		return index.Release{}, false, fmt.Errorf("build: %w: it ends at %d, the index has read %d", ErrLedgerBehind, target, cursor)
+	}
+	release, progress := before, Progress{}
+	if cursor == target && (first || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)) {
+		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor)); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+	}
+	for cursor < target {
+		changes, err := p.o.Ledger.Changes(ctx, cursor, p.pageSize)
+		if err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		if len(changes) == 0 {
+			break
+		}
+		progress.Total += len(changes)
+		made, err := p.page(ctx, changes, &progress)
+		if err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		if err := p.checkpoint(ctx); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		if err := hook(p.fault, "page durable"); err != nil {
+			return index.Release{}, false, err
+		}
+		if err := p.keepWithheld(changes, made.withheld); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		if err := hook(p.fault, "withheld kept"); err != nil {
+			return index.Release{}, false, err
+		}
+		if release, _, err = p.o.Index.Apply(ctx, made.batch); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		if err := hook(p.fault, "page applied"); err != nil {
+			return index.Release{}, false, err
+		}
+		if err := p.keepWithheld(made.freed, made.freedWithheld); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+		cursor = changes[len(changes)-1].Seq
+		if len(changes) < p.pageSize {
+			break
+		}
+	}
+	return release, first || release.Number != before.Number, nil
+}
+
+// cursor is how far the index has read this ledger.
+func (p *Publisher) cursor() (ledger.Seq, error) {
+	sources, err := p.o.Index.Sources()
+	if err != nil {
+		return 0, err
+	}
+	id, cursor := p.o.Ledger.Identity(), ledger.Seq(0)
+	for _, s := range sources {
+		if s.ID != id {
+			return 0, fmt.Errorf("%w: %s, not %s", ErrOtherLedger, s.ID, id)
+		}
+		n, err := strconv.ParseUint(s.Cursor, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("the index's cursor of ledger %s is %q: %w", id, s.Cursor, err)
+		}
+		cursor = ledger.Seq(n)
+	}
+	return cursor, nil
+}
+
+func (p *Publisher) batch(cursor ledger.Seq) index.Batch {
+	return index.Batch{
+		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
+		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(),
+	}
+}
+
+func (p *Publisher) checkpoint(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
+	defer cancel()
+	if err := p.o.Node.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("sync the node: %w", err)
+	}
+	return nil
+}
+
+// inFlight bounds the bytes of documents being built at once, as upstream has
+// them; one larger document is built alone.
+const inFlight = 64 << 20
+
+// page is what a page of changes comes to.
+type page struct {
+	batch    index.Batch
+	withheld []Withheld // of the page's changes
+	// freed are packages of earlier pages whose place was another's and is free
+	// now. Their changes are in the batch too.
+	freed         []ledger.Change
+	freedWithheld []Withheld
+}
+
+// add takes up a package that was built.
+func (g *page) add(b built) {
+	g.batch.Changes = append(g.batch.Changes, b.change)
+	g.batch.Blocks = append(g.batch.Blocks, b.dirs...)
+}
+
+// page builds the packages of changes and puts their blocks in the node.
+func (p *Publisher) page(ctx context.Context, changes []ledger.Change, progress *Progress) (page, error) {
+	g := page{batch: p.batch(changes[len(changes)-1].Seq)}
+	put := &putter{node: p.o.Node}
+	packages, err := p.buildAll(ctx, changes, put, func() {
+		progress.Done++
+		if p.o.Progress != nil {
+			p.o.Progress(*progress)
+		}
+	})
+	if err != nil {
+		return page{}, err
+	}
+	if err := p.settle(ctx, &g, changes, packages, put); err != nil {
+		return page{}, err
+	}
+	return g, put.flush(ctx)
+}
+
+// buildAll builds the packages of changes, in their order, and hands their
+// blocks to put. done is called after each, one call at a time.
+func (p *Publisher) buildAll(ctx context.Context, changes []ledger.Change, put *putter, done func()) ([]built, error) {
+	packages := make([]built, len(changes))
+	var mu sync.Mutex // over done
+	memory := semaphore.NewWeighted(inFlight)
+	parent := ctx
+	group, ctx := errgroup.WithContext(parent) // which ends with Wait
+	group.SetLimit(p.o.Workers)
+	for i, change := range changes {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, packageTimeout)
+			defer cancel()
+			b, err := p.buildPackage(ctx, change, memory)
+			if err != nil {
+				return fmt.Errorf("package %s: %w", change.Name, err)
+			}
+			if err := put.add(ctx, b.blocks); err != nil {
+				return fmt.Errorf("package %s: %w", change.Name, err)
+			}
+			b.blocks = nil
+			packages[i] = b
+			mu.Lock()
+			defer mu.Unlock()
+			done()
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return packages, parent.Err() // when some were never begun
+}
+
+// settle gives packages their places in the list, in the order of the ledger.
+// One whose hash is that of a package listed before it is withheld; it is tried
+// again with each page, since what stands in its way may go.
+func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change, packages []built, put *putter) error {
+	before, err := p.Withheld()
+	if err != nil {
+		return err
+	}
+	var asked []index.Change
+	var at []int // of asked, in packages
+	for i, b := range packages {
+		if b.change.Name != "" {
+			asked, at = append(asked, b.change), append(at, i)
+		}
+	}
+	again := waiting(before, changes)
+	for _, c := range again {
+		asked = append(asked, index.Change{Entry: index.Entry{Name: c.Name}})
+	}
+	found, err := p.o.Index.Collisions(ctx, asked)
+	if err != nil {
+		return err
+	}
+	for _, c := range slices.Backward(found) {
+		if n := c.At - len(at); n >= 0 {
+			again = slices.Delete(again, n, n+1)
+			continue
+		}
+		b := &packages[at[c.At]]
+		b.dirs, b.withheld = nil, nil
+		b.withhold("", reasonCollision, "its hash is that of %s", c.With)
+		b.change = index.Change{}
+	}
+	for _, b := range packages {
+		g.withheld = append(g.withheld, b.withheld...)
+		if b.change.Name != "" {
+			g.add(b)
+		}
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	freed, err := p.buildAll(ctx, again, put, func() {})
+	if err != nil {
+		return err
+	}
+	g.freed = again
+	for _, b := range freed {
+		g.freedWithheld = append(g.freedWithheld, b.withheld...)
+		g.add(b)
+	}
+	return nil
+}
+
+// waiting are the packages withheld for another's place, but for those that
+// have changed since.
+func waiting(withheld []Withheld, changes []ledger.Change) []ledger.Change {
+	var all []ledger.Change
+	for _, w := range withheld {
+		if w.Reason == reasonCollision && w.Version == "" &&
+			!slices.ContainsFunc(changes, func(c ledger.Change) bool { return c.Name == w.Name }) {
+			all = append(all, ledger.Change{Name: w.Name})
+		}
+	}
+	return all
+}
+
+// putter gathers blocks into batches of a size that nodes like.
+type putter struct {
+	node interface {
+		Put(ctx context.Context, blks []blocks.Block) error
+	}
+	mu   sync.Mutex
+	blks []blocks.Block
+	size int
+}
+
+const (
+	putBlocks = 256
+	putBytes  = 16 << 20
+)
+
+func (q *putter) add(ctx context.Context, blks []blocks.Block) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, b := range blks {
+		q.blks = append(q.blks, b)
+		q.size += len(b.RawData())
+		if len(q.blks) >= putBlocks || q.size >= putBytes {
+			if err := q.put(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (q *putter) flush(ctx context.Context) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.put(ctx)
+}
+
+func (q *putter) put(ctx context.Context) error {
+	if len(q.blks) == 0 {
+		return nil
+	}
+	if err := q.node.Put(ctx, q.blks); err != nil {
+		return fmt.Errorf("put %d blocks: %w", len(q.blks), err)
+	}
+	q.blks, q.size = nil, 0
+	return nil
+}
+
+// content makes a release whole and durable in the node and pins it, before
+// anything says that it exists. The index's own blocks (the list, release.json)
+// of every release since the last one pinned are pushed; the documents and
+// package directories went in when they were built, the tarballs when the
+// follower stored them.
+func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
+	if j.pinned.root == release.Root {
+		return nil
+	}
+	if err := p.push(ctx, j, release); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("release %d: %w: %w", release.Number, ErrIncomplete, err)
+	}
+	return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
+}
+
+func (p *Publisher) push(ctx context.Context, j *journal, release index.Release) error {
+	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
+	defer cancel()
+	put := &putter{node: p.o.Node}
+	for number := min(j.pinned.number, release.Number-1) + 1; number <= release.Number; number++ {
+		for b, err := range p.o.Index.NewBlocks(ctx, number) {
+			if err != nil {
+				return fmt.Errorf("blocks of release %d: %w", number, err)
+			}
+			if err := put.add(ctx, []blocks.Block{b}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := put.flush(ctx); err != nil {
+		return err
+	}
+	if err := hook(p.fault, "pushed"); err != nil {
+		return err
+	}
+	if err := p.o.Node.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("sync the node: %w", err)
+	}
+	if err := hook(p.fault, "checkpoint"); err != nil {
+		return err
+	}
+	if err := p.o.Node.Pin(ctx, p.label, j.pinned.root, release.Root); err != nil {
+		return fmt.Errorf("pin %s: %w", release.Root, err)
+	}
+	return hook(p.fault, "pinned in the node")
+}
+
+// Withheld lists what the ledger holds and the list does not, with reasons.
+func (p *Publisher) Withheld() ([]Withheld, error) {
+	f, err := p.o.FS.Open(p.withheldPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what is withheld: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(f)
+	if err != nil {
+		return nil, fmt.Errorf("read what is withheld: %w", err)
+	}
+	var all []Withheld
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.withheldPath(), err)
+	}
+	return all, nil
+}
+
+func (p *Publisher) withheldPath() string {
+	return p.o.FS.PathJoin(p.o.FS.PathDir(p.o.Journal), "withheld.json")
+}
+
+// keepWithheld replaces what was said before of the packages in changes.
+func (p *Publisher) keepWithheld(changes []ledger.Change, now []Withheld) error {
+	before, err := p.Withheld()
+	if err != nil {
+		return err
+	}
+	again := make(map[npm.Name]bool, len(changes))
+	for _, c := range changes {
+		again[c.Name] = true
+	}
+	after := slices.DeleteFunc(slices.Clone(before), func(w Withheld) bool { return again[w.Name] })
+	after = append(after, now...)
+	slices.SortFunc(after, func(a, b Withheld) int {
+		if c := strings.Compare(string(a.Name), string(b.Name)); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Version, b.Version)
+	})
+	if slices.Equal(before, after) {
+		return nil
+	}
+	for _, w := range now {
+		if !slices.Contains(before, w) {
+			p.o.Log.Warn("withheld from the list", "registry", p.o.Registry, "package", string(w.Name), "version", w.Version, "reason", w.Reason, "detail", w.Detail)
+		}
+	}
+	raw, err := json.MarshalIndent(after, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := p.o.FS.MkdirAll(p.o.FS.PathDir(p.o.Journal), 0o700); err != nil {
+		return fmt.Errorf("keep what is withheld: %w", err)
+	}
+	if err := replace(p.o.FS, p.withheldPath(), bytes.NewReader(raw)); err != nil {
+		return fmt.Errorf("keep what is withheld: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package publish
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/index"
+)
+
+// listJSON is index.List as people and scripts see it.
+type listJSON struct {
+	Root     string `json:"root"`
+	Overflow string `json:"overflow"`
+}
+
+func listOf(r index.Release) *listJSON {
+	if r.Number == 0 {
+		return nil
+	}
+	return &listJSON{Root: r.List.Root.String(), Overflow: r.List.Overflow.String()}
+}
+
+func nameText(n ipns.Name) string {
+	if n.Equal(ipns.Name{}) {
+		return ""
+	}
+	return n.String()
+}
+
+func cidText(c cid.Cid) string {
+	if !c.Defined() {
+		return ""
+	}
+	return c.String()
+}
+
+// MarshalJSON gives the object that --json prints, also of a Publish that failed
+// before there was a name or a release.
+func (r Result) MarshalJSON() ([]byte, error) {
+	type route struct {
+		Name     string `json:"name"`
+		Put      string `json:"put_error,omitempty"`
+		ReadBack bool   `json:"read_back"`
+		Via      string `json:"via,omitempty"`
+		Error    string `json:"error,omitempty"`
+	}
+	routes := make([]route, len(r.Routes))
+	for i, one := range r.Routes {
+		routes[i] = route(one)
+	}
+	return json.Marshal(struct {
+		Name      string     `json:"name,omitempty"`
+		Number    uint64     `json:"number"`
+		CID       string     `json:"cid,omitempty"`
+		List      *listJSON  `json:"list,omitempty"`
+		Packages  int        `json:"packages"`
+		Versions  int        `json:"versions"`
+		Sequence  uint64     `json:"sequence"`
+		EOL       time.Time  `json:"eol,omitzero"`
+		Signed    bool       `json:"signed"`
+		LocalOnly bool       `json:"local_only"`
+		Routes    []route    `json:"routes"`
+		Withheld  []Withheld `json:"withheld,omitempty"`
+	}{
+		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL,
+		r.Signed, r.LocalOnly, routes, r.Withheld,
+	})
+}
+
+// StatusJSON is Status as the socket and --json give it.
+type StatusJSON struct {
+	Registry  string     `json:"registry"` // its name in this state
+	Name      string     `json:"name,omitempty"`
+	Number    uint64     `json:"number"`
+	CID       string     `json:"cid,omitempty"`
+	List      *listJSON  `json:"list,omitempty"`
+	Created   time.Time  `json:"created,omitzero"`
+	Packages  int        `json:"packages"`
+	Versions  int        `json:"versions"`
+	Behind    bool       `json:"behind"`
+	Sequence  uint64     `json:"sequence"`
+	Value     string     `json:"value,omitempty"`
+	EOL       time.Time  `json:"eol,omitzero"`
+	Remaining int64      `json:"remaining_s"`
+	Confirmed time.Time  `json:"confirmed,omitzero"`
+	Network   uint64     `json:"network_sequence"` // 0 where the node finds no record
+	Next      string     `json:"next"`
+	Problem   string     `json:"problem,omitempty"`
+	Withheld  []Withheld `json:"withheld,omitempty"`
+}
+
+// JSON is the status of a registry in the form that leaves the process.
+func (s Status) JSON(registry string) StatusJSON {
+	v := StatusJSON{
+		Registry: registry,
+		Name: nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
+		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
+		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Confirmed: s.Confirmed,
+		Next: s.Next, Withheld: s.Withheld,
+	}
+	if s.Network != nil {
+		v.Network = s.Network.Sequence
+	}
+	if s.Problem != nil {
+		v.Problem = s.Problem.Error()
+	}
+	return v
+}
+
+// Admin answers other processes of this user for the publisher, over a socket
+// that nobody else can open: GET /status gives StatusJSON.
+func (p *Publisher) Admin() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		s, err := p.Status(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(s.JSON(p.o.Registry))
+	})
+	return mux
+}

@@ -1,0 +1,97 @@
+package publish
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+
+	"github.com/ipfs/boxo/ipns"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/document"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+// DefaultGatewayOrigin is where a Kubo daemon's gateway listens unless it was
+// told otherwise.
+const DefaultGatewayOrigin = "http://127.0.0.1:8080"
+
+// NoGateway for a gateway's origin leaves index.html out.
+const NoGateway = "none"
+
+// ErrOrigin is returned for a gateway's origin that is none: scheme and host of
+// an http or https URL, and no path.
+var ErrOrigin = errors.New("not the origin of a gateway")
+
+// IndexOptions are what the index of the registry name must be made with to be
+// published from here: for bare gateways, tarball URLs that begin with the
+// gateway's origin and the registry's own path on it, for npm 12 refuses others.
+// An origin of "" is DefaultGatewayOrigin.
+func IndexOptions(gatewayOrigin string, name ipns.Name) index.Options {
+	o := index.Options{Documents: document.Format}
+	switch gatewayOrigin {
+	case "":
+		gatewayOrigin = DefaultGatewayOrigin
+	case NoGateway:
+		return o
+	}
+	o.Gateway = strings.TrimRight(gatewayOrigin, "/") + name.AsPath().String()
+	return o
+}
+
+// OpenIndex opens the index of the registry name, or makes it as IndexOptions
+// says. An index keeps the gateway origin that it was made with, or that it was
+// made without one: "" takes that, another origin is index.ErrParameters, and so
+// is another name where there is an origin. An origin that cannot be one is
+// ErrOrigin, and nothing is opened.
+func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger) (*index.Index, error) {
+	if err := checkOrigin(gatewayOrigin); err != nil {
+		return nil, fmt.Errorf("open index of %s: %w", name, err)
+	}
+	if gatewayOrigin == "" {
+		ix, err := index.Open(dir, index.Options{Log: log})
+		if err == nil {
+			if made := ix.Parameters().Gateway; made != "" && !strings.HasSuffix(made, name.AsPath().String()) {
+				return nil, errors.Join(fmt.Errorf("open index of %s: %w: gateway %q", name, index.ErrParameters, made), ix.Close())
+			}
+		}
+		if !errors.Is(err, index.ErrNoIndex) {
+			return ix, err
+		}
+	}
+	o := IndexOptions(gatewayOrigin, name)
+	o.Log = log
+	return index.OpenOrCreate(dir, o)
+}
+
+func checkOrigin(origin string) error {
+	if origin == "" || origin == NoGateway {
+		return nil
+	}
+	u, err := url.Parse(origin)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrOrigin, err)
+	}
+	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
+		u.User != nil || strings.ContainsAny(origin, "?#") {
+		return fmt.Errorf("%w: %q", ErrOrigin, origin)
+	}
+	return nil
+}
+
+// Mint makes the journal and the key of a registry, the journal first: a key
+// without a journal always means a lost journal. Errors: ipnskeys.ErrKeyExists,
+// ErrJournalUsed and those of ipnskeys.Mint.
+func Mint(keys, name, journal string) (ipnskeys.Key, error) {
+	if _, err := ipnskeys.Find(keys, name); err == nil {
+		return ipnskeys.Key{}, fmt.Errorf("mint key %q: %w", name, ipnskeys.ErrKeyExists)
+	} else if !errors.Is(err, ipnskeys.ErrNoKey) {
+		return ipnskeys.Key{}, err
+	}
+	if err := CreateJournal(nil, journal); err != nil {
+		return ipnskeys.Key{}, err
+	}
+	return ipnskeys.Mint(keys, name, nil)
+}

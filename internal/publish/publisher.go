@@ -1,0 +1,274 @@
+// Package publish turns what a ledger holds into a signed release: it curates
+// each changed package's documents, puts them in the IPFS node, moves the
+// index, signs one IPNS record for the new release, and says done only when that
+// record was read back over HTTP. It owns the publication journal, and how a
+// registry's journal, key and index begin. It knows nothing of feeds, of how
+// packages came into the ledger, or of how keys are kept: a Signer is handed to it.
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// Ledger is what the publisher reads of a ledger: the store itself, or its
+// owner over a socket. Methods may run concurrently.
+type Ledger interface {
+	// Identity is the ledger's own: sequences of two do not compare.
+	Identity() string
+	// Head is the newest sequence.
+	Head() ledger.Seq
+	// Package gives a package with its versions, a tombstone, or ledger.ErrNotFound.
+	Package(ctx context.Context, name npm.Name) (ledger.Package, error)
+	// Changes gives what changed after since, by rising sequence, at most limit
+	// rows; fewer mean that there were no more.
+	Changes(ctx context.Context, since ledger.Seq, limit int) ([]ledger.Change, error)
+	// Wait returns once there is a change after since.
+	Wait(ctx context.Context, since ledger.Seq) error
+}
+
+// Signer signs IPNS records for one name; equal arguments give equal bytes.
+type Signer interface {
+	IPNSName() ipns.Name
+	Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error)
+}
+
+var (
+	// ErrOtherLedger is returned when the index was built from another ledger:
+	// its packages would be mixed with this one's.
+	ErrOtherLedger = errors.New("the index was built from another ledger")
+	// ErrLedgerBehind is returned when the ledger ends before what the index
+	// has read of it: it was restored from a backup.
+	ErrLedgerBehind = errors.New("the ledger is older than the index")
+	// ErrNoSequence is returned when neither a journal nor the network says
+	// what the last sequence was. Nothing is signed.
+	ErrNoSequence = errors.New("no journal, and the network has no record: the last sequence is unknown")
+	// ErrNewer is returned when the network has a record that this journal
+	// never saw: the journal is an old copy, or the key is in two hands.
+	ErrNewer = errors.New("the network has a record that this journal does not know")
+	// ErrSigner is returned when the signer is missing or gives no good record.
+	ErrSigner = errors.New("signer unavailable")
+	// ErrUnconfirmed is returned when a record was signed and kept but not read
+	// back. The next run puts the very same bytes.
+	ErrUnconfirmed = errors.New("published, but not read back")
+	// ErrIncomplete is returned when the release's blocks could not be made
+	// whole and durable in the node. Nothing is signed.
+	ErrIncomplete = errors.New("the release is not whole in the node")
+)
+
+// Options say what to publish and where. Ledger, Index, Node and Journal must
+// be given, and Signer for whatever signs.
+type Options struct {
+	// Registry is a short name for this registry, in pins and logs; "main"
+	// unless set.
+	Registry string
+	Ledger   Ledger
+	Index    *index.Index
+	Node     ipfs.Node
+	Signer   Signer
+	// Next commits to the key that will follow the signer's, for release.json.
+	Next string
+	// Journal is the publication journal's file; see CreateJournal. What was
+	// withheld is listed in "withheld.json" beside it.
+	Journal string
+	FS      vfs.FS // of Journal; the machine's unless set
+
+	TTL       time.Duration // cache hint of records; 1 minute unless set
+	Lifetime  time.Duration // how long a record is valid; 7 days unless set
+	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
+	Peers     []string      // multiaddrs that readers may dial, for release.json
+
+	MaxDocument int64 // bytes of an upstream document; 256 MiB unless set
+	Workers     int   // packages built at once; one a CPU, at least 2, unless set
+
+	Progress func(Progress) // called now and then, from one goroutine at a time; may be nil
+	Log      *slog.Logger   // discarded unless set
+	Now      func() time.Time
+	HTTP     *http.Client // for reading back; a plain one unless set
+}
+
+// Progress is how far a build came.
+type Progress struct {
+	Done  int // packages looked at in this build
+	Total int // of those known so far; grows
+}
+
+// Withheld says why something in the ledger is not in the list.
+type Withheld struct {
+	Name    npm.Name `json:"name"`
+	Version string   `json:"version,omitempty"` // "" for the whole package
+	Reason  string   `json:"reason"`            // a short code, as in documents.go
+	Detail  string   `json:"detail"`
+}
+
+// Publisher builds and publishes one registry. New starts nothing. Its methods
+// may run concurrently; Build, Publish and Republish take turns.
+type Publisher struct {
+	o     Options
+	label string
+	// gateway begins the URLs of index.html, "" for none: the index's parameter.
+	gateway string
+
+	turn sync.Mutex // held by whoever builds or publishes
+
+	// Fixed after New; tests shorten them.
+	putTries  uint
+	readTries uint
+	retry     func() backoff.BackOff
+	pageSize  int
+	fault     func(step string) error
+}
+
+const (
+	nodeTimeout    = 30 * time.Second // a question that the node answers by itself
+	networkTimeout = 75 * time.Second // one that it passes on: a DHT walk takes up to a minute
+	packageTimeout = 5 * time.Minute
+	contentTimeout = 12 * time.Hour // pushing, syncing and pinning a release: Kubo walks all of a first one
+	httpTimeout    = 5 * time.Second
+)
+
+// New makes a publisher.
+func New(o Options) *Publisher {
+	if o.Registry == "" {
+		o.Registry = "main"
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.TTL <= 0 {
+		o.TTL = time.Minute
+	}
+	if o.Lifetime <= 0 {
+		o.Lifetime = 7 * 24 * time.Hour
+	}
+	if o.Republish <= 0 {
+		o.Republish = 4 * time.Hour
+	}
+	if o.MaxDocument <= 0 {
+		o.MaxDocument = 256 << 20
+	}
+	if o.Workers <= 0 {
+		o.Workers = max(2, runtime.GOMAXPROCS(0))
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.HTTP == nil {
+		o.HTTP = &http.Client{}
+	}
+	gateway := ""
+	if o.Index != nil {
+		gateway = o.Index.Parameters().Gateway
+	}
+	return &Publisher{
+		o: o, label: "registry-mirror/" + o.Registry, gateway: gateway,
+		putTries: 3, readTries: 8, pageSize: 1000,
+		retry: func() backoff.BackOff {
+			b := backoff.NewExponentialBackOff()
+			b.InitialInterval, b.MaxInterval = 200*time.Millisecond, 5*time.Second
+			return b
+		},
+	}
+}
+
+// Run publishes, then again whenever the ledger moves, at most once in every,
+// and at least as often as Options.Republish and the record's lifetime ask. It
+// blocks until ctx ends, or until an error that no later run can mend. report,
+// which may be nil, hears of each run; what Run goes on after it also logs.
+func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Result, error)) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
+	for {
+		began := time.Now()
+		result, err := p.Publish(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if report != nil {
+			report(result, err)
+		}
+		if lasting(err) {
+			return err
+		}
+		if err == nil {
+			pause.Reset()
+			err = p.awaitWork(ctx)
+			if err == nil {
+				if err := sleep(ctx, every-time.Since(began)); err != nil {
+					return err
+				}
+				continue
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		wait := pause.NextBackOff()
+		p.o.Log.WarnContext(ctx, "publishing failed", "registry", p.o.Registry, "error", err, "again_in", wait)
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// lasting says that running again changes nothing: someone has to look.
+func lasting(err error) bool {
+	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
+}
+
+// awaitWork returns when there is something to publish or to put again.
+func (p *Publisher) awaitWork(ctx context.Context) error {
+	cursor, err := p.cursor()
+	if err != nil {
+		return err
+	}
+	// A record is signed anew at half its lifetime.
+	wait, cancel := context.WithTimeout(ctx, min(p.o.Republish, p.o.Lifetime/4))
+	defer cancel()
+	err = p.o.Ledger.Wait(wait, cursor)
+	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the ledger: %w", err)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,83 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
+)
+
+// Status is what is published, and what the next Publish would do.
+type Status struct {
+	Name      ipns.Name
+	Release   index.Release // the newest in the index; its Number is 0 where there is none
+	Behind    bool          // the ledger has changes that the index has not read
+	Sequence  uint64        // the newest in the journal, 0 where there is none
+	Value     cid.Cid       // under that sequence
+	EOL       time.Time
+	Remaining time.Duration // until EOL; negative once it has passed
+	Confirmed time.Time     // when it was read back; zero: not yet
+	// Network is the best record that the node finds; nil where it finds none.
+	Network  *ipnsrecord.Record
+	Next     string // "build", "sign", "put" or "put again"
+	Problem  error  // what would stop it: ErrNoSequence, ErrNewer, …; nil for nothing
+	Withheld []Withheld
+}
+
+// Status changes nothing, and does not wait for a running Publish.
+func (p *Publisher) Status(ctx context.Context) (Status, error) {
+	var s Status
+	var err error
+	if s.Release, err = p.o.Index.Head(); err != nil && !errors.Is(err, index.ErrNoRelease) {
+		return s, fmt.Errorf("status: %w", err)
+	}
+	cursor, err := p.cursor()
+	if err != nil {
+		s.Problem = err
+	} else {
+		s.Behind = p.o.Ledger.Head() > cursor
+	}
+	if s.Withheld, err = p.Withheld(); err != nil {
+		return s, err
+	}
+	h, _, err := readJournal(p.o.FS, p.o.Journal)
+	noJournal := errors.Is(err, ErrNoJournal)
+	if err != nil && !noJournal {
+		s.Problem = errors.Join(s.Problem, err)
+	}
+	if a := h.last; a != nil {
+		s.Sequence, s.Value, s.EOL, s.Confirmed = a.Sequence, a.Value, a.EOL, a.Confirmed
+		s.Remaining = a.EOL.Sub(p.now())
+	}
+	if p.o.Signer != nil {
+		s.Name = p.o.Signer.IPNSName()
+		if s.Network, err = p.network(ctx, s.Name); err != nil {
+			if !errors.Is(err, ErrNewer) {
+				return s, fmt.Errorf("status: %w", err)
+			}
+			s.Problem = errors.Join(s.Problem, err)
+		} else if noJournal && s.Network == nil {
+			s.Problem = errors.Join(s.Problem, ErrNoSequence)
+		} else if !noJournal {
+			s.Problem = errors.Join(s.Problem, rival(h, s.Network))
+		}
+	}
+	a := h.last
+	switch {
+	case s.Behind || s.Release.Number == 0:
+		s.Next = "build"
+	case a == nil || a.Abandoned || a.Record == nil || a.Value != s.Release.Root || s.Remaining <= p.o.Lifetime/2:
+		s.Next = "sign"
+	case a.Confirmed.IsZero():
+		s.Next = "put"
+	default:
+		s.Next = "put again"
+	}
+	return s, nil
+}

@@ -1,0 +1,157 @@
+// Package state is the directory that the commands share: what lies where in
+// it, which IPFS node it was made for, and which process answers for a part
+// that has one owner. It opens nodes and ledgers; it knows nothing of what the
+// commands do with them, nor of keys.
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Dir is a state directory.
+//
+//	node.json                 which node, chosen once
+//	node/                     the embedded node: identity, blocks, records, api
+//	ledger/                   the follower's ledger
+//	registries/NAME/index/    the publisher's index of the registry NAME
+//	registries/NAME/journal   every record signed for it
+//	keys/                     sealed keys, and the identity that opens them
+//	mirror/NAME/              what registry-mirror caches of the IPNS name NAME
+//	tmp/                      tarballs too large for memory, while they come in
+//	COMMAND.sock              how other processes reach the running COMMAND
+type Dir string
+
+func (d Dir) path(parts ...string) string {
+	return filepath.Join(append([]string{string(d)}, parts...)...)
+}
+
+// Node is the directory of the embedded node.
+func (d Dir) Node() string { return d.path("node") }
+
+// Ledger is the directory of the follower's ledger.
+func (d Dir) Ledger() string { return d.path("ledger") }
+
+// Index is the directory of the index of a registry of ours.
+func (d Dir) Index(registry string) string { return d.path("registries", registry, "index") }
+
+// Journal is the file that holds every record signed for a registry of ours.
+func (d Dir) Journal(registry string) string { return d.path("registries", registry, "journal") }
+
+// Keys is the directory of sealed keys.
+func (d Dir) Keys() string { return d.path("keys") }
+
+// Mirror is the directory of what is cached of the registry of an IPNS name.
+func (d Dir) Mirror(name string) string { return d.path("mirror", name) }
+
+// Temp is a directory for spooled downloads.
+func (d Dir) Temp() string { return d.path("tmp") }
+
+// Socket is where a running command answers.
+func (d Dir) Socket(command string) string { return d.path(command + ".sock") }
+
+// Make makes the directory, for its owner alone.
+func (d Dir) Make() error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return fmt.Errorf("make state: %w", err)
+	}
+	return nil
+}
+
+// choice is node.json.
+type choice struct {
+	Format int    `json:"format"`        // choiceFormat
+	Node   string `json:"node"`          // "embedded" or "kubo"
+	API    string `json:"api,omitempty"` // of a Kubo daemon, "" for where Kubo's own clients look
+}
+
+// choiceFormat is the number of the form of node.json.
+const choiceFormat = 1
+
+// ErrOtherNode is returned when a command asks for another node than the one
+// that the state was made with. A node is never replaced in silence: what the
+// state lists lies in the old one.
+var ErrOtherNode = errors.New("this state was made with another node")
+
+// chosen returns the recorded node, after recording want if there is none.
+func (d Dir) chosen(want choice) (choice, error) {
+	path := d.path("node.json")
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if want.Node == "" {
+			want.Node = "embedded"
+		}
+		want.Format = choiceFormat
+		return want, d.record(want)
+	}
+	if err != nil {
+		return choice{}, fmt.Errorf("read the node of this state: %w", err)
+	}
+	var have choice
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&have); err != nil || have.Format != choiceFormat || have.Node != "embedded" && have.Node != "kubo" {
+		return choice{}, fmt.Errorf("%s is damaged: %q", path, raw)
+	}
+	if want.Node != "" && want.Node != have.Node {
+		return choice{}, fmt.Errorf("%w: %s, not %s", ErrOtherNode, have.Node, want.Node)
+	}
+	if want.API != "" && want.API != have.API {
+		have.API = want.API // where the daemon answers may change; its blocks stay
+		return have, d.record(have)
+	}
+	return have, nil
+}
+
+// ChooseNode records which node this state is made for, without reaching it,
+// and returns its kind. Empty kind and api mean what is recorded, else embedded.
+func (d Dir) ChooseNode(kind, api string) (string, error) {
+	if err := d.Make(); err != nil {
+		return "", err
+	}
+	c, err := d.chosen(choice{Node: kind, API: api})
+	return c.Node, err
+}
+
+// record replaces node.json: written beside it, synced, renamed, and the
+// directory synced, so that a crash leaves the old file or the new one.
+func (d Dir) record(c choice) error {
+	c.Format = choiceFormat
+	raw, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error { return fmt.Errorf("record the node of this state: %w", err) }
+	f, err := os.CreateTemp(string(d), "node.json.*")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.Remove(f.Name()) // fails once it was renamed
+	_, err = f.Write(append(raw, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), d.path("node.json"))
+	}
+	if err != nil {
+		return fail(err)
+	}
+	dir, err := os.Open(string(d))
+	if err != nil {
+		return fail(err)
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil {
+		return fail(err)
+	}
+	return nil
+}
