@@ -28,11 +28,13 @@ func EnvName(flag string) string {
 
 // Configure gives cmd's flags that were not typed their value from the
 // environment, else from the configuration file: the one --config names, else
-// the user's own if there is one. An empty variable says nothing. An environment variable or a key that no
-// command knows is an error: a misspelt setting must not go unnoticed.
+// the user's own if there is one. An empty variable says nothing. A variable
+// that no program of ours knows is an error, and so is a key: a misspelt setting
+// must not go unnoticed. A variable that only another program knows is that
+// program's.
 //
-// The file's top level holds flags that all commands share, and the tables
-// [follower], [publisher] and [registry-mirror] those of one command.
+// The file's top level holds flags that several programs have, and the tables
+// [follower], [publisher] and [registry-mirror] those of one of them.
 func Configure(cmd *cobra.Command, environ []string) error {
 	known := allFlags(cmd.Root())
 	env := map[string]string{}
@@ -44,7 +46,8 @@ func Configure(cmd *cobra.Command, environ []string) error {
 		env[name] = value
 	}
 	for name := range env {
-		if !slices.ContainsFunc(known, func(f string) bool { return EnvName(f) == name }) && !sharedEnv[name] {
+		own := func(f string) bool { return EnvName(f) == name }
+		if !slices.ContainsFunc(known, own) && !slices.ContainsFunc(Flags, own) && !sharedEnv[name] {
 			return Hint(Usagef("unknown environment variable %s", name), "`"+cmd.Root().Name()+" --help` lists the flags; a flag's variable is "+EnvPrefix+" and its name")
 		}
 	}
@@ -76,6 +79,12 @@ func Configure(cmd *cobra.Command, environ []string) error {
 		}
 	})
 	return first
+}
+
+// Flags are the flags of all our programs. Each program's tests hold it to them.
+var Flags = []string{
+	"all", "config", "every", "feed", "from-file", "gateway", "gateway-origin", "ipfs", "ipfs-api", "json", "listen",
+	"lockfile", "name", "network", "no-deps", "node", "once", "peer", "pull-through", "state", "upstream", "verbose",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// shared are the flags that every command has, and that may stand at the top
-// level of the configuration file.
+// shared are the flags that may stand at the top level of the configuration
+// file: every program, or more than one, has them.
 var shared = map[string]bool{
 	"state": true, "node": true, "ipfs-api": true, "network": true, "peer": true,
 	"upstream": true, "json": true, "verbose": true,

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,10 +22,33 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/loopback"
 	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
 )
+
+// Flags checks that every flag of a program is in cli.Flags, by which the other
+// programs know whose a variable is.
+func Flags(t *testing.T, root *cobra.Command) {
+	t.Helper()
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
+		check := func(f *pflag.Flag) {
+			if !slices.Contains(cli.Flags, f.Name) {
+				t.Errorf("%s: --%s is not in cli.Flags", c.CommandPath(), f.Name)
+			}
+		}
+		c.Flags().VisitAll(check)
+		c.PersistentFlags().VisitAll(check)
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(root)
+}
 
 // Main is a command's TestMain: name runs command in scripts.
 func Main(m *testing.M, name string, command func()) {

@@ -1,0 +1,54 @@
+// Command follower keeps a selection of npm packages, or all of a feed, in
+// IPFS, and records in its ledger what is stored, refused or to be tried again.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/couch"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+func main() { os.Exit(cli.Main(root(), causes)) }
+
+var causes = []cli.Cause{
+	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: "another follower, or `registry-mirror up`, runs on this state; stop it or use another --state"},
+	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
+	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
+	{Is: errNothing, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
+	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
+	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
+	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME` begins one"},
+	{Is: couch.ErrReset, Code: cli.CodeFailed, Hint: "the feed began anew; follow it into a new --state and compare"},
+	{Is: npm.ErrName, Code: cli.CodeUsage},
+	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
+	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
+	{Is: npm.ErrConfig, Code: cli.CodeUsage, Hint: "see `npm config get registry`, or name a registry with --upstream"},
+}
+
+func root() *cobra.Command {
+	common := &cli.Common{}
+	cmd := &cobra.Command{
+		Use:   "follower",
+		Short: "Keep npm packages in IPFS, and a ledger of what is stored",
+		Long: `follower keeps a selection of npm packages, or all of a feed, in IPFS. What is
+stored, refused or to be tried again stands in its ledger, which publisher
+turns into releases.
+
+Exit codes: 0 done, 1 failed, 64 usage or configuration, 69 node or
+registry away, 75 another follower has this state.`,
+		Example: `  follower add express@4 @types/node lodash
+  follower run --once --feed none     # fetch what is selected, then end
+  follower run                        # ... and keep it up to date
+  follower status`,
+	}
+	common.Bind(cmd)
+	cmd.AddCommand(addCommand(common), removeCommand(common), runCommand(common), statusCommand(common), cli.VersionCommand())
+	return cmd
+}

@@ -1,0 +1,82 @@
+// Command publisher turns what follower stored into signed releases: it mints
+// keys, builds the list of a registry, signs its root as an IPNS record and
+// says done only when that record was read back.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+// Exit codes of publisher alone; see its help.
+const (
+	codeUnconfirmed = 10
+	codeIncomplete  = 11
+	codeNoSequence  = 12
+	codeNewer       = 13
+	codeRule        = 14
+	codeSigner      = 15
+)
+
+func main() { os.Exit(cli.Main(root(), causes)) }
+
+const upRuns = "`registry-mirror up` publishes by itself; otherwise wait for the other publisher to end"
+
+var causes = []cli.Cause{
+	{Is: publish.ErrLocked, Code: cli.CodeLocked, Hint: upRuns},
+	{Is: index.ErrLocked, Code: cli.CodeLocked, Hint: upRuns},
+	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: "a follower is just starting on this state; try again"},
+	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
+	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
+	{Is: publish.ErrUnconfirmed, Code: codeUnconfirmed, Hint: "the record is kept and the next run puts the same bytes again"},
+	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed; `follower run --once` fetches what is missing"},
+	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record"},
+	{Is: publish.ErrNewer, Code: codeNewer, Hint: "is this state restored from a backup, or the key in use elsewhere? nothing was signed"},
+	{Is: ipnsrecord.ErrEquivocation, Code: codeRule, Hint: "the network has another value under our sequence: the key is in use elsewhere"},
+	{Is: publish.ErrOtherLedger, Code: codeRule},
+	{Is: publish.ErrLedgerBehind, Code: codeRule},
+	{Is: publish.ErrSigner, Code: codeSigner},
+	{Is: ipnskeys.ErrSealed, Code: codeSigner},
+	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},
+	{Is: ipnskeys.ErrKeyExists, Code: cli.CodeUsage, Hint: "`publisher key list` shows it; no key is ever replaced"},
+	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
+	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME`, then `follower run --once`, make one to publish from"},
+	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
+	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
+	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
+	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or publish under another --name"},
+}
+
+func root() *cobra.Command {
+	common := &cli.Common{}
+	cmd := &cobra.Command{
+		Use:   "publisher",
+		Short: "Build, sign and publish releases of a registry",
+		Long: `publisher turns what follower stored into releases: a list of packages and
+their hashes, as an IPFS directory whose root is signed as an IPNS record. It
+works beside a running follower and without one.
+
+Exit codes: 0 done, 1 failed, 10 stored but not confirmed, 11 content
+incomplete and nothing published, 12 no journal and network unreadable,
+13 newer record than ours, 14 rule violated, 15 signer unavailable, 64 usage or
+configuration, 69 node away, 75 locked.`,
+		Example: `  publisher key new
+  publisher publish
+  */5 * * * *  publisher publish      # in a crontab: success prints nothing`,
+	}
+	common.Bind(cmd)
+	r := &registry{Common: common}
+	cmd.PersistentFlags().StringVar(&r.name, "name", "main", "registry of this state to work on; its key has the same name")
+	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r), cli.VersionCommand())
+	return cmd
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli/clitest"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+func TestMain(m *testing.M) { clitest.Main(m, "publisher", main) }
+
+// archive is what the scripts' registry holds: a leaf with several versions, what
+// depends on it, and a scope.
+const archive = `
+-- leaf@1.0.0/package.json --
+{"name": "leaf", "version": "1.0.0"}
+-- leaf@1.1.0/package.json --
+{"name": "leaf", "version": "1.1.0"}
+-- leaf@2.0.0/package.json --
+{"name": "leaf", "version": "2.0.0"}
+-- branch@1.0.0/package.json --
+{"name": "branch", "version": "1.0.0", "dependencies": {"leaf": "^2.0.0"}}
+-- @scope/twig@0.1.0/package.json --
+{"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
+`
+
+// The scripts have two commands more:
+//
+//	hold REGISTRY   has the registry's index until the script ends, as a publisher does
+//	hold-ledger     has the ledger and answers nobody
+func TestScripts(t *testing.T) {
+	clitest.Run(t, archive, map[string]func(*testscript.TestScript, bool, []string){
+		"hold": func(ts *testscript.TestScript, _ bool, args []string) {
+			ix, err := index.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Index(args[0]), index.Options{})
+			ts.Check(err)
+			ts.Defer(func() { ix.Close() })
+		},
+		"hold-ledger": func(ts *testscript.TestScript, _ bool, _ []string) {
+			store, err := ledger.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Ledger(), ledger.Options{})
+			ts.Check(err)
+			ts.Defer(func() { store.Close() })
+		},
+	})
+}
+
+func TestFlags(t *testing.T) { clitest.Flags(t, root()) }

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+// registry is the one that a run works on.
+type registry struct {
+	*cli.Common
+	name          string
+	gatewayOrigin string
+}
+
+// opened is a publisher with all that it works on.
+type opened struct {
+	*publish.Publisher
+	key   ipnskeys.Key
+	close []func() error // in the order of closing
+}
+
+func (o *opened) Close() error {
+	var err error
+	for _, f := range o.close {
+		err = errors.Join(err, f())
+	}
+	return err
+}
+
+// What a run is about to do, and so what open opens for it.
+const (
+	look  = iota // begins nothing: without an index it is index.ErrNoIndex
+	build        // begins an index where there is none, and leaves the key alone
+	sign
+)
+
+// open opens everything.
+func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, progress *cli.Progress) (_ *opened, err error) {
+	dir := state.Dir(r.State)
+	o := &opened{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.Close())
+		}
+	}()
+	own := func(f func() error) { o.close = append([]func() error{f}, o.close...) }
+
+	var signer publish.Signer
+	if o.key, err = ipnskeys.Find(dir.Keys(), r.name); err != nil {
+		return nil, err
+	}
+	if purpose != build { // the network is asked for the signer's name
+		if signer, err = ipnskeys.Load(ctx, dir.Keys(), r.name); err != nil {
+			return nil, err
+		}
+	}
+	source, err := openLedger(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	own(source.Close)
+	var ix *index.Index
+	if purpose == look {
+		ix, err = index.Open(dir.Index(r.name), index.Options{Log: log})
+	} else {
+		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log)
+	}
+	if err != nil {
+		return nil, err
+	}
+	own(ix.Close)
+	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: r.Node, API: r.IPFSAPI, Network: ipfs.Network(r.Network), Peers: r.Peers, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	own(node.Close)
+	info, err := node.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.Publisher = publish.New(publish.Options{
+		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, Next: o.key.Next,
+		Journal: dir.Journal(r.name), Peers: info.Addrs, Log: log,
+		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
+	})
+	return o, nil
+}
+
+type closingLedger interface {
+	publish.Ledger
+	Close() error
+}
+
+// openLedger asks the running follower, else opens its ledger.
+func openLedger(ctx context.Context, dir state.Dir) (closingLedger, error) {
+	return state.ReachLedger(ctx, dir, func(c *ledger.Client) closingLedger { return c },
+		func() (closingLedger, error) { return ledger.Open(dir.Ledger(), ledger.Options{}) })
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+func statusCommand(r *registry) *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Say what is published and what the next run would do",
+		Example: "  publisher status --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := r.status(cmd)
+			if err != nil {
+				return err
+			}
+			if r.JSON {
+				return cli.PrintJSON(cmd.OutOrStdout(), s)
+			}
+			return printStatus(cmd.OutOrStdout(), s)
+		},
+	}
+}
+
+// status asks the process that owns the index, else looks itself.
+func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) {
+	dir := state.Dir(r.State)
+	ctx := cmd.Context()
+	if path := dir.Socket("publisher"); socket.Alive(ctx, path) {
+		s, err := askStatus(ctx, path)
+		if err == nil && s.Registry != r.name {
+			err = fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked)
+		}
+		return s, err
+	}
+	log := r.Logger(cmd.ErrOrStderr(), false)
+	o, err := r.open(ctx, look, log, cli.NewProgress(io.Discard, log))
+	if errors.Is(err, index.ErrNoIndex) {
+		k, err := ipnskeys.Find(dir.Keys(), r.name)
+		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, err
+	}
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	full, err := o.Status(ctx)
+	return full.JSON(r.name), err
+}
+
+func askStatus(ctx context.Context, path string) (s publish.StatusJSON, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://publisher/status", nil)
+	if err != nil {
+		return s, err
+	}
+	client := socket.Client(path)
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		return s, fmt.Errorf("ask the running publisher: %w", err)
+	}
+	defer resp.Body.Close()
+	body := io.LimitReader(resp.Body, 16<<20)
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(body)
+		return s, fmt.Errorf("ask the running publisher: %s: %s", resp.Status, text)
+	}
+	return s, json.NewDecoder(body).Decode(&s)
+}
+
+func printStatus(w io.Writer, s publish.StatusJSON) error {
+	if s.Name != "" {
+		fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
+	}
+	if s.Number == 0 {
+		fmt.Fprintln(w, "release   none")
+	} else {
+		fmt.Fprintf(w, "release   %d of %s, %d packages, %d versions\n", s.Number, s.Created.Local().Format(time.DateTime), s.Packages, s.Versions)
+		fmt.Fprintf(w, "list      %s\n", s.List.Root)
+	}
+	if s.Sequence > 0 {
+		fmt.Fprintf(w, "record    sequence %d, valid for %s", s.Sequence, time.Duration(s.Remaining)*time.Second)
+		if s.Confirmed.IsZero() {
+			fmt.Fprint(w, ", not confirmed yet")
+		}
+		fmt.Fprintln(w)
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "problem   %s\n", s.Problem)
+	}
+	for _, one := range s.Withheld {
+		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
+	}
+	_, err := fmt.Fprintf(w, "next      %s\n", s.Next)
+	return err
+}

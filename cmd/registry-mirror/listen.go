@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"syscall"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+)
+
+const defaultListen = "127.0.0.1:4873"
+
+// listen opens the registry's address, and for 127.0.0.1 the same port on ::1
+// too: people type localhost, and many machines look there first. It returns
+// the URL to print.
+func listen(ctx context.Context, address string, log *slog.Logger) ([]net.Listener, string, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, "", cli.Usagef("--listen %s: %w", address, err)
+	}
+	var c net.ListenConfig
+	first, err := c.Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, "", cli.Hint(fmt.Errorf("listen: %w", err), "another program has this address; choose one with --listen")
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("listen: %w", err)
+	}
+	port := first.Addr().(*net.TCPAddr).Port
+	listeners := []net.Listener{first}
+	if host == "127.0.0.1" {
+		six, err := c.Listen(ctx, "tcp", net.JoinHostPort("::1", strconv.Itoa(port)))
+		if err != nil {
+			log.WarnContext(ctx, "not on ::1; type 127.0.0.1 rather than localhost", "err", err)
+		} else {
+			listeners = append(listeners, six)
+		}
+	}
+	if host == "" || host == "0.0.0.0" || host == "::" {
+		host = "127.0.0.1"
+	}
+	return listeners, "http://" + net.JoinHostPort(host, strconv.Itoa(port)), nil
+}

@@ -1,0 +1,69 @@
+// Command registry-mirror is an npm registry on this machine, out of IPFS:
+// daemon serves a registry by its IPNS name, up makes one of your own.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+func main() { os.Exit(cli.Main(root(), causes)) }
+
+const addBeside = "`follower add NAME` adds packages to what runs; otherwise stop it or use another --state"
+
+const otherRuns = "another command runs on this state; stop it or use another --state"
+
+var causes = []cli.Cause{
+	{Is: errRuns, Code: cli.CodeLocked, Hint: addBeside},
+	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: index.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: publish.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: mirror.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
+	{Is: errNotRunning, Code: cli.CodeAway, Hint: "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`"},
+	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
+	{Is: mirror.ErrNoRecord, Code: cli.CodeAway, Hint: "nobody reachable knows this name: dial a peer of the publisher with --peer, or ask a gateway with --gateway"},
+	{Is: publish.ErrNoSequence, Code: cli.CodeFailed, Hint: "restore the journal of this registry from a backup, or use a new --state"},
+	{Is: publish.ErrNewer, Code: cli.CodeFailed, Hint: "is this state restored from a backup, or its key in use elsewhere? nothing was signed"},
+	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
+	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
+	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
+	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or use another --state"},
+	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
+	{Is: npm.ErrName, Code: cli.CodeUsage},
+	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
+	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
+	{Is: npm.ErrConfig, Code: cli.CodeUsage, Hint: "see `npm config get registry`, or name a registry with --upstream"},
+}
+
+func root() *cobra.Command {
+	common := &cli.Common{}
+	cmd := &cobra.Command{
+		Use:   "registry-mirror",
+		Short: "An npm registry that lives on IPFS",
+		Long: `registry-mirror serves an npm registry on this machine out of IPFS: a curated
+list of hashes under one signed name, and the modules from whoever has them.
+
+Exit codes: 0 done, 1 failed, 64 usage or configuration, 69 node or network
+away, 75 another command has this state.`,
+		Example: `  registry-mirror up express@4 @types/node lodash    # a registry of your own
+  registry-mirror daemon --ipfs k51...               # somebody else's
+  npm install express --registry=http://127.0.0.1:4873`,
+	}
+	common.Bind(cmd)
+	cmd.AddCommand(upCommand(common), daemonCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	return cmd
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+// report is what up prints once it serves.
+type report struct {
+	publish.Result
+	Registry    string
+	Peers       []string // where other machines reach this node
+	PullThrough bool
+	State       string
+	Fetched     fetched
+	Key         ipnskeys.Key
+	Minted      bool
+	Install     string
+	Missing     []missing
+}
+
+// fetched is what this run brought before it served.
+type fetched struct {
+	Tarballs int   `json:"tarballs"`
+	Bytes    int64 `json:"bytes"`
+}
+
+// maxMissing bounds how many missing packages and versions are printed.
+const maxMissing = 10
+
+// installLine is what to type next.
+func installLine(specs []string, url string) string {
+	if len(specs) == 0 {
+		specs = []string{"NAME"}
+	}
+	return "npm install " + strings.Join(specs, " ") + " --registry=" + url
+}
+
+func (r report) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		raw, err := json.Marshal(r.Result)
+		if err != nil {
+			return err
+		}
+		var all map[string]any
+		if err := json.Unmarshal(raw, &all); err != nil {
+			return err
+		}
+		all["registry"], all["peers"], all["pull_through"] = r.Registry, r.Peers, r.PullThrough
+		all["state"], all["fetched"], all["install"] = r.State, r.Fetched, r.Install
+		all["missing"] = r.Missing
+		return cli.PrintJSON(w, all)
+	}
+	if r.Minted {
+		fmt.Fprintf(w, "A key was minted for this registry, and the key that will follow it:\n")
+		fmt.Fprintf(w, "  key        %s\n", r.Key.File)
+		fmt.Fprintf(w, "  successor  %s (best moved to another machine)\n", r.Key.SuccessorFile)
+		fmt.Fprintf(w, "  opened by  %s: who can read that and the key can sign\n", r.Key.IdentityFile)
+		fmt.Fprintf(w, "  back up    %s\n\n", r.Key.BackupCommand())
+	}
+	fmt.Fprintf(w, "Serving %s\n", r.Registry)
+	fmt.Fprintf(w, "  name       /ipns/%s\n", r.Name)
+	fmt.Fprintf(w, "  release    %d  %s\n", r.Number, r.CID)
+	fmt.Fprintf(w, "  packages   %d, versions %d\n", r.Packages, r.Versions)
+	where := "read back from the network"
+	if r.LocalOnly {
+		where = "local only: no peers yet"
+	}
+	fmt.Fprintf(w, "  record     sequence %d, valid until %s, %s\n", r.Sequence, r.EOL.Local().Format(time.DateTime), where)
+	fmt.Fprintf(w, "  fetched    %d tarballs, %.1f MiB\n", r.Fetched.Tarballs, float64(r.Fetched.Bytes)/(1<<20))
+	for _, one := range r.Withheld {
+		fmt.Fprintf(w, "  withheld   %s %s: %s\n", one.Name, one.Version, one.Reason)
+	}
+	for i, m := range r.Missing {
+		if i == maxMissing {
+			fmt.Fprintf(w, "  missing    %d more; --json lists all\n", len(r.Missing)-i)
+			break
+		}
+		again := ""
+		if m.Waiting {
+			again = "; tried again"
+		}
+		fmt.Fprintf(w, "  missing    %s%s\n", m, again)
+	}
+	if r.PullThrough {
+		fmt.Fprintf(w, "  lacking    is fetched when asked for, and in the next release\n")
+	}
+	_, err := fmt.Fprintf(w, "\n  %s\n", r.Install)
+	return err
+}

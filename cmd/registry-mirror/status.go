@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+// errNotRunning is returned when no daemon answers and there is no one mirror
+// in the state to look at.
+var errNotRunning = errors.New("no registry-mirror runs on this state")
+
+// statusJSON is mirror.Status with its sources summed up, so that a script finds
+// the two figures that matter most at the top.
+type statusJSON struct {
+	mirror.Status
+	BytesBySource     mirror.Bytes         `json:"bytes_by_source"`
+	TarballsBySource  mirror.Bytes         `json:"tarballs_by_source"`
+	DocumentsBySource mirror.Bytes         `json:"documents_by_source"`
+	Kinds             mirror.BytesBySource `json:"bytes_by_kind_and_source"`
+}
+
+func syncCommand(common *cli.Common) *cobra.Command {
+	s := &source{Common: common}
+	cmd := &cobra.Command{
+		Use:   "sync [NAME]",
+		Short: "Resolve the name and bring the list up to date now",
+		Long: `Asks the running daemon to resolve its name at once; where none runs, does it
+for NAME (or the one registry in this state) and ends.`,
+		Example: `  registry-mirror sync
+  registry-mirror sync --ipfs k51...`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := state.Dir(common.State)
+			path := dir.Socket("registry-mirror")
+			var status mirror.Status
+			var err error
+			if socket.Alive(cmd.Context(), path) {
+				status, err = ask(cmd.Context(), path, http.MethodPost, "/sync")
+			} else {
+				var name string
+				if name, err = oneName(dir, args); err == nil {
+					status, err = s.syncOnce(cmd.Context(), cmd, name)
+				}
+			}
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if common.JSON {
+				return cli.PrintJSON(out, summed(status))
+			}
+			if !cli.IsTerminal(out) && !common.Verbose {
+				return nil
+			}
+			_, err = fmt.Fprintf(out, "release %d, %d packages\n", status.Release.Number, status.Release.Packages)
+			return err
+		},
+	}
+	s.bind(cmd)
+	return cmd
+}
+
+func statusCommand(common *cli.Common) *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Say what is served, how fresh it is and where its bytes came from",
+		Example: "  registry-mirror status --json | jq .bytes_by_source",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path := state.Dir(common.State).Socket("registry-mirror")
+			if !socket.Alive(cmd.Context(), path) {
+				return errNotRunning
+			}
+			status, err := ask(cmd.Context(), path, http.MethodGet, "/status")
+			if err != nil {
+				return err
+			}
+			if common.JSON {
+				return cli.PrintJSON(cmd.OutOrStdout(), summed(status))
+			}
+			return printStatus(cmd.OutOrStdout(), status)
+		},
+	}
+}
+
+// oneName is the name that was typed, else that of the only mirror in the state.
+func oneName(dir state.Dir, args []string) (string, error) {
+	if len(args) == 1 {
+		return args[0], nil
+	}
+	entries, err := os.ReadDir(dir.Mirror(""))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if len(entries) != 1 {
+		return "", errNotRunning
+	}
+	return entries[0].Name(), nil
+}
+
+// ask speaks to the daemon that runs on this state.
+func ask(ctx context.Context, path, method, what string) (s mirror.Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://registry-mirror"+what, nil)
+	if err != nil {
+		return s, err
+	}
+	client := socket.Client(path)
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		return s, fmt.Errorf("ask the running registry-mirror: %w", err)
+	}
+	defer resp.Body.Close()
+	body := io.LimitReader(resp.Body, 1<<20)
+	if resp.StatusCode != http.StatusOK {
+		var failed struct {
+			Error string `json:"error"`
+		}
+		if err := json.NewDecoder(body).Decode(&failed); err != nil || failed.Error == "" {
+			return s, fmt.Errorf("ask the running registry-mirror: %s", resp.Status)
+		}
+		return s, errors.New(failed.Error)
+	}
+	return s, json.NewDecoder(body).Decode(&s)
+}
+
+func summed(s mirror.Status) statusJSON {
+	k := s.BytesBySource
+	add := func(a, b mirror.Bytes) mirror.Bytes {
+		return mirror.Bytes{Cache: a.Cache + b.Cache, Bitswap: a.Bitswap + b.Bitswap, CAR: a.CAR + b.CAR, Upstream: a.Upstream + b.Upstream}
+	}
+	return statusJSON{
+		Status: s, BytesBySource: add(add(k.Tarballs, k.Documents), k.Directories),
+		TarballsBySource: k.Tarballs, DocumentsBySource: k.Documents, Kinds: k,
+	}
+}
+
+func printStatus(w io.Writer, s mirror.Status) error {
+	fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
+	if s.Release.Number == 0 {
+		fmt.Fprintln(w, "release   none yet")
+	} else {
+		fmt.Fprintf(w, "release   %d of %s, %d packages, %d versions\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), s.Release.Packages, s.Release.Versions)
+	}
+	if s.Record.Sequence > 0 {
+		stale := ""
+		if s.Stale {
+			stale = " (expired: what is held is served all the same)"
+		}
+		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
+	}
+	if s.Error != "" {
+		fmt.Fprintf(w, "problem   %s\n", s.Error)
+	}
+	if s.Node != nil {
+		fmt.Fprintf(w, "node      %s, %d peers\n", s.Node.Agent, s.Node.Peers)
+	}
+	b := summed(s).BytesBySource
+	_, err := fmt.Fprintf(w, "bytes     %d held, %d bitswap, %d CAR, %d upstream; %d requests\n", b.Cache, b.Bitswap, b.CAR, b.Upstream, s.Requests)
+	return err
+}

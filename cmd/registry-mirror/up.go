@@ -1,0 +1,371 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/follow"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
+)
+
+// errRuns is returned where a follower, or up itself, runs on the state.
+var errRuns = errors.New("a follower or another up runs on this state")
+
+// publishEvery is the least time between two releases while packages come in.
+const publishEvery = 2 * time.Second
+
+// upSettings are the flags of up.
+type upSettings struct {
+	*cli.Common
+	selection                       follow.Selection
+	upstream, address, name, origin string
+	pull, pullSet                   bool
+}
+
+func upCommand(common *cli.Common) *cobra.Command {
+	s := &upSettings{Common: common}
+	cmd := &cobra.Command{
+		Use:   "up [NAME | NAME@RANGE]...",
+		Short: "Make a registry of your own and serve it: follower, publisher and daemon in one",
+		Long: `Takes packages and their dependencies from the npm registry, verifies them, adds
+them to IPFS, signs a release of them and serves it as an npm registry, all in
+one process. Names are added to what was selected before. Without names it is a
+pull-through as well: what a client asks for is fetched, verified, stored and in
+the next release.
+
+It can be stopped at any time; the next start goes on where it was.`,
+		Example: `  registry-mirror up express@4 @types/node lodash
+  registry-mirror up --lockfile package-lock.json
+  registry-mirror up                                 # pull-through
+  npm install express --registry=http://127.0.0.1:4873`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s.selection.Specs = args
+			s.pullSet = cmd.Flags().Changed("pull-through")
+			return s.run(cmd)
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&s.selection.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
+	f.StringArrayVar(&s.selection.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
+	f.BoolVar(&s.selection.NoDeps, "no-deps", false, "leave out dependencies")
+	f.BoolVar(&s.pull, "pull-through", false, "fetch what a client asks for and the registry lacks (default: when no names are given)")
+	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
+	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
+	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
+	f.StringVar(&s.origin, "gateway-origin", "", "origin of the gateway that the registry can also be read from, chosen with the first release; none to leave that out (default: "+publish.DefaultGatewayOrigin+")")
+	return cmd
+}
+
+// house is what up runs, all in this process.
+type house struct {
+	ledger    *ledger.Store
+	node      *state.Node
+	follower  *follow.Follower
+	registry  string              // that is fetched from
+	pull      *follow.PullThrough // nil without pull-through
+	index     *index.Index
+	publisher *publish.Publisher
+	mirror    *mirror.Mirror
+	key       ipnskeys.Key
+	minted    bool
+
+	close []func() error // last opened first
+}
+
+func (h *house) own(f func() error) { h.close = append([]func() error{f}, h.close...) }
+
+func (h *house) Close() error {
+	var err error
+	for _, f := range h.close {
+		err = errors.Join(err, f())
+	}
+	return err
+}
+
+func (s *upSettings) run(cmd *cobra.Command) (err error) {
+	ctx := cmd.Context()
+	log := s.Logger(cmd.ErrOrStderr(), !cli.IsTerminal(cmd.ErrOrStderr())) // a person reads the report
+	wants, err := s.selection.Wants()
+	if err != nil {
+		return cli.Usagef("%w", err)
+	}
+	if !s.pullSet {
+		s.pull = len(wants) == 0
+	}
+	dir := state.Dir(s.State)
+	if socket.Alive(ctx, dir.Socket("follower")) {
+		return errRuns
+	}
+	listeners, url, err := listen(ctx, s.address, log) // first: an address in use is known before any work
+	if err != nil {
+		return err
+	}
+	served := false
+	defer func() {
+		for _, l := range listeners {
+			if !served {
+				l.Close()
+			}
+		}
+	}()
+	progress := cli.NewProgress(cmd.ErrOrStderr(), log)
+	defer progress.End()
+	h := &house{}
+	defer func() { err = errors.Join(err, h.Close()) }()
+	if err := s.open(ctx, h, dir, log, progress); err != nil {
+		return err
+	}
+
+	// One tree of goroutines. The other commands are answered from the start, for
+	// filling takes its time.
+	group, ctx := errgroup.WithContext(ctx)
+	if err := answer(ctx, group, dir, "follower", ledger.Serve(h.ledger, ledger.WithLoop(func(context.Context) any { return h.follower.Status() }))); err != nil {
+		return err
+	}
+	stop := func(err error) error {
+		group.Go(func() error { return err })
+		return group.Wait()
+	}
+	if err := answer(ctx, group, dir, "publisher", h.publisher.Admin()); err != nil {
+		return stop(err)
+	}
+	r, err := s.begin(ctx, h, dir, wants, log, progress)
+	if err != nil {
+		return stop(err)
+	}
+	if err := answer(ctx, group, dir, "registry-mirror", h.mirror.Admin()); err != nil {
+		return stop(err)
+	}
+	r.Registry, r.Install = url, installLine(s.selection.Specs, url)
+	if err := r.print(cmd.OutOrStdout(), s.JSON); err != nil {
+		return stop(err)
+	}
+	served = true
+	group.Go(func() error { return h.mirror.Serve(ctx, h.mirror.Handler(), listeners...) })
+	h.run(ctx, group)
+	err = group.Wait()
+	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // stopped by hand: the ordinary end
+	}
+	return err
+}
+
+// begin fills the ledger, publishes it and opens the mirror on that.
+func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants []ledger.Want, log *slog.Logger, progress *cli.Progress) (report, error) {
+	before := h.ledger.Counts()
+	if err := h.fill(ctx, wants); err != nil {
+		return report{}, err
+	}
+	missing, err := h.missing(ctx)
+	if err != nil {
+		return report{}, err
+	}
+	if len(missing) > 0 && h.ledger.Counts().Packages == 0 {
+		return report{}, h.nothing(missing)
+	}
+	result, err := h.publisher.Publish(ctx)
+	progress.End()
+	if err != nil {
+		return report{}, err
+	}
+	if err := h.openMirror(ctx, dir, result, log); err != nil {
+		return report{}, err
+	}
+	info, err := h.node.Info(ctx)
+	if err != nil {
+		return report{}, err
+	}
+	after := h.ledger.Counts()
+	return report{
+		Result: result, Peers: info.Addrs, PullThrough: s.pull, State: s.State, Missing: missing,
+		Fetched: fetched{Tarballs: after.Versions - before.Versions, Bytes: int64(after.Bytes) - int64(before.Bytes)},
+		Key:     h.key, Minted: h.minted,
+	}, nil
+}
+
+// open opens all but the mirror, which needs a release.
+func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slog.Logger, progress *cli.Progress) error {
+	if err := dir.Make(); err != nil {
+		return err
+	}
+	up, config, err := dir.OpenUpstream(s.upstream)
+	if err != nil {
+		return err
+	}
+	h.registry = config.Registry
+	if h.ledger, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
+		return err
+	}
+	h.own(h.ledger.Close)
+	if h.node, err = dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Log: log}); err != nil {
+		return err
+	}
+	h.own(h.node.Close)
+	info, err := h.node.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if h.follower, err = follow.New(follow.Options{Ledger: h.ledger, Upstream: up, Node: h.node, Log: log, Progress: progress.Update}); err != nil {
+		return err
+	}
+	if s.pull {
+		h.pull = follow.NewPullThrough(h.follower)
+		h.own(h.pull.Close)
+	}
+	if h.key, err = ipnskeys.Find(dir.Keys(), s.name); errors.Is(err, ipnskeys.ErrNoKey) {
+		h.minted = true
+		h.key, err = publish.Mint(dir.Keys(), s.name, dir.Journal(s.name))
+	}
+	if err != nil {
+		return err
+	}
+	signer, err := ipnskeys.Load(ctx, dir.Keys(), s.name)
+	if err != nil {
+		return err
+	}
+	if h.index, err = state.Open(ctx, dir, "publisher", index.ErrLocked, func() (*index.Index, error) {
+		return publish.OpenIndex(dir.Index(s.name), s.origin, h.key.IPNSName, log)
+	}); err != nil {
+		return err
+	}
+	h.own(h.index.Close)
+	h.publisher = publish.New(publish.Options{
+		Registry: s.name, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
+		Journal: dir.Journal(s.name), Peers: info.Addrs, Log: log,
+		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
+	})
+	return nil
+}
+
+// filledMark is the ledger's cursor that says for which selection everything
+// was fetched once.
+const filledMark = ledger.MarkPrefix + "selection"
+
+// fill adds wants and fetches what is missing of the whole selection. Where it
+// was all fetched before, the follower looks for newer versions later, beside
+// serving: a second start must not wait for that.
+func (h *house) fill(ctx context.Context, wants []ledger.Want) error {
+	if len(wants) > 0 {
+		if _, err := h.ledger.AddWants(ctx, wants...); err != nil {
+			return err
+		}
+	}
+	all, err := h.ledger.Wants(ctx)
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(raw)
+	mark := hex.EncodeToString(sum[:])
+	if have, ok := h.ledger.Cursor(filledMark); ok && have == mark {
+		return nil
+	}
+	if err := h.follower.Fill(ctx); err != nil {
+		return err
+	}
+	_, err = h.ledger.Commit(ctx, ledger.Batch{Cursor: &ledger.Cursor{Feed: filledMark, Value: mark}})
+	return err
+}
+
+// missing is one thing that is selected and could not be had.
+type missing struct {
+	Name    npm.Name `json:"name"`
+	Version string   `json:"version,omitempty"` // "" for the whole package
+	Reason  string   `json:"reason"`
+	Waiting bool     `json:"waiting,omitempty"` // it is tried again
+}
+
+func (m missing) String() string {
+	if m.Version == "" {
+		return string(m.Name) + ": " + m.Reason
+	}
+	return string(m.Name) + "@" + m.Version + ": " + m.Reason
+}
+
+// missing lists what was refused, then what waits to be tried again.
+func (h *house) missing(ctx context.Context) ([]missing, error) {
+	refused, err := h.ledger.Refused(ctx)
+	if err != nil {
+		return nil, err
+	}
+	waiting, err := h.ledger.Retries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]missing, 0, len(refused)+len(waiting))
+	for _, r := range refused {
+		list = append(list, missing{r.Name, r.Version, r.Reason, false})
+	}
+	for _, r := range waiting {
+		list = append(list, missing{r.Name, r.Version, r.Detail, true})
+	}
+	return list, nil
+}
+
+// nothing is the error where there is nothing at all to serve.
+func (h *house) nothing(list []missing) error {
+	for _, m := range list {
+		if m.Waiting {
+			return fmt.Errorf("fetch from %s: %w", h.registry, upstream.ErrUnavailable)
+		}
+	}
+	return cli.Hint(fmt.Errorf("nothing of what is selected can be had from %s: %s", h.registry, list[0]), "`follower remove NAME` takes a misspelt name out of the selection")
+}
+
+func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, log *slog.Logger) (err error) {
+	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, Log: log}
+	if h.pull != nil {
+		o.Origin = h.pull
+	}
+	if h.mirror, err = mirror.Open(o); err != nil {
+		return err
+	}
+	h.own(h.mirror.Close)
+	return h.mirror.Sync(ctx)
+}
+
+// run runs the three loops in group, until ctx ends or one of them fails.
+func (h *house) run(ctx context.Context, group *errgroup.Group) {
+	group.Go(func() error { return h.mirror.Run(ctx) })
+	group.Go(func() error { return h.follower.Run(ctx, false) })
+	group.Go(func() error {
+		return h.publisher.Run(ctx, publishEvery, func(_ publish.Result, err error) {
+			if err == nil {
+				h.mirror.Refresh()
+			}
+		})
+	})
+}
+
+// answer answers other processes in the place of command, until ctx ends.
+func answer(ctx context.Context, group *errgroup.Group, dir state.Dir, command string, h http.Handler) error {
+	l, err := socket.Listen(dir.Socket(command))
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return socket.Serve(ctx, l, h) })
+	return nil
+}
