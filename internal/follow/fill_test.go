@@ -68,6 +68,20 @@ func TestFillSelects(t *testing.T) {
 	}
 }
 
+// A document of a moment ago is good enough, but not for what it cannot satisfy.
+func TestJustPublishedIsAskedFor(t *testing.T) {
+	w := newWorld(t, small)
+	w.add("app", "lib@1")
+	asked := w.reg.Requests("/app")
+	w.reg.Publish("-- lib@1.9.0/index.js --\n19\n")
+	w.add("lib@^1.5")
+	w.expect("app@2.0.0", "lib@1.2.0", "lib@1.9.0", "lib@2.0.0")
+	w.expectRefused()
+	if again := w.reg.Requests("/app"); again != asked {
+		t.Errorf("app was asked for %d times more, though its document satisfies all", again-asked)
+	}
+}
+
 func TestUnresolvedIsRefusedUntilItIsThere(t *testing.T) {
 	w := newWorld(t, small)
 	w.add("lib@9", "nowhere", "app")

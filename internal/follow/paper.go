@@ -226,6 +226,7 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 type memo struct {
 	mu     sync.Mutex // held while it is loaded
 	loaded bool
+	renew  bool // ask upstream, whatever the age of the ledger's own
 	paper  *paper
 	err    error
 }
@@ -245,7 +246,7 @@ func (p *pass) paper(ctx context.Context, name npm.Name) (*paper, error) {
 	if m.loaded {
 		return m.paper, m.err
 	}
-	pap, err := p.look(ctx, name)
+	pap, err := p.look(ctx, name, m.renew)
 	if err != nil && ours(ctx, err) {
 		return nil, err // of this call, not of the package
 	}
@@ -260,7 +261,7 @@ func (p *pass) remember(name npm.Name, pap *paper, err error) {
 	p.papers[name] = &memo{loaded: true, paper: pap, err: err}
 }
 
-func (p *pass) look(ctx context.Context, name npm.Name) (*paper, error) {
+func (p *pass) look(ctx context.Context, name npm.Name, renew bool) (*paper, error) {
 	select {
 	case p.asking <- struct{}{}:
 		defer func() { <-p.asking }()
@@ -268,6 +269,9 @@ func (p *pass) look(ctx context.Context, name npm.Name) (*paper, error) {
 		return nil, ctx.Err()
 	}
 	key, age := ledger.Key{Name: name}, p.age
+	if renew {
+		age = 0
+	}
 	if r, ok := p.refused[key]; ok && p.leaveAlone(r) {
 		held, err := p.f.held(ctx, name)
 		if err != nil {

@@ -149,7 +149,40 @@ func (s versions) add(name npm.Name, version string) {
 // selectVersions says which versions the wants by name select: their own and
 // those of their dependencies. What cannot be satisfied is recorded as refused,
 // and no longer once it can be.
+//
+// Before that, documents that may be too old to satisfy it are asked for again:
+// who wants what was published a moment ago is right to.
 func (p *pass) selectVersions(wants []ledger.Want) (versions, error) {
+	picked, problems, err := p.choose(wants)
+	if err == nil && p.renew(problems) {
+		picked, problems, err = p.choose(wants)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return picked, p.recordProblems(problems)
+}
+
+// renew makes the pass ask upstream for those packages among problems whose
+// document is the ledger's own, and tells whether there are any. Where the feed
+// keeps documents current, none is asked for.
+func (p *pass) renew(problems map[ledger.Key]string) (any bool) {
+	if p.age == forever {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key := range problems {
+		if m := p.papers[key.Name]; m != nil && m.paper != nil && m.paper.checked.IsZero() {
+			p.papers[key.Name] = &memo{renew: true}
+			any = true
+		}
+	}
+	return any
+}
+
+// choose is selectVersions without the record of what cannot be satisfied.
+func (p *pass) choose(wants []ledger.Want) (versions, map[ledger.Key]string, error) {
 	picked := make(versions)
 	problems := make(map[ledger.Key]string)
 	docs := make([]*npm.Packument, len(wants))
@@ -171,7 +204,7 @@ func (p *pass) selectVersions(wants []ledger.Want) (versions, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var roots []npm.Spec
 	for i, want := range wants {
@@ -189,10 +222,7 @@ func (p *pass) selectVersions(wants []ledger.Want) (versions, error) {
 			}
 		}
 	}
-	if err := p.closure(roots, picked, problems); err != nil {
-		return nil, err
-	}
-	return picked, p.recordProblems(problems)
+	return picked, problems, p.closure(roots, picked, problems)
 }
 
 // rootsAtOnce bounds what one resolution holds in memory.

@@ -29,6 +29,9 @@ import (
 var (
 	// ErrNoNode is returned by OpenEmbedded for a directory without a node.
 	ErrNoNode = errors.New("no embedded node was made here")
+	// ErrNetwork is returned by OpenEmbedded for a node that was made for
+	// another network. A node keeps its network, and so its blocks.
+	ErrNetwork = errors.New("this node was made for another network")
 	// ErrExists is returned by CreateEmbedded for a directory with a node.
 	ErrExists = errors.New("an embedded node exists here")
 )
@@ -146,7 +149,7 @@ func OpenEmbedded(ctx context.Context, o EmbeddedOptions) (*Embedded, error) {
 		return nil, err
 	}
 	if o.Network != "" && o.Network != st.Network {
-		return nil, fmt.Errorf("%s was made for network %q, not %q: a node keeps its network, make another", o.Dir, st.Network, o.Network)
+		return nil, fmt.Errorf("%s: %w: %q, not %q", o.Dir, ErrNetwork, st.Network, o.Network)
 	}
 	lock, err := lockNode(o.Dir, false)
 	if err != nil {

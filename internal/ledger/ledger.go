@@ -183,6 +183,10 @@ type Counts struct {
 	Wants    int    `json:"wants"`
 }
 
+// MarkPrefix begins the name of a cursor that is no feed's: a mark of the
+// owner's own, which moves in a batch as cursors do. Status leaves it out.
+const MarkPrefix = "mark:"
+
 // ReasonIntegrityChanged is the reason of a Refusal that Commit itself writes:
 // a version came with other bytes than those stored.
 const ReasonIntegrityChanged = "integrity-changed"

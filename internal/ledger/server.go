@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -39,9 +40,9 @@ type Status struct {
 func (s *Store) Status(context.Context) (Status, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Status{
-		Identity: s.identity, Head: s.state.Head, Counts: s.state.Counts, Cursors: maps.Clone(s.cursors),
-	}, nil
+	cursors := maps.Clone(s.cursors)
+	maps.DeleteFunc(cursors, func(feed, _ string) bool { return strings.HasPrefix(feed, MarkPrefix) })
+	return Status{Identity: s.identity, Head: s.state.Head, Counts: s.state.Counts, Cursors: cursors}, nil
 }
 
 // Extra adds to what Serve answers.
