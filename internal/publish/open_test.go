@@ -163,7 +163,7 @@ func marshal(t *testing.T, v any) []byte {
 
 func TestResultJSON(t *testing.T) {
 	// Of nothing, nothing is made up.
-	want := `{"registry":"main","number":0,"packages":0,"versions":0,"sequence":0,"signed":false,"local_only":false,"routes":[]}`
+	want := `{"number":0,"packages":0,"versions":0,"sequence":0,"signed":false,"local_only":false,"routes":[]}`
 	if got := string(marshal(t, Result{})); got != want {
 		t.Errorf("zero: %s", got)
 	}
