@@ -97,7 +97,7 @@ type StatusJSON struct {
 func (s Status) JSON(registry string) StatusJSON {
 	v := StatusJSON{
 		Registry: registry,
-		Name: nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
+		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
 		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
 		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Confirmed: s.Confirmed,
 		Next: s.Next, Withheld: s.Withheld,
