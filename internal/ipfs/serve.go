@@ -114,6 +114,7 @@ func (r router) GetClosestPeers(context.Context, cid.Cid) (iter.ResultIter[*type
 	return nil, routing.ErrNotSupported
 }
 
+//lint:ignore SA1019 boxo's interface still asks for the method
 func (r router) ProvideBitswap(context.Context, *server.BitswapWriteProvideRequest) (time.Duration, error) {
 	return 0, routing.ErrNotSupported
 }

@@ -92,6 +92,17 @@ type cut struct {
 	disk                *vfs.MemFS
 }
 
+// renaming reuses a log without MemFS.ReuseForWrite, which takes its read lock
+// twice and so waits for ever where CrashClone comes between (Pebble v2.1.7).
+type renaming struct{ *vfs.MemFS }
+
+func (fs renaming) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := fs.Rename(from, to); err != nil {
+		return nil, err
+	}
+	return fs.OpenReadWrite(to, category)
+}
+
 // Power fails at every write, sync, create and rename of the whole life of a
 // ledger, its creation, flushes and compactions included. What was acknowledged
 // is there after it, and cursor, head, counts and rows agree.
@@ -132,7 +143,7 @@ func TestPowerCuts(t *testing.T) {
 			disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})})
 		return nil
 	})
-	o := testOptions(errorfs.Wrap(disk, inject))
+	o := testOptions(errorfs.Wrap(renaming{disk}, inject))
 	o.memTable = 32 << 10 // some flushes on the way
 	s, err := Create("/state/ledger", o)
 	if err != nil {
@@ -255,7 +266,7 @@ func failNthWrite(t *testing.T, n, keep int) (fired bool, err error) {
 		}
 		return nil
 	})
-	o := testOptions(errorfs.Wrap(disk, inject))
+	o := testOptions(errorfs.Wrap(renaming{disk}, inject))
 	o.fatal = func(error) {} // Fatalf panics after it
 	s, err := Create("/ledger", o)
 	if err != nil {

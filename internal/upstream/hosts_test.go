@@ -104,8 +104,7 @@ func TestRedirect(t *testing.T) {
 		w.Write(body)
 	}))
 	defer other.Close()
-	var s *httptest.Server
-	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		switch req.URL.Path {
 		case "/off.tgz":
 			http.Redirect(w, req, other.URL+"/x.tgz", http.StatusFound)
