@@ -12,6 +12,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
@@ -20,6 +21,7 @@ func main() { os.Exit(cli.Main(root(), causes)) }
 var causes = []cli.Cause{
 	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: "another follower, or `registry-mirror up`, runs on this state; stop it or use another --state"},
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
+	{Is: socket.ErrInUse, Code: cli.CodeLocked, Hint: "another follower, or `registry-mirror up`, runs on this state; stop it or use another --state"},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: errNothing, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},

@@ -21,7 +21,7 @@ import (
 )
 
 func runCommand(common *cli.Common) *cobra.Command {
-	var once bool
+	var once, share bool
 	var feed, registry string
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -38,11 +38,12 @@ stopped at any time and goes on where it was.`,
 			log := common.Logger(cmd.ErrOrStderr(), !once)
 			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
 			defer progress.End()
-			return run(cmd.Context(), settings{common, once, feed, registry}, log, progress)
+			return run(cmd.Context(), settings{common, once, share, feed, registry}, log, progress)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&once, "once", false, "end when everything is stored and the feed is read to its head")
+	f.BoolVar(&share, "share", false, state.ShareUsage)
 	f.StringVar(&feed, "feed", "", "URL of the feed's database, or none (default: npm's, where the upstream registry is npm's)")
 	f.StringVar(&registry, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
 	return cmd
@@ -50,7 +51,7 @@ stopped at any time and goes on where it was.`,
 
 type settings struct {
 	*cli.Common
-	once           bool
+	once, share    bool
 	feed, registry string
 }
 
@@ -68,7 +69,7 @@ func run(ctx context.Context, s settings, log *slog.Logger, progress *cli.Progre
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Log: log})
+	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Share: s.share, Log: log})
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 type source struct {
 	*cli.Common
 	ipfs     bool
+	share    bool
 	gateways []string
 }
 
@@ -76,6 +77,7 @@ IPFS node; without, only the gateways that --gateway names.`,
 		},
 	}
 	s.bind(cmd)
+	cmd.Flags().BoolVar(&s.share, "share", false, state.ShareUsage)
 	cmd.Flags().StringVar(&address, "listen", defaultListen, "address to serve the registry on")
 	return cmd
 }
@@ -103,6 +105,11 @@ func (s *source) open(cmd *cobra.Command, text string, daemon bool) (*mirror.Mir
 	if !s.ipfs && len(s.gateways) == 0 {
 		return nil, nil, cli.Hint(cli.Usagef("nothing to read from"), "add --ipfs to use an IPFS node, or --gateway URL")
 	}
+	for _, flag := range []string{"node", "ipfs-api", "network", "peer", "share"} {
+		if !s.ipfs && cmd.Flags().Changed(flag) {
+			return nil, nil, cli.Usagef("--%s is of the IPFS node, which needs --ipfs", flag)
+		}
+	}
 	log := s.Logger(cmd.ErrOrStderr(), daemon)
 	dir := state.Dir(s.State)
 	if err := dir.Make(); err != nil {
@@ -112,7 +119,7 @@ func (s *source) open(cmd *cobra.Command, text string, daemon bool) (*mirror.Mir
 	var node *state.Node
 	if s.ipfs {
 		node, err = dir.OpenNode(cmd.Context(), state.NodeOptions{
-			Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), DefaultNetwork: ipfs.Public, Peers: s.Peers, Log: log,
+			Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), DefaultNetwork: ipfs.Public, Peers: s.Peers, Share: s.share, Log: log,
 		})
 		if err != nil {
 			return nil, nil, err

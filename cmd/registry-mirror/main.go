@@ -14,6 +14,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
@@ -33,6 +34,8 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
+	{Is: socket.ErrInUse, Code: cli.CodeLocked, Hint: otherRuns},
+	{Is: errOtherName, Code: cli.CodeLocked, Hint: "one registry-mirror runs on a state; give the other a --state of its own"},
 	{Is: errNotRunning, Code: cli.CodeAway, Hint: "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`"},
 	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: mirror.ErrNoRecord, Code: cli.CodeAway, Hint: "nobody reachable knows this name: dial a peer of the publisher with --peer, or ask a gateway with --gateway"},

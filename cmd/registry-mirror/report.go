@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/follow"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
@@ -21,7 +22,6 @@ type report struct {
 	State       string
 	Fetched     fetched
 	Key         ipnskeys.Key
-	Minted      bool
 	Install     string
 	Missing     []missing
 }
@@ -35,12 +35,34 @@ type fetched struct {
 // maxMissing bounds how many missing packages and versions are printed.
 const maxMissing = 10
 
-// installLine is what to type next.
-func installLine(specs []string, url string) string {
-	if len(specs) == 0 {
-		specs = []string{"NAME"}
+// installLine is what to type next, ready for a shell.
+func installLine(s follow.Selection, url string) string {
+	line := "npm install"
+	if len(s.Lockfiles) > 0 {
+		line = "npm ci"
+	} else if len(s.Specs)+len(s.Lists) == 0 {
+		line += " NAME"
 	}
-	return "npm install " + strings.Join(specs, " ") + " --registry=" + url
+	for _, spec := range s.Specs {
+		if strings.ContainsFunc(spec, func(r rune) bool { return !strings.ContainsRune(plain, r) }) {
+			spec = "'" + strings.ReplaceAll(spec, "'", `'\''`) + "'"
+		}
+		line += " " + spec
+	}
+	return line + " --registry=" + url
+}
+
+// plain are the characters that mean nothing to a shell.
+const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@/._-"
+
+// tellMinted says where a new key lies and how to back it up.
+func tellMinted(w io.Writer, k ipnskeys.Key) error {
+	fmt.Fprintf(w, "A key was minted for this registry, and the key that will follow it:\n")
+	fmt.Fprintf(w, "  key        %s\n", k.File)
+	fmt.Fprintf(w, "  successor  %s (best moved to another machine)\n", k.SuccessorFile)
+	fmt.Fprintf(w, "  opened by  %s: who can read that and the key can sign\n", k.IdentityFile)
+	_, err := fmt.Fprintf(w, "  back up    %s\n\n", k.BackupCommand())
+	return err
 }
 
 func (r report) print(w io.Writer, asJSON bool) error {
@@ -55,15 +77,8 @@ func (r report) print(w io.Writer, asJSON bool) error {
 		}
 		all["registry"], all["peers"], all["pull_through"] = r.Registry, r.Peers, r.PullThrough
 		all["state"], all["fetched"], all["install"] = r.State, r.Fetched, r.Install
-		all["missing"] = r.Missing
+		all["missing"], all["backup_command"] = r.Missing, r.Key.BackupCommand()
 		return cli.PrintJSON(w, all)
-	}
-	if r.Minted {
-		fmt.Fprintf(w, "A key was minted for this registry, and the key that will follow it:\n")
-		fmt.Fprintf(w, "  key        %s\n", r.Key.File)
-		fmt.Fprintf(w, "  successor  %s (best moved to another machine)\n", r.Key.SuccessorFile)
-		fmt.Fprintf(w, "  opened by  %s: who can read that and the key can sign\n", r.Key.IdentityFile)
-		fmt.Fprintf(w, "  back up    %s\n\n", r.Key.BackupCommand())
 	}
 	fmt.Fprintf(w, "Serving %s\n", r.Registry)
 	fmt.Fprintf(w, "  name       /ipns/%s\n", r.Name)

@@ -48,7 +48,7 @@ for NAME (or the one registry in this state) and ends.`,
 			var status mirror.Status
 			var err error
 			if socket.Alive(cmd.Context(), path) {
-				status, err = ask(cmd.Context(), path, http.MethodPost, "/sync")
+				status, err = s.ask(cmd, path, args)
 			} else {
 				var name string
 				if name, err = oneName(dir, args); err == nil {
@@ -94,6 +94,32 @@ func statusCommand(common *cli.Common) *cobra.Command {
 			return printStatus(cmd.OutOrStdout(), status)
 		},
 	}
+}
+
+// errOtherName is returned for another name than the running daemon's.
+var errOtherName = errors.New("the running registry-mirror serves another name")
+
+// ask makes the running daemon sync. What else is asked for must fit it.
+func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Status, error) {
+	for _, flag := range []string{"ipfs", "gateway", "peer"} {
+		if cmd.Flags().Changed(flag) {
+			return mirror.Status{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
+		}
+	}
+	if len(args) == 1 {
+		name, err := parseName(args[0])
+		if err != nil {
+			return mirror.Status{}, err
+		}
+		status, err := ask(cmd.Context(), path, http.MethodGet, "/status")
+		if err != nil {
+			return status, err
+		}
+		if status.Name != name.String() {
+			return status, fmt.Errorf("sync %s: %w, %s", name, errOtherName, status.Name)
+		}
+	}
+	return ask(cmd.Context(), path, http.MethodPost, "/sync")
 }
 
 // oneName is the name that was typed, else that of the only mirror in the state.

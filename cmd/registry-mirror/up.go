@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -39,7 +40,8 @@ type upSettings struct {
 	*cli.Common
 	selection                       follow.Selection
 	upstream, address, name, origin string
-	pull, pullSet                   bool
+	notices                         io.Writer // for people
+	pull, pullSet, share            bool
 }
 
 func upCommand(common *cli.Common) *cobra.Command {
@@ -69,6 +71,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 	f.StringArrayVar(&s.selection.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
 	f.BoolVar(&s.selection.NoDeps, "no-deps", false, "leave out dependencies")
 	f.BoolVar(&s.pull, "pull-through", false, "fetch what a client asks for and the registry lacks (default: when no names are given)")
+	f.BoolVar(&s.share, "share", false, state.ShareUsage)
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
 	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
 	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
@@ -87,7 +90,6 @@ type house struct {
 	publisher *publish.Publisher
 	mirror    *mirror.Mirror
 	key       ipnskeys.Key
-	minted    bool
 
 	close []func() error // last opened first
 }
@@ -113,6 +115,10 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 		s.pull = len(wants) == 0
 	}
 	dir := state.Dir(s.State)
+	s.notices = cmd.OutOrStdout()
+	if s.JSON {
+		s.notices = cmd.ErrOrStderr() // the one object has the output to itself
+	}
 	if socket.Alive(ctx, dir.Socket("follower")) {
 		return errRuns
 	}
@@ -156,7 +162,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err := answer(ctx, group, dir, "registry-mirror", h.mirror.Admin()); err != nil {
 		return stop(err)
 	}
-	r.Registry, r.Install = url, installLine(s.selection.Specs, url)
+	r.Registry, r.Install = url, installLine(s.selection, url)
 	if err := r.print(cmd.OutOrStdout(), s.JSON); err != nil {
 		return stop(err)
 	}
@@ -180,7 +186,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	if err != nil {
 		return report{}, err
 	}
-	if len(missing) > 0 && h.ledger.Counts().Packages == 0 {
+	if len(missing) > 0 && h.ledger.Counts().Packages == 0 && !s.pull {
 		return report{}, h.nothing(missing)
 	}
 	result, err := h.publisher.Publish(ctx)
@@ -199,7 +205,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	return report{
 		Result: result, Peers: info.Addrs, PullThrough: s.pull, State: s.State, Missing: missing,
 		Fetched: fetched{Tarballs: after.Versions - before.Versions, Bytes: int64(after.Bytes) - int64(before.Bytes)},
-		Key:     h.key, Minted: h.minted,
+		Key:     h.key,
 	}, nil
 }
 
@@ -217,7 +223,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		return err
 	}
 	h.own(h.ledger.Close)
-	if h.node, err = dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Log: log}); err != nil {
+	if h.node, err = dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Share: s.share, Log: log}); err != nil {
 		return err
 	}
 	h.own(h.node.Close)
@@ -233,8 +239,9 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		h.own(h.pull.Close)
 	}
 	if h.key, err = ipnskeys.Find(dir.Keys(), s.name); errors.Is(err, ipnskeys.ErrNoKey) {
-		h.minted = true
-		h.key, err = publish.Mint(dir.Keys(), s.name, dir.Journal(s.name))
+		if h.key, err = publish.Mint(dir.Keys(), s.name, dir.Journal(s.name)); err == nil {
+			err = tellMinted(s.notices, h.key) // at once: this run may end before it serves
+		}
 	}
 	if err != nil {
 		return err
@@ -285,6 +292,9 @@ func (h *house) fill(ctx context.Context, wants []ledger.Want) error {
 	}
 	if err := h.follower.Fill(ctx); err != nil {
 		return err
+	}
+	if h.ledger.Counts().Retrying > 0 {
+		return nil // not all of it came; the next start tries again
 	}
 	_, err = h.ledger.Commit(ctx, ledger.Batch{Cursor: &ledger.Cursor{Feed: filledMark, Value: mark}})
 	return err

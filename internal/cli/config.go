@@ -84,7 +84,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
 	"all", "config", "every", "feed", "from-file", "gateway", "gateway-origin", "ipfs", "ipfs-api", "json", "listen",
-	"lockfile", "name", "network", "no-deps", "node", "once", "peer", "pull-through", "state", "upstream", "verbose",
+	"lockfile", "name", "network", "no-deps", "node", "once", "peer", "pull-through", "share", "state", "upstream", "verbose",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

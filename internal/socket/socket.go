@@ -22,15 +22,20 @@ const maxPath = 100
 // tempPrefix begins the name of the directory of a socket whose path is too long.
 const tempPrefix = "regmirror-"
 
+// ErrInUse is returned by Listen where a living process answers already.
+var ErrInUse = errors.New("another process answers at this socket")
+
 // Listen makes a socket at path, mode 0600. A socket left over from a process
-// that died is replaced; the caller holds the lock of the store behind it, so
-// no living process can own it.
+// that died is replaced; one that is answered is ErrInUse.
 //
 // A path too long for a Unix socket is kept as a small file that names a
 // shorter one in the temporary directory.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if Alive(context.Background(), path) {
+		return nil, fmt.Errorf("listen on %s: %w", path, ErrInUse)
 	}
 	if old, err := resolve(path); err == nil && old != path && strings.HasPrefix(filepath.Base(filepath.Dir(old)), tempPrefix) {
 		os.Remove(old) // what a killed process left in the temporary directory

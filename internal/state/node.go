@@ -18,8 +18,12 @@ type NodeOptions struct {
 	Network        ipfs.Network // of the embedded node
 	DefaultNetwork ipfs.Network // of an embedded node that is made now; "" is local
 	Peers          []string     // multiaddrs to dial
+	Share          bool         // on a public network: see ShareUsage
 	Log            *slog.Logger
 }
+
+// ShareUsage is the help of --share.
+const ShareUsage = "on the public network, serve what is held to everybody and announce what is published: others then see this machine's address and what it holds"
 
 // Node is the state's node. Close ends what this process runs of it.
 type Node struct {
@@ -84,7 +88,7 @@ func (d Dir) openEmbedded(ctx context.Context, n *Node, o NodeOptions) error {
 // tryEmbedded opens the node, making it on first use, or reaches the process
 // that has it.
 func (d Dir) tryEmbedded(ctx context.Context, n *Node, o NodeOptions) error {
-	options := ipfs.EmbeddedOptions{Dir: d.Node(), Network: o.Network, Peers: o.Peers, Log: o.Log}
+	options := ipfs.EmbeddedOptions{Dir: d.Node(), Network: o.Network, Peers: o.Peers, Share: o.Share, Log: o.Log}
 	own, err := ipfs.OpenEmbedded(ctx, options)
 	if errors.Is(err, ipfs.ErrNoNode) {
 		if options.Network == "" {

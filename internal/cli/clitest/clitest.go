@@ -79,6 +79,7 @@ func (t tests) Run() int {
 //	publish FILE                adds a txtar archive ("@@ name @@" for "-- name --") to the registry
 //	corrupt NAME VERSION        gives a tarball of the registry other bytes
 //	requests N PATH             the registry was asked N times for PATH
+//	[!] ailing                  the registry answers 503 from here on, or no longer
 //	away                        ends the registry
 //	fill NAME[@RANGE]…          adds names to the selection and fetches it, as a follower does
 //	follower-runs               from here on a follower runs on the state, until the script ends
@@ -87,7 +88,7 @@ func (t tests) Run() int {
 func Run(t *testing.T, archive string, more map[string]func(ts *testscript.TestScript, neg bool, args []string)) {
 	commands := map[string]func(*testscript.TestScript, bool, []string){
 		"code": code, "await": await, "get": get, "jsonenv": jsonenv, "freeport": newPort,
-		"publish": publish, "corrupt": corrupt, "requests": requests, "away": away,
+		"publish": publish, "corrupt": corrupt, "requests": requests, "away": away, "ailing": ailing,
 		"fill": fill, "follower-runs": followerRuns,
 	}
 	maps.Copy(commands, more)
@@ -274,6 +275,21 @@ func requests(ts *testscript.TestScript, neg bool, args []string) {
 	if n := registry(ts).Requests(args[1]); strconv.Itoa(n) != args[0] {
 		ts.Fatalf("%s was asked for %d times, want %s", args[1], n, args[0])
 	}
+}
+
+// ailing makes the registry answer 503; negated, it is well again.
+func ailing(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 0 {
+		ts.Fatalf("usage: [!] ailing")
+	}
+	if neg {
+		registry(ts).Heal()
+		return
+	}
+	registry(ts).Fault("/", func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "ailing", http.StatusServiceUnavailable)
+		return true
+	})
 }
 
 func away(ts *testscript.TestScript, neg bool, args []string) {
