@@ -51,6 +51,6 @@ registry away, 75 another follower has this state.`,
   follower status`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(addCommand(common), removeCommand(common), runCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(addCommand(common), removeCommand(common), runCommand(common), statusCommand(common), refusedCommand(common), cli.VersionCommand())
 	return cmd
 }

@@ -14,13 +14,15 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
-// selection is the part of a ledger that add and remove edit: the ledger
+// selection is the part of a ledger that commands edit and show: the ledger
 // itself, or the one that a running follower owns.
 type selection interface {
 	io.Closer
 	AddWants(ctx context.Context, wants ...ledger.Want) ([]ledger.Want, error)
 	RemoveWants(ctx context.Context, specs ...npm.Spec) ([]ledger.Want, error)
 	Status(ctx context.Context) (ledger.Status, error)
+	Refused(ctx context.Context) ([]ledger.Refusal, error)
+	Retries(ctx context.Context) ([]ledger.Retry, error)
 }
 
 // openSelection asks the running follower, else opens the ledger. open says
