@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
-	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
@@ -98,7 +97,7 @@ func (f *Follower) apply(ctx context.Context, changes []change, bad []item, w wa
 	if asked && len(w.all) == 0 && len(w.wants) > 0 {
 		picked, err := p.selectVersions(w.wants)
 		if err == nil {
-			err = p.fetchMissing(picked)
+			err = p.fetchMissing(picked, false)
 		}
 		if err != nil {
 			return p.cause(err)
@@ -149,7 +148,7 @@ func (p *pass) change(ctx context.Context, c change, w wanted) error {
 	}
 	for _, v := range picked {
 		if names(pap.doc, v) {
-			err = p.fetch(pap, v)
+			err = p.fetch(ctx, pap, v, false)
 		} else { // taken back since
 			err = p.send(ctx, item{name: c.name, key: ledger.Key{Name: c.name, Version: v}})
 		}
@@ -216,7 +215,7 @@ func (p *pass) changed(ctx context.Context, c change) (*paper, error) {
 		}
 		if c.rev != "" && c.rev == held.Rev && held.Document.CID.Defined() && !held.Deleted {
 			pap, err := p.f.mine(ctx, held) // a revision is one document
-			if err == nil || !errors.Is(err, ipfs.ErrNotFound) {
+			if err == nil || !lost(err) {
 				return pap, own(err)
 			}
 		}

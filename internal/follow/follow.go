@@ -194,8 +194,9 @@ func (f *Follower) Remove(ctx context.Context, wants []ledger.Want) error {
 
 // Fill brings the ledger up to the selection: for every want by name the
 // versions that it selects and their dependencies as npm would resolve them,
-// what the tag latest names beside them. Documents that upstream was asked for
-// within RefreshAfter are not asked for again. It ends with an error only for
+// what the tag latest names beside them. What of these the node lost or has
+// corrupt is fetched again. Documents that upstream was asked for within
+// RefreshAfter are not asked for again. It ends with an error only for
 // our own faults (the node away, a ledger that cannot be written) or with the
 // context; all else ends stored, refused or in the retry queue. It may be
 // killed at any moment and called again.
@@ -218,7 +219,7 @@ func (f *Follower) Fill(ctx context.Context) error {
 	defer p.abort()
 	selected, err := p.selectVersions(wants)
 	if err == nil {
-		err = p.fetchMissing(selected)
+		err = p.fetchMissing(selected, true)
 	}
 	if err == nil {
 		err = p.finish(nil)

@@ -69,10 +69,11 @@ type memNode struct {
 	mu      sync.Mutex
 	durable map[cid.Cid]blocks.Block
 	written map[cid.Cid]blocks.Block
+	rotten  map[cid.Cid]bool // corrupt until they are put again
 }
 
 func newNode() *memNode {
-	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}}
+	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}, rotten: map[cid.Cid]bool{}}
 }
 
 func (n *memNode) Put(ctx context.Context, blks []blocks.Block) error {
@@ -84,6 +85,7 @@ func (n *memNode) Put(ctx context.Context, blks []blocks.Block) error {
 		defer n.mu.Unlock()
 		for _, b := range blks {
 			n.written[b.Cid()] = b
+			delete(n.rotten, b.Cid())
 		}
 		return nil
 	})
@@ -105,6 +107,9 @@ func (n *memNode) Checkpoint(ctx context.Context) error {
 func (n *memNode) Local(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.rotten[c] {
+		return nil, fmt.Errorf("%s: %w", c, ipfs.ErrCorrupt)
+	}
 	if b, ok := n.written[c]; ok {
 		return b, nil
 	}
@@ -126,6 +131,12 @@ func (n *memNode) lose(c cid.Cid) {
 	defer n.mu.Unlock()
 	delete(n.durable, c)
 	delete(n.written, c)
+}
+
+func (n *memNode) rot(c cid.Cid) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rotten[c] = true
 }
 
 // brittle is a ledger whose commits are steps that may break.
@@ -353,6 +364,9 @@ type durableGetter struct{ *memNode }
 func (d durableGetter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.rotten[c] {
+		return nil, fmt.Errorf("%s: %w", c, ipfs.ErrCorrupt)
+	}
 	if b, ok := d.durable[c]; ok {
 		return b, nil
 	}

@@ -48,14 +48,15 @@ type paper struct {
 	raw []byte
 }
 
-// holds reports whether the ledger held a version when the paper was read.
-func (p *paper) holds(version string) bool {
+// holds returns what the ledger held of a version when the paper was read, nil
+// where it did not.
+func (p *paper) holds(version string) *ledger.Version {
 	for i := range p.held.Versions {
 		if p.held.Versions[i].Version == version {
-			return true
+			return &p.held.Versions[i]
 		}
 	}
-	return false
+	return nil
 }
 
 // names reports whether a document says anything of a version, usable or not.
@@ -72,8 +73,33 @@ type local struct{ node Node }
 
 func (l local) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) { return l.node.Local(ctx, c) }
 
-// readBack returns the raw document that the ledger recorded. It fails with
-// ipfs.ErrNotFound where the node lost a block of it.
+// lost reports whether err says that the node no longer has a block, or has it
+// corrupt: upstream may have it still, and a Put heals both.
+func lost(err error) bool {
+	return errors.Is(err, ipfs.ErrNotFound) || errors.Is(err, ipfs.ErrCorrupt)
+}
+
+// whole reads every block of a file that the node should hold. Its error is
+// lost where one is missing or corrupt.
+func (f *Follower) whole(ctx context.Context, file cid.Cid) error {
+	blk, err := f.node.Local(ctx, file)
+	if err != nil {
+		return fmt.Errorf("read back %s: %w", file, err)
+	}
+	children, err := unixfs.Children(blk)
+	if err != nil {
+		return err
+	}
+	for _, c := range children {
+		if err := f.whole(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readBack returns the raw document that the ledger recorded. Its error is lost
+// where the node lacks a block of it, or has one corrupt.
 func (f *Follower) readBack(ctx context.Context, d ledger.Document) ([]byte, error) {
 	r, err := unixfs.Open(ctx, local{f.node}, d.CID)
 	if err != nil {
@@ -86,9 +112,13 @@ func (f *Follower) readBack(ctx context.Context, d ledger.Document) ([]byte, err
 	return raw, nil
 }
 
-// mine returns the ledger's own paper of a package.
+// mine returns the ledger's own paper of a package. Its error is lost, and was
+// logged, where the node does not have it whole.
 func (f *Follower) mine(ctx context.Context, held ledger.Package) (*paper, error) {
 	raw, err := f.readBack(ctx, held.Document)
+	if lost(err) {
+		f.log.ErrorContext(ctx, "a document is missing or corrupt in the node", "package", held.Name, "cid", held.Document.CID, "err", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -165,21 +195,20 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 		return nil, nil, err
 	}
 	known := held.Document.CID.Defined() && !held.Deleted
+	whole := known // until the node turns out to have lost it: upstream has it
 	var mine *paper
 	if since := f.now().Sub(held.Checked); known && (age == forever || since >= 0 && since < age) {
 		mine, err = f.mine(ctx, held)
 		if err == nil {
 			return mine, nil, nil
 		}
-		if !errors.Is(err, ipfs.ErrNotFound) {
+		if !lost(err) {
 			return nil, nil, own(err)
 		}
-		// The node lost it, and upstream has it.
-		f.log.WarnContext(ctx, "a document is missing in the node, fetching it again", "package", name, "cid", held.Document.CID)
-		known = false
+		whole = false
 	}
 	etag := ""
-	if known {
+	if whole {
 		etag = held.ETag
 	}
 	answer, err := f.upstream.Packument(ctx, name, etag)
@@ -190,11 +219,10 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 			mine.checked = asked
 			return mine, nil, nil
 		}
-		if !errors.Is(err, ipfs.ErrNotFound) {
+		if !lost(err) {
 			return nil, nil, own(err)
 		}
-		f.log.WarnContext(ctx, "a document is missing in the node, fetching it again", "package", name, "cid", held.Document.CID)
-		known = false
+		whole = false
 		answer, err = f.upstream.Packument(ctx, name, "")
 	}
 	if err == nil {
@@ -206,15 +234,15 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 	if err == nil {
 		return pap, nil, nil
 	}
-	if ours(ctx, err) || !known {
+	if ours(ctx, err) || !whole {
 		return nil, nil, err
 	}
-	mine, lost := f.mine(ctx, held)
-	if lost != nil {
-		if errors.Is(lost, ipfs.ErrNotFound) {
-			return nil, nil, err
-		}
-		return nil, nil, own(lost)
+	mine, fault := f.mine(ctx, held)
+	if lost(fault) {
+		return nil, nil, err
+	}
+	if fault != nil {
+		return nil, nil, own(fault)
 	}
 	if errors.Is(err, upstream.ErrNotFound) {
 		mine.checked = f.now()

@@ -177,13 +177,28 @@ func (p *pass) send(ctx context.Context, it item) error {
 }
 
 // fetch queues one tarball unless it is held, queued already, or was refused
-// for a lasting reason by this process. The paper must have been recorded.
-func (p *pass) fetch(pap *paper, version string) error {
+// for a lasting reason by this process. The paper must have been recorded. With
+// check, and where the version waits to be tried again, held means that the
+// node has it whole: what comes again must have the same CID, or the ledger
+// refuses it (law 3).
+func (p *pass) fetch(ctx context.Context, pap *paper, version string, check bool) error {
 	key := ledger.Key{Name: pap.name, Version: version}
 	r, refused := p.refused[key]
-	if pap.holds(version) || refused && p.leaveAlone(r) {
-		if _, waiting := p.retries[key]; waiting {
-			return p.send(p.ctx, item{name: pap.name, key: key})
+	_, waiting := p.retries[key]
+	held := pap.holds(version)
+	if held != nil && (check || waiting) {
+		err := p.f.whole(ctx, held.CID)
+		if err != nil && !lost(err) {
+			return own(err)
+		}
+		if err != nil {
+			p.f.log.ErrorContext(ctx, "a tarball is missing or corrupt in the node", "package", pap.name, "version", version, "cid", held.CID, "err", err)
+			held = nil
+		}
+	}
+	if held != nil || refused && p.leaveAlone(r) {
+		if waiting {
+			return p.send(ctx, item{name: pap.name, key: key})
 		}
 		return nil
 	}
@@ -200,6 +215,8 @@ func (p *pass) fetch(pap *paper, version string) error {
 		return nil
 	case <-p.ctx.Done():
 		return context.Cause(p.ctx)
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -222,6 +239,10 @@ func (p *pass) work() {
 			}
 			p.f.log.DebugContext(p.ctx, "tarball not stored", "package", j.paper.name, "version", j.version, "err", err)
 			it = p.failed(ledger.Key{Name: j.paper.name, Version: j.version}, "", err)
+		} else if r, ok := p.refused[it.key]; ok && r.Reason != ledger.ReasonIntegrityChanged {
+			// The ledger pardons what it newly holds; this may be what the node
+			// had lost, refused while upstream did not give it.
+			it.pardon = true
 		}
 		if p.send(p.ctx, it) == nil {
 			p.progress.add("tarballs", 1, 0, it.bytes)

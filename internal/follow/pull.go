@@ -12,7 +12,6 @@ import (
 	"github.com/ipfs/go-cid"
 	"golang.org/x/sync/singleflight"
 
-	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
@@ -151,14 +150,14 @@ func (t *PullThrough) tarball(ctx context.Context, name npm.Name, file string) (
 		if v.File != file {
 			continue
 		}
-		_, err := t.f.node.Local(ctx, v.CID)
+		err := t.f.whole(ctx, v.CID)
 		if err == nil {
 			return v.CID, nil
 		}
-		if !errors.Is(err, ipfs.ErrNotFound) {
+		if !lost(err) {
 			return cid.Undef, own(err)
 		}
-		t.f.log.WarnContext(ctx, "a tarball is missing in the node, fetching it again", "package", name, "version", v.Version, "cid", v.CID)
+		t.f.log.ErrorContext(ctx, "a tarball is missing or corrupt in the node", "package", name, "version", v.Version, "cid", v.CID, "err", err)
 	}
 	// Any document that names the file will do: a version never changes.
 	pap, err := t.paper(ctx, name, forever)

@@ -313,21 +313,24 @@ func (p *pass) recordProblems(problems map[ledger.Key]string) error {
 	return nil
 }
 
-// fetchMissing queues every selected version that the ledger lacks.
-func (p *pass) fetchMissing(s versions) error {
+// fetchMissing queues every selected version that the ledger lacks and, with
+// check, those that the node lacks: each block of the selection is read for that.
+func (p *pass) fetchMissing(s versions, check bool) error {
+	g, ctx := errgroup.WithContext(p.ctx)
+	g.SetLimit(p.f.workers)
+	var fault error
 	for _, name := range slices.Sorted(maps.Keys(s)) {
 		pap, err := p.paper(p.ctx, name)
 		if err != nil {
 			if ours(p.ctx, err) {
-				return err
+				fault = err
+				break
 			}
 			continue // recorded
 		}
 		for _, version := range slices.Sorted(maps.Keys(s[name])) {
-			if err := p.fetch(pap, version); err != nil {
-				return err
-			}
+			g.Go(func() error { return p.fetch(ctx, pap, version, check) })
 		}
 	}
-	return nil
+	return errors.Join(fault, g.Wait())
 }

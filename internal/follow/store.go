@@ -2,14 +2,12 @@ package follow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
 
-	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -114,21 +112,23 @@ func (f *Follower) batch(ctx context.Context, items []item) (ledger.Batch, error
 		}
 	}
 	for _, name := range order {
-		u, err := f.update(ctx, name, byName[name])
+		u, again, err := f.update(ctx, name, byName[name])
 		if err != nil {
 			return b, err
 		}
 		b.Packages = append(b.Packages, u...)
+		b.Retries = append(b.Retries, again...)
 	}
 	return b, nil
 }
 
 // update is what items say of one package, in their order; nothing where the
-// ledger knows better by now.
-func (f *Follower) update(ctx context.Context, name npm.Name, items []item) ([]ledger.PackageUpdate, error) {
+// ledger knows better by now. again are versions of which nobody can tell,
+// because the node lost the document that would name them.
+func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (_ []ledger.PackageUpdate, again []ledger.Retry, err error) {
 	held, err := f.held(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	u := ledger.PackageUpdate{Name: name}
 	doc, known := (*npm.Packument)(nil), held.Document // doc is that of known, once it is needed
@@ -138,7 +138,7 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) ([]l
 		}
 		drop, ok, err := f.supersedes(ctx, it.paper, held)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !ok {
 			f.log.DebugContext(ctx, "an older document came late", "package", name, "rev", it.paper.rev, "held_rev", held.Rev)
@@ -153,13 +153,17 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) ([]l
 		}
 		if it.doc.ref.CID != known.CID {
 			if doc == nil {
-				raw, err := f.readBack(ctx, known)
+				mine, err := f.mine(ctx, held)
+				if lost(err) {
+					again = append(again, ledger.Retry{
+						Name: name, Version: it.version.Version, Attempts: 1, Next: f.now().Add(delay(1, false)), Detail: detail(err),
+					})
+					continue
+				}
 				if err != nil {
-					return nil, own(err)
+					return nil, nil, own(err)
 				}
-				if doc, err = parse(name, raw); err != nil {
-					return nil, own(fmt.Errorf("document of %s in the ledger: %w", name, err))
-				}
+				doc = mine.doc
 			}
 			if !names(doc, it.version.Version) {
 				f.log.InfoContext(ctx, "a version was taken back while it was fetched", "package", name, "version", it.version.Version)
@@ -170,13 +174,13 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) ([]l
 	}
 	for _, it := range items {
 		if it.gone != "" {
-			return []ledger.PackageUpdate{{Name: name, Rev: strings.TrimPrefix(it.gone, "?"), Checked: f.now(), Deleted: true}}, nil
+			return []ledger.PackageUpdate{{Name: name, Rev: strings.TrimPrefix(it.gone, "?"), Checked: f.now(), Deleted: true}}, again, nil
 		}
 	}
 	if !u.Document.CID.Defined() && (len(u.Versions) == 0 || held.Deleted) {
-		return nil, nil
+		return nil, again, nil
 	}
-	return []ledger.PackageUpdate{u}, nil
+	return []ledger.PackageUpdate{u}, again, nil
 }
 
 // supersedes reports whether pap may become the ledger's document in place of
@@ -206,7 +210,7 @@ func (f *Follower) supersedes(ctx context.Context, pap *paper, held ledger.Packa
 		return nil, true, nil
 	}
 	old, err := f.mine(ctx, held)
-	if errors.Is(err, ipfs.ErrNotFound) {
+	if lost(err) {
 		return drop, true, nil
 	}
 	if err != nil {
