@@ -67,11 +67,15 @@ func hostPort(u *url.URL) string {
 // tarballURL returns where to fetch a tarball from that the registry says is
 // at raw: npm's public host stands for the registry itself, path and all, as
 // in npm's clients (replace-registry-host); the registry's own host keeps its
-// path and takes the registry's scheme; other hosts must be listed.
+// path and takes the registry's scheme; other hosts must be listed. A path that
+// climbs is refused.
 func (h hosts) tarballURL(registry, raw string) (string, error) {
 	u, err := parse(raw)
 	if err != nil {
 		return "", err
+	}
+	if climbs(u) {
+		return "", fmt.Errorf("%w: the path of %.200q leads elsewhere", ErrRefused, raw)
 	}
 	r, err := parse(registry)
 	if err != nil {
@@ -96,6 +100,19 @@ func (h hosts) tarballURL(registry, raw string) (string, error) {
 		return u.String(), nil
 	}
 	return "", fmt.Errorf("%w: the tarball is on %s, which is not the registry's host", ErrRefused, u.Host)
+}
+
+// climbs reports whether a path has a segment "." or "..", percent-encoded or
+// not. A server may resolve it to a place outside of the registry's path, while
+// credentials are chosen by the path as it is written.
+func climbs(u *url.URL) bool {
+	for segment := range strings.FieldsFuncSeq(u.Path, func(c rune) bool { return c == '/' || c == '\\' }) {
+		segment, _, _ = strings.Cut(segment, ";") // path parameters: Java's servers cut them off
+		if segment == "." || segment == ".." {
+			return true
+		}
+	}
+	return false
 }
 
 func (h hosts) isFurther(u *url.URL) bool {

@@ -45,6 +45,18 @@ func TestTarballURL(t *testing.T) {
 		{"https://r.example.test", "", ""},
 		{"https://r.example.test", "https://", ""},
 		{"https://r.example.test", "https://r.example.test\\@evil.example/", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/../admin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/%2e%2e/admin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/.%2E/admin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/x%2f..%2f..%2fadmin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/..%5cadmin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/..;x/admin/n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/./n-1.tgz", ""},
+		{"https://r.example.test/npm", "https://r.example.test/npm/n/%2e", ""},
+		{"https://r.example.test/npm", public + "/../admin/n-1.tgz", ""},
+		{"https://r.example.test/npm", public + "/%2e%2e/admin/n-1.tgz", ""},
+		{"https://r.example.test", "https://cdn.example.test/a/%2e%2e/n-1.tgz", ""},
+		{"https://r.example.test", "https://r.example.test/..n/.n/n..1.tgz?x=/../", "https://r.example.test/..n/.n/n..1.tgz?x=/../"},
 	} {
 		got, err := h.tarballURL(c.registry, c.raw)
 		if got != c.want || (c.want == "") != errors.Is(err, ErrRefused) {
@@ -112,9 +124,12 @@ func TestRedirect(t *testing.T) {
 			http.Redirect(w, req, "/there.tgz", http.StatusMovedPermanently)
 		case "/loop.tgz":
 			http.Redirect(w, req, "/loop.tgz", http.StatusFound)
+		case "/climb.tgz":
+			w.Header().Set("Location", "/npm/%2e%2e/there.tgz")
+			w.WriteHeader(http.StatusFound)
 		case "/file.tgz":
 			http.Redirect(w, req, "file:///etc/passwd", http.StatusFound)
-		case "/there.tgz":
+		case "/there.tgz", "/npm/../there.tgz":
 			auth = append(auth, req.Header.Get("Authorization"))
 			w.Write(body)
 		}
@@ -140,6 +155,8 @@ func TestRedirect(t *testing.T) {
 		{"Listed", "/off.tgz", []string{otherHost}, nil, ""},
 		{"Loop", "/loop.tgz", nil, ErrRefused, "-"},
 		{"File", "/file.tgz", nil, ErrRefused, "-"},
+		{"Climbing", "/npm/%2e%2e/there.tgz", nil, ErrRefused, "-"},
+		{"ToClimbing", "/climb.tgz", nil, ErrRefused, "-"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			auth = nil
@@ -178,6 +195,9 @@ func TestRedirectRules(t *testing.T) {
 		{"https://r.example.test/a", "https://u:p@r.example.test/b", false},
 		{"https://r.example.test/a", "https://r.example.test:8443/b", false},
 		{"https://r.example.test/a", "https://127.0.0.1/b", false},
+		{"https://r.example.test/a", "https://r.example.test/a/../b", false},
+		{"https://r.example.test/a", "https://r.example.test/a/%2E%2e/b", false},
+		{"https://r.example.test/a", "https://cdn.example.test/a%2f..%2fb", false},
 	} {
 		from, err := url.Parse(r.from)
 		if err != nil {

@@ -26,7 +26,8 @@ var (
 	// evidence of a deletion, not proof.
 	ErrNotFound = errors.New("not in the registry")
 	// ErrRefused is returned for what asking again will not change: another 4xx,
-	// a tarball or a redirect on a host that is not the registry's, a private address.
+	// a tarball or a redirect on a host that is not the registry's or with a path
+	// that climbs, a private address.
 	ErrRefused = errors.New("refused")
 	// ErrUnavailable is returned once the retries are used up on 429, 5xx, the
 	// network, or bodies that are cut off or no JSON. It is worth asking again later.
@@ -428,6 +429,8 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 		return fmt.Errorf("%w: a redirect from https to %s", ErrRefused, req.URL.Scheme)
 	case !c.hosts.listed(via[0].URL, req.URL):
 		return fmt.Errorf("%w: a redirect to %s, which is not the registry's host", ErrRefused, req.URL.Host)
+	case climbs(req.URL):
+		return fmt.Errorf("%w: a redirect to %.200q, which leads elsewhere", ErrRefused, req.URL.EscapedPath())
 	}
 	req.Header.Del("Authorization")
 	if a := c.o.Registry.Authorization(req.URL.String()); a != "" {
