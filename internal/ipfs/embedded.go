@@ -19,6 +19,7 @@ import (
 	"github.com/ipfs/boxo/bitswap"
 	"github.com/ipfs/boxo/bitswap/network/bsnet"
 	"github.com/ipfs/boxo/exchange"
+	"github.com/ipfs/boxo/ipns"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
@@ -85,6 +86,10 @@ type Embedded struct {
 
 	names    *recordCache
 	recordMu sync.Mutex // one PutRecord at a time compares and stores
+	// strangers are the names whose records strangers brought, with the ends of
+	// their lives. Guarded by recordMu once the node is open.
+	strangers    map[ipns.Name]time.Time
+	maxStrangers int // fixed after open; tests shorten it
 
 	// session asks peers for blocks; see exchange.
 	sessionMu  sync.Mutex
@@ -192,7 +197,7 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err != nil {
 		return nil, err
 	}
-	n := &Embedded{dir: o.Dir, network: st.Network, share: o.Share, log: o.Log, lock: lock, names: newRecordCache()}
+	n := &Embedded{dir: o.Dir, network: st.Network, share: o.Share, log: o.Log, lock: lock, names: newRecordCache(), maxStrangers: maxStrangers}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -207,6 +212,9 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	n.blocks, err = openStore(vfs.Default, filepath.Join(o.Dir, blocksDir), lock, o.CacheSize, o.Log)
 	if err != nil {
 		return nil, err
+	}
+	if err := n.loadStrangers(); err != nil {
+		return nil, fmt.Errorf("strangers' records: %w", err)
 	}
 	var listen []string
 	n.host, listen, err = newHost(key, o, st, n.log)

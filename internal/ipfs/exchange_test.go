@@ -133,7 +133,7 @@ func TestRecordBeforeConnect(t *testing.T) {
 	})
 	// The better of the two wins, whoever holds it.
 	newer := s.sign(t, randomLeaf(1, 1).Cid(), 2, time.Now().Add(time.Hour))
-	if err := b.keepRecord(s.name, must(checkRecord(s.name, newer)), newer); err != nil {
+	if err := b.keepRecord(s.name, must(checkRecord(s.name, newer)), newer, true); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := b.Record(ctx, s.name); err != nil || !bytes.Equal(got, newer) {

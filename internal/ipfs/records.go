@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// maxNames bounds the names whose records the embedded node keeps, for
-	// the gateway takes records from whoever reaches it.
-	maxNames = 10_000
+	// maxStrangers bounds the names whose records the embedded node keeps for
+	// strangers, for the gateway takes them from whoever reaches it.
+	maxStrangers = 10_000
 	// findRecord is how long Record asks the DHT. A search of the public DHT
 	// takes some seconds; what was found by then counts.
 	findRecord = 10 * time.Second
@@ -48,17 +48,80 @@ func recordKey(name ipns.Name) []byte {
 	return append([]byte{recordSpace}, name.RoutingKey()...)
 }
 
+func strangerKey(name ipns.Name) []byte {
+	return append([]byte{strangerSpace}, name.RoutingKey()...)
+}
+
+// held returns the record that is kept for name, nil where there is none, and
+// whether it is there as one of our own.
+func (n *Embedded) held(name ipns.Name) (raw []byte, own bool, err error) {
+	// In this order, for a record moves from the strangers' to ours.
+	strangers, err := n.blocks.value(strangerKey(name))
+	if err != nil {
+		return nil, false, err
+	}
+	if raw, err = n.blocks.value(recordKey(name)); raw == nil {
+		return strangers, false, err
+	}
+	return raw, true, err
+}
+
+// endOfLife of a record that cannot be read has passed.
+func endOfLife(raw []byte) (eol time.Time) {
+	if rec, err := ipns.UnmarshalRecord(raw); err == nil {
+		eol, _ = rec.Validity()
+	}
+	return eol
+}
+
+// loadStrangers reads which strangers' records are kept.
+func (n *Embedded) loadStrangers() error {
+	n.strangers = map[ipns.Name]time.Time{}
+	var bad error
+	err := n.blocks.each(strangerSpace, func(key, raw []byte) bool {
+		var name ipns.Name
+		if name, bad = ipns.NameFromRoutingKey(key); bad == nil {
+			n.strangers[name] = endOfLife(raw)
+		}
+		return bad == nil
+	})
+	return errors.Join(err, bad)
+}
+
+// room gives the names that must go so that a stranger's new name can be kept.
+func (n *Embedded) room() (gone []ipns.Name, err error) {
+	if len(n.strangers) < n.maxStrangers {
+		return nil, nil
+	}
+	now := time.Now()
+	for name, eol := range n.strangers {
+		if !eol.After(now) {
+			gone = append(gone, name)
+		}
+	}
+	if len(n.strangers)-len(gone) >= n.maxStrangers {
+		return nil, fmt.Errorf("this node keeps %d names for strangers and no more", n.maxStrangers)
+	}
+	return gone, nil
+}
+
 // PutRecord implements Node. The record is durable here before it is offered
 // to the DHT; that nobody is there, or that peers refuse it, is logged and no
 // error. A record whose sequence does not rise is ErrSuperseded, but for the
 // very bytes that are held.
 func (n *Embedded) PutRecord(ctx context.Context, name ipns.Name, raw []byte) error {
+	return n.putRecord(ctx, name, raw, true)
+}
+
+// putRecord is PutRecord. A stranger's record, which is not our own, has its
+// place among few, and until it expires.
+func (n *Embedded) putRecord(ctx context.Context, name ipns.Name, raw []byte, own bool) error {
 	rec, err := checkRecord(name, raw)
 	if err != nil {
 		return err
 	}
-	if err := n.keepRecord(name, rec, raw); err != nil {
-		return err
+	if err := n.keepRecord(name, rec, raw, own); err != nil {
+		return fmt.Errorf("record of %s: %w", name, err)
 	}
 	n.names.drop(name)
 	n.table.learn(n.host)
@@ -70,33 +133,50 @@ func (n *Embedded) PutRecord(ctx context.Context, name ipns.Name, raw []byte) er
 	return nil
 }
 
-func (n *Embedded) keepRecord(name ipns.Name, rec *ipns.Record, raw []byte) error {
+func (n *Embedded) keepRecord(name ipns.Name, rec *ipns.Record, raw []byte, own bool) error {
 	n.recordMu.Lock()
 	defer n.recordMu.Unlock()
-	held, err := n.blocks.value(recordKey(name))
+	held, wasOwn, err := n.held(name)
 	if err != nil {
-		return fmt.Errorf("record of %s: %w", name, err)
+		return err
 	}
+	own = own || wasOwn
 	if bytes.Equal(held, raw) {
-		return nil
-	}
-	if held == nil {
-		names, err := n.blocks.count(recordSpace, maxNames)
-		if err != nil {
-			return fmt.Errorf("record of %s: %w", name, err)
+		if own == wasOwn {
+			return nil
 		}
-		if names >= maxNames {
-			return fmt.Errorf("record of %s: this node keeps %d names and no more", name, maxNames)
-		}
-	} else if old, err := ipns.UnmarshalRecord(held); err == nil {
+	} else if old, err := ipns.UnmarshalRecord(held); held != nil && err == nil {
 		was, errWas := old.Sequence()
 		is, errIs := rec.Sequence()
 		if errWas == nil && errIs == nil && was >= is {
-			return fmt.Errorf("record of %s: sequence %d, held is %d: %w", name, is, was, ErrSuperseded)
+			return fmt.Errorf("sequence %d, held is %d: %w", is, was, ErrSuperseded)
 		}
 	}
-	if err := n.blocks.setSync(recordKey(name), raw); err != nil {
-		return fmt.Errorf("record of %s: %w", name, err)
+	key := strangerKey(name)
+	var gone []ipns.Name // of strangers' rows
+	switch {
+	case own:
+		key = recordKey(name)
+		if held != nil && !wasOwn {
+			gone = []ipns.Name{name}
+		}
+	case held == nil:
+		if gone, err = n.room(); err != nil {
+			return err
+		}
+	}
+	keys := make([][]byte, len(gone))
+	for i, name := range gone {
+		keys[i] = strangerKey(name)
+	}
+	if err := n.blocks.setSync(key, raw, keys...); err != nil {
+		return err
+	}
+	for _, name := range gone {
+		delete(n.strangers, name)
+	}
+	if !own {
+		n.strangers[name] = endOfLife(raw)
 	}
 	return nil
 }
@@ -105,7 +185,7 @@ func (n *Embedded) keepRecord(name ipns.Name, rec *ipns.Record, raw []byte) erro
 // which is asked for at most ten seconds. Without peers it is what was put
 // here, across restarts, until it expires.
 func (n *Embedded) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
-	best, err := n.blocks.value(recordKey(name))
+	best, _, err := n.held(name)
 	if err != nil {
 		return nil, fmt.Errorf("record of %s: %w", name, err)
 	}

@@ -130,14 +130,15 @@ func (r router) GetIPNS(ctx context.Context, name ipns.Name) (*ipns.Record, erro
 	return ipns.UnmarshalRecord(raw)
 }
 
-// PutIPNS takes any valid record, from anybody who reaches the gateway. As
-// Kubo's, it ignores one that is older than what is held.
+// PutIPNS takes any valid record, from anybody who reaches the gateway, as long
+// as there is room for strangers' names. As Kubo's, it ignores one that is older
+// than what is held.
 func (r router) PutIPNS(ctx context.Context, name ipns.Name, record *ipns.Record) error {
 	raw, err := ipns.MarshalRecord(record)
 	if err != nil {
 		return err
 	}
-	if err := r.n.PutRecord(ctx, name, raw); !errors.Is(err, ErrSuperseded) {
+	if err := r.n.putRecord(ctx, name, raw, false); !errors.Is(err, ErrSuperseded) {
 		return err
 	}
 	return nil

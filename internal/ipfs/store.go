@@ -21,9 +21,10 @@ import (
 // Key spaces of the embedded node's Pebble. The DHT's own values lie under
 // "/", where go-ds-pebble puts them.
 const (
-	blockSpace  = 'b' // + multihash -> bytes of the block
-	recordSpace = 'r' // + routing key -> signed IPNS record
-	pinSpace    = 'p' // + label -> CID
+	blockSpace    = 'b' // + multihash -> bytes of the block
+	recordSpace   = 'r' // + routing key -> signed IPNS record
+	strangerSpace = 's' // + routing key -> the same, brought by whoever reached the gateway
+	pinSpace      = 'p' // + label -> CID
 )
 
 // separateFrom is the size in bytes from which a block lies in a blob file,
@@ -127,14 +128,20 @@ func (s *store) value(key []byte) (val []byte, err error) {
 	return val, err
 }
 
-func (s *store) setSync(key, value []byte) error {
-	return s.use(func(db *pebble.DB) error { return db.Set(key, value, pebble.Sync) })
-}
-
-// count returns how many keys a key space has, at most limit.
-func (s *store) count(space byte, limit int) (n int, err error) {
-	err = s.each(space, func(_, _ []byte) bool { n++; return n < limit })
-	return n, err
+// setSync keeps value under key and forgets the keys gone, as one batch.
+func (s *store) setSync(key, value []byte, gone ...[]byte) error {
+	return s.use(func(db *pebble.DB) error {
+		batch := db.NewBatch()
+		defer batch.Close()
+		err := batch.Set(key, value, nil)
+		for _, k := range gone {
+			err = errors.Join(err, batch.Delete(k, nil))
+		}
+		if err != nil {
+			return err
+		}
+		return batch.Commit(pebble.Sync)
+	})
 }
 
 // each calls f with the keys (without their space) and values of a key space,
