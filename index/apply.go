@@ -21,12 +21,13 @@ import (
 // all or nothing of it. Where the list, what a bare gateway shows, Next and Peers
 // are as the newest release has them there is no new release; Sources move all
 // the same, and changed is false. The first Apply always makes a release, if of
-// an empty list.
+// an empty list, and so does one whose Batch.After this index does not have.
 //
 // List and front depend on the entries alone, not on the batches that led to
 // them: they are built anew from all of them.
 //
-// An unusable change or block is an ErrEntry, and nothing is done.
+// An unusable change or block is an ErrEntry, Batch.After without AfterRoot an
+// ErrRelease, and nothing is done.
 func (ix *Index) Apply(ctx context.Context, batch Batch) (r Release, changed bool, err error) {
 	if err := ix.begin(); err != nil {
 		return Release{}, false, err
@@ -48,6 +49,14 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil && !first {
 		return Release{}, false, err
 	}
+	if batch.After > 0 && !batch.AfterRoot.Defined() {
+		return Release{}, false, fmt.Errorf("%w: release %d, without its root", ErrRelease, batch.After)
+	}
+	number, previous := old.Number+1, old.Root
+	passed := old.Number < batch.After || old.Number == batch.After && batch.After > 0 && old.Root != batch.AfterRoot
+	if passed {
+		number, previous = batch.After+1, batch.AfterRoot
+	}
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
 	touched, shown, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "")
@@ -58,7 +67,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	same := !first && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
 	if same && !touched {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
@@ -66,7 +75,6 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return old, false, err
 	}
 
-	number := old.Number + 1
 	keep := func(blk blocks.Block) error { return writeBlock(b, number, blk) }
 	list, err := buildList(ctx, entries(ctx, b), keep)
 	if err != nil {
@@ -101,7 +109,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		}
 	}
 	r := Release{
-		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: old.Root, List: list.list(),
+		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: list.list(),
 		Packages: list.packages, Versions: list.versions, Sources: batch.Sources, Parameters: ix.parameters,
 		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
 	}

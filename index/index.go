@@ -111,7 +111,7 @@ type Parameters struct {
 // Release is one list that was made public, or is about to be.
 type Release struct {
 	Format     int
-	Number     uint64    // 1 for the first, one more for each
+	Number     uint64    // 1 for the first, one more for each, or what follows Batch.After
 	Created    time.Time // UTC, whole seconds
 	Previous   cid.Cid   // root of the release before; cid.Undef for the first
 	List       List
@@ -137,4 +137,9 @@ type Batch struct {
 	Next    string
 	Peers   []string
 	Now     time.Time
+	// After and AfterRoot are number and root of the newest release that was
+	// made known, 0 where there is none. Where that is not in this index, which
+	// was lost or is an old copy, there is a new release, with a greater number.
+	After     uint64
+	AfterRoot cid.Cid
 }

@@ -45,6 +45,7 @@ var causes = []cli.Cause{
 	{Is: ipnsrecord.ErrEquivocation, Code: codeRule, Hint: "the network has another value under our sequence: the key is in use elsewhere"},
 	{Is: publish.ErrOtherLedger, Code: codeRule},
 	{Is: publish.ErrLedgerBehind, Code: codeRule},
+	{Is: publish.ErrIndexBehind, Code: codeRule, Hint: "`publisher build` makes a release above it"},
 	{Is: publish.ErrSigner, Code: codeSigner},
 	{Is: ipnskeys.ErrSealed, Code: codeSigner},
 	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},

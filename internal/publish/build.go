@@ -28,8 +28,13 @@ import (
 // gives the newest release, and whether it is new. A package whose upstream
 // document is bad, or whose name's hash is that of a listed one, is withheld with
 // a reason and stops no other. Errors: ErrOtherLedger, ErrLedgerBehind,
-// index.ErrParameters, the ledger's, the node's and the index's; what was built
-// before the error stays.
+// ErrJournal, index.ErrParameters, the ledger's, the node's and the index's; what
+// was built before the error stays.
+//
+// The release's number is above all that the journal speaks of, also where the
+// index was lost and is built anew, or is an old copy. Without a journal, or with
+// one that was begun from the network's record and has published nothing yet,
+// those numbers are not known: the index alone then says what is next.
 //
 // Law, for each page: its blocks are put and durable in the node, then what is
 // withheld is written down, then one batch of the index moves the list and the
@@ -54,14 +59,18 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
+	h, _, err := readJournal(p.o.FS, p.o.Journal)
+	if err != nil && !errors.Is(err, ErrNoJournal) {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
 	// What changes while this runs is the next build's, so that this one ends.
 	target := p.o.Ledger.Head()
 	if target < cursor {
 		return index.Release{}, false, fmt.Errorf("build: %w: it ends at %d, the index has read %d", ErrLedgerBehind, target, cursor)
 	}
 	release, progress := before, Progress{}
-	if cursor == target && (first || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)) {
-		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor)); err != nil {
+	if cursor == target && (first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)) {
+		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor, h.newest)); err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
 	}
@@ -74,7 +83,7 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 			break
 		}
 		progress.Total += len(changes)
-		made, err := p.page(ctx, changes, &progress)
+		made, err := p.page(ctx, changes, h.newest, &progress)
 		if err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
@@ -127,10 +136,11 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 	return cursor, nil
 }
 
-func (p *Publisher) batch(cursor ledger.Seq) index.Batch {
+func (p *Publisher) batch(cursor ledger.Seq, newest made) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
 		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(),
+		After: newest.number, AfterRoot: newest.root,
 	}
 }
 
@@ -164,8 +174,8 @@ func (g *page) add(b built) {
 }
 
 // page builds the packages of changes and puts their blocks in the node.
-func (p *Publisher) page(ctx context.Context, changes []ledger.Change, progress *Progress) (page, error) {
-	g := page{batch: p.batch(changes[len(changes)-1].Seq)}
+func (p *Publisher) page(ctx context.Context, changes []ledger.Change, newest made, progress *Progress) (page, error) {
+	g := page{batch: p.batch(changes[len(changes)-1].Seq, newest)}
 	put := &putter{node: p.o.Node}
 	packages, err := p.buildAll(ctx, changes, put, func() {
 		progress.Done++
@@ -335,9 +345,9 @@ func (q *putter) put(ctx context.Context) error {
 
 // content makes a release whole and durable in the node and pins it, before
 // anything says that it exists. The index's own blocks (the list, release.json)
-// of every release since the last one pinned are pushed; the documents and
-// package directories went in when they were built, the tarballs when the
-// follower stored them.
+// of every release since the last one pinned are pushed, and all that it has
+// where that one is another index's; the documents and package directories went
+// in when they were built, the tarballs when the follower stored them.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
@@ -355,8 +365,17 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
 	defer cancel()
 	put := &putter{node: p.o.Node}
-	for number := min(j.pinned.number, release.Number-1) + 1; number <= release.Number; number++ {
+	pinned := j.pinned.number
+	if _, err := p.o.Index.Get(ctx, j.pinned.root); errors.Is(err, index.ErrNoBlock) {
+		pinned = 0 // nothing of this index, which was built anew or is an old copy
+	} else if err != nil {
+		return err
+	}
+	for number := pinned + 1; number <= release.Number; number++ {
 		for b, err := range p.o.Index.NewBlocks(ctx, number) {
+			if errors.Is(err, index.ErrNoRelease) {
+				break // a number that another index gave
+			}
 			if err != nil {
 				return fmt.Errorf("blocks of release %d: %w", number, err)
 			}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/index"
 )
 
 var (
@@ -82,10 +84,19 @@ type history struct {
 	used   bool   // a sequence was used, here or by what was adopted
 	max    uint64 // highest sequence used
 	last   *attempt
-	pinned struct {
-		number uint64
-		root   cid.Cid
-	}
+	pinned made // the last one
+	newest made // the first to have the highest number of those pinned or intended
+}
+
+// made is a release that a journal speaks of.
+type made struct {
+	number uint64
+	root   cid.Cid
+}
+
+// passed says that r is older than the newest release, or another of its number.
+func (h *history) passed(r index.Release) bool {
+	return r.Number < h.newest.number || r.Number == h.newest.number && r.Root != h.newest.root
 }
 
 // next applies one line. What our own code never writes is ErrJournal.
@@ -106,13 +117,16 @@ func (h *history) next(l line) error {
 	if (l.Op == opCreated || l.Op == opAdopted) && l.Format != journalFormat {
 		return fmt.Errorf("%w: its format is %d, this version knows %d", ErrJournal, l.Format, journalFormat)
 	}
+	if value.Defined() && l.Release > h.newest.number {
+		h.newest = made{l.Release, value}
+	}
 	a := h.last
 	switch l.Op {
 	case opCreated:
 	case opAdopted:
 		h.used, h.max = true, max(h.max, l.Sequence)
 	case opPinned:
-		h.pinned.number, h.pinned.root = l.Release, value
+		h.pinned = made{l.Release, value}
 	case opIntent:
 		if !value.Defined() || h.used && l.Sequence <= h.max {
 			return fmt.Errorf("%w: intent %d after %d", ErrJournal, l.Sequence, h.max)

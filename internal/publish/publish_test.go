@@ -537,3 +537,37 @@ func TestRunAgainAndEnds(t *testing.T) {
 		t.Errorf("put %d times", len(w.node.putRaws[1]))
 	}
 }
+
+// A node without peers told nobody: the same bytes are put again soon, and once
+// there are peers at leisure.
+func TestRunAlone(t *testing.T) {
+	w := newWorld(t)
+	p, stop := w.start(func(o *Options) { o.Alone = time.Millisecond })
+	defer stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var all []Result
+	err := p.Run(ctx, 0, func(r Result, err error) {
+		if err != nil {
+			t.Error(err)
+		}
+		switch all = append(all, r); {
+		case len(all) == 2:
+			w.node.set(func() { w.node.peers = 1 })
+		case !r.LocalOnly:
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || len(all) != 3 {
+		t.Fatalf("after %d runs: %v", len(all), err)
+	}
+	if raws := w.node.putRaws[1]; len(raws) != 3 || !bytes.Equal(raws[0], raws[1]) || !bytes.Equal(raws[0], raws[2]) {
+		t.Errorf("put %d times", len(raws))
+	}
+	if again := p.again(all[2]); again != 4*time.Hour {
+		t.Errorf("with peers it is put again in %s", again)
+	}
+	if again := New(Options{}).again(all[0]); again != time.Minute {
+		t.Errorf("alone it is put again in %s", again)
+	}
+}

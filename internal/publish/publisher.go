@@ -56,6 +56,10 @@ var (
 	// ErrLedgerBehind is returned when the ledger ends before what the index
 	// has read of it: it was restored from a backup.
 	ErrLedgerBehind = errors.New("the ledger is older than the index")
+	// ErrIndexBehind is returned for a release that is older than the newest
+	// that the journal speaks of, or another under its number: readers would
+	// refuse it. Nothing is signed. The next Build makes one above it.
+	ErrIndexBehind = errors.New("the index is older than what was published")
 	// ErrNoSequence is returned when neither a journal nor the network says
 	// what the last sequence was. Nothing is signed.
 	ErrNoSequence = errors.New("no journal, and the network has no record: the last sequence is unknown")
@@ -92,6 +96,7 @@ type Options struct {
 	TTL       time.Duration // cache hint of records; 1 minute unless set
 	Lifetime  time.Duration // how long a record is valid; 7 days unless set
 	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
+	Alone     time.Duration // the same while the node has no peers to tell; 1 minute unless set
 	Peers     []string      // multiaddrs that readers may dial, for release.json
 
 	MaxDocument int64 // bytes of an upstream document; 256 MiB unless set
@@ -160,6 +165,9 @@ func New(o Options) *Publisher {
 	if o.Republish <= 0 {
 		o.Republish = 4 * time.Hour
 	}
+	if o.Alone <= 0 {
+		o.Alone = time.Minute
+	}
 	if o.MaxDocument <= 0 {
 		o.MaxDocument = 256 << 20
 	}
@@ -191,8 +199,8 @@ func New(o Options) *Publisher {
 }
 
 // Run publishes, then again whenever the ledger moves, at most once in every,
-// and at least as often as Options.Republish and the record's lifetime ask. It
-// blocks until ctx ends, or until an error that no later run can mend. report,
+// and at least as often as Options.Republish, Options.Alone and the record's
+// lifetime ask. It blocks until ctx ends, or until an error that no later run can mend. report,
 // which may be nil, hears of each run; what Run goes on after it also logs.
 func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Result, error)) error {
 	pause := backoff.NewExponentialBackOff()
@@ -211,7 +219,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 		}
 		if err == nil {
 			pause.Reset()
-			err = p.awaitWork(ctx)
+			err = p.awaitWork(ctx, p.again(result))
 			if err == nil {
 				if err := sleep(ctx, every-time.Since(began)); err != nil {
 					return err
@@ -240,14 +248,24 @@ func lasting(err error) bool {
 	return false
 }
 
-// awaitWork returns when there is something to publish or to put again.
-func (p *Publisher) awaitWork(ctx context.Context) error {
+// again is how long Run leaves the record of r as it is.
+func (p *Publisher) again(r Result) time.Duration {
+	// A record is signed anew at half its lifetime.
+	d := min(p.o.Republish, p.o.Lifetime/4)
+	if r.LocalOnly {
+		d = min(d, p.o.Alone) // what was put reached nobody
+	}
+	return d
+}
+
+// awaitWork returns when there is something to publish, and after again at the
+// latest.
+func (p *Publisher) awaitWork(ctx context.Context, again time.Duration) error {
 	cursor, err := p.cursor()
 	if err != nil {
 		return err
 	}
-	// A record is signed anew at half its lifetime.
-	wait, cancel := context.WithTimeout(ctx, min(p.o.Republish, p.o.Lifetime/4))
+	wait, cancel := context.WithTimeout(ctx, again)
 	defer cancel()
 	err = p.o.Ledger.Wait(wait, cursor)
 	if err != nil && wait.Err() != nil && ctx.Err() == nil {

@@ -61,7 +61,7 @@ func (p *Publisher) Publish(ctx context.Context) (Result, error) {
 }
 
 // Republish is Publish for the newest release in the index, without a look at
-// the ledger. Further error: index.ErrNoRelease.
+// the ledger. Further errors: index.ErrNoRelease, ErrIndexBehind.
 func (p *Publisher) Republish(ctx context.Context) (Result, error) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
@@ -114,6 +114,10 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	defer func() { err = errors.Join(err, j.close()) }()
 	if err := rival(j.history, network); err != nil {
 		return result, err
+	}
+	if j.passed(release) {
+		return result, fmt.Errorf("release %d (%s), the journal has %d (%s): %w",
+			release.Number, release.Root, j.newest.number, j.newest.root, ErrIndexBehind)
 	}
 	if err := p.content(ctx, j, release); err != nil {
 		return result, err

@@ -70,7 +70,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	}
 	a := h.last
 	switch {
-	case s.Behind || s.Release.Number == 0:
+	case s.Behind || s.Release.Number == 0 || h.passed(s.Release):
 		s.Next = "build"
 	case a == nil || a.Abandoned || a.Record == nil || a.Value != s.Release.Root || s.Remaining <= p.o.Lifetime/2:
 		s.Next = "sign"
