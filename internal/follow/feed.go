@@ -48,6 +48,7 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 			return fmt.Errorf("follow: %w", err)
 		}
 	}
+	began := f.now()
 	if err := f.Fill(ctx); err != nil {
 		return err
 	}
@@ -56,7 +57,7 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 			_, err := f.tryAgain(ctx)
 			return err
 		}
-		return f.tend(ctx, changed, f.refresh, nil)
+		return f.tend(ctx, changed, began, f.refresh, nil)
 	}
 	if once {
 		if err := f.read(ctx, engine, false); err != nil {
@@ -67,7 +68,7 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	restart := make(chan struct{}, 1)
-	g.Go(func() error { return f.tend(ctx, changed, 0, restart) })
+	g.Go(func() error { return f.tend(ctx, changed, began, 0, restart) })
 	g.Go(func() error {
 		for {
 			reading, stop := context.WithCancel(ctx)
@@ -102,9 +103,8 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 
 // tend does what is due beside the feed until ctx ends: a Fill when the
 // selection changes or Wake asks for one, or every refresh (0: never), and the
-// retries whose time has come.
-func (f *Follower) tend(ctx context.Context, changed <-chan struct{}, refresh time.Duration, restart chan<- struct{}) error {
-	filled := f.now()
+// retries whose time has come. filled is when the last Fill began.
+func (f *Follower) tend(ctx context.Context, changed <-chan struct{}, filled time.Time, refresh time.Duration, restart chan<- struct{}) error {
 	for {
 		due, err := f.tryAgain(ctx)
 		if err == nil && restart != nil {
@@ -134,11 +134,10 @@ func (f *Follower) tend(ctx context.Context, changed <-chan struct{}, refresh ti
 		if !fill {
 			continue
 		}
-		changed = f.ledger.WantsChanged() // before Fill reads them
+		changed, filled = f.ledger.WantsChanged(), f.now() // before Fill reads them
 		if err := f.Fill(ctx); err != nil {
 			return err
 		}
-		filled = f.now()
 	}
 }
 

@@ -200,8 +200,9 @@ func New(o Options) *Publisher {
 
 // Run publishes, then again whenever the ledger moves, at most once in every,
 // and at least as often as Options.Republish, Options.Alone and the record's
-// lifetime ask. It blocks until ctx ends, or until an error that no later run can mend. report,
-// which may be nil, hears of each run; what Run goes on after it also logs.
+// lifetime ask. It blocks until ctx ends, or until an error that no later run
+// can mend. report, which may be nil, hears of each run; what Run goes on after it
+// also logs.
 func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Result, error)) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
