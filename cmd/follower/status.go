@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -53,12 +54,15 @@ func printStatus(w io.Writer, s ledger.Status) error {
 		return err
 	}
 	var loop struct {
-		Head        json.RawMessage `json:"head"`
-		LastSuccess string          `json:"last_success"`
+		LastSuccess time.Time `json:"last_success"`
 	}
 	if err := json.Unmarshal(s.Loop, &loop); err != nil {
 		return fmt.Errorf("read the follower's account: %w", err)
 	}
-	_, err := fmt.Fprintf(w, "running    yes, last success %s\n", loop.LastSuccess)
+	last := "nothing done to its end yet"
+	if !loop.LastSuccess.IsZero() {
+		last = "last success " + loop.LastSuccess.Local().Format(time.DateTime)
+	}
+	_, err := fmt.Fprintf(w, "running    yes, %s\n", last)
 	return err
 }

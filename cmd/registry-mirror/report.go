@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,8 +36,8 @@ type fetched struct {
 // maxMissing bounds how many missing packages and versions are printed.
 const maxMissing = 10
 
-// installLine is what to type next, ready for a shell.
-func installLine(s follow.Selection, url string) string {
+// installLine is what to type next, ready for a shell, without what is missing.
+func installLine(s follow.Selection, lacking []missing, url string) string {
 	line := "npm install"
 	if len(s.Lockfiles) > 0 {
 		line = "npm ci"
@@ -44,6 +45,9 @@ func installLine(s follow.Selection, url string) string {
 		line += " NAME"
 	}
 	for _, spec := range s.Specs {
+		if slices.ContainsFunc(lacking, func(m missing) bool { return m.spec() == spec }) {
+			continue
+		}
 		if strings.ContainsFunc(spec, func(r rune) bool { return !strings.ContainsRune(plain, r) }) {
 			spec = "'" + strings.ReplaceAll(spec, "'", `'\''`) + "'"
 		}
@@ -89,6 +93,9 @@ func (r report) print(w io.Writer, asJSON bool) error {
 		where = "local only: no peers yet"
 	}
 	fmt.Fprintf(w, "  record     sequence %d, valid until %s, %s\n", r.Sequence, r.EOL.Local().Format(time.DateTime), where)
+	if len(r.Peers) > 0 {
+		fmt.Fprintf(w, "  peer       %s\n", r.Peers[0])
+	}
 	fmt.Fprintf(w, "  fetched    %d tarballs, %.1f MiB\n", r.Fetched.Tarballs, float64(r.Fetched.Bytes)/(1<<20))
 	for _, one := range r.Withheld {
 		fmt.Fprintf(w, "  withheld   %s %s: %s\n", one.Name, one.Version, one.Reason)

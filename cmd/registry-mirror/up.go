@@ -51,9 +51,10 @@ func upCommand(common *cli.Common) *cobra.Command {
 		Short: "Make a registry of your own and serve it: follower, publisher and daemon in one",
 		Long: `Takes packages and their dependencies from the npm registry, verifies them, adds
 them to IPFS, signs a release of them and serves it as an npm registry, all in
-one process. Names are added to what was selected before. Without names it is a
+one process. Names are added to what was selected before: of each what npm would
+install, what the tag latest names, and their dependencies. Without names it is a
 pull-through as well: what a client asks for is fetched, verified, stored and in
-the next release.
+the next release; --pull-through=false goes on with the selection alone.
 
 It can be stopped at any time; the next start goes on where it was.`,
 		Example: `  registry-mirror up express@4 @types/node lodash
@@ -114,6 +115,11 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if !s.pullSet {
 		s.pull = len(wants) == 0
 	}
+	if s.upstream != "" {
+		if _, err := npm.ParseRegistry(s.upstream); err != nil {
+			return fmt.Errorf("--upstream: %w", err)
+		}
+	}
 	dir := state.Dir(s.State)
 	s.notices = cmd.OutOrStdout()
 	if s.JSON {
@@ -162,7 +168,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err := answer(ctx, group, dir, "registry-mirror", h.mirror.Admin()); err != nil {
 		return stop(err)
 	}
-	r.Registry, r.Install = url, installLine(s.selection, url)
+	r.Registry, r.Install = url, installLine(s.selection, r.Missing, url)
 	if err := r.print(cmd.OutOrStdout(), s.JSON); err != nil {
 		return stop(err)
 	}
@@ -308,11 +314,14 @@ type missing struct {
 	Waiting bool     `json:"waiting,omitempty"` // it is tried again
 }
 
-func (m missing) String() string {
+func (m missing) String() string { return m.spec() + ": " + m.Reason }
+
+// spec names it as people type it.
+func (m missing) spec() string {
 	if m.Version == "" {
-		return string(m.Name) + ": " + m.Reason
+		return string(m.Name)
 	}
-	return string(m.Name) + "@" + m.Version + ": " + m.Reason
+	return string(m.Name) + "@" + m.Version
 }
 
 // missing lists what was refused, then what waits to be tried again.
