@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +41,7 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 	dir := state.Dir(r.State)
 	ctx := cmd.Context()
 	if path := dir.Socket("publisher"); socket.Alive(ctx, path) {
-		s, err := askStatus(ctx, path)
+		err := socket.Call(ctx, path, http.MethodGet, "/status", &s)
 		if err == nil && s.Registry != r.name {
 			err = fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked)
 		}
@@ -61,28 +59,6 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 	defer func() { err = errors.Join(err, o.Close()) }()
 	full, err := o.Status(ctx)
 	return full.JSON(r.name), err
-}
-
-func askStatus(ctx context.Context, path string) (s publish.StatusJSON, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://publisher/status", nil)
-	if err != nil {
-		return s, err
-	}
-	client := socket.Client(path)
-	defer client.CloseIdleConnections()
-	resp, err := client.Do(req)
-	if err != nil {
-		return s, fmt.Errorf("ask the running publisher: %w", err)
-	}
-	defer resp.Body.Close()
-	body := io.LimitReader(resp.Body, 16<<20)
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(body)
-		return s, fmt.Errorf("ask the running publisher: %s: %s", resp.Status, text)
-	}
-	return s, json.NewDecoder(body).Decode(&s)
 }
 
 func printStatus(w io.Writer, s publish.StatusJSON) error {

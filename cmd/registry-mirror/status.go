@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -139,30 +138,8 @@ func oneName(dir state.Dir, args []string) (string, error) {
 
 // ask speaks to the daemon that runs on this state.
 func ask(ctx context.Context, path, method, what string) (s mirror.Status, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://registry-mirror"+what, nil)
-	if err != nil {
-		return s, err
-	}
-	client := socket.Client(path)
-	defer client.CloseIdleConnections()
-	resp, err := client.Do(req)
-	if err != nil {
-		return s, fmt.Errorf("ask the running registry-mirror: %w", err)
-	}
-	defer resp.Body.Close()
-	body := io.LimitReader(resp.Body, 1<<20)
-	if resp.StatusCode != http.StatusOK {
-		var failed struct {
-			Error string `json:"error"`
-		}
-		if err := json.NewDecoder(body).Decode(&failed); err != nil || failed.Error == "" {
-			return s, fmt.Errorf("ask the running registry-mirror: %s", resp.Status)
-		}
-		return s, errors.New(failed.Error)
-	}
-	return s, json.NewDecoder(body).Decode(&s)
+	err = socket.Call(ctx, path, method, what, &s)
+	return s, err
 }
 
 func summed(s mirror.Status) statusJSON {

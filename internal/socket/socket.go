@@ -5,8 +5,10 @@ package socket
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -127,6 +129,42 @@ func Client(path string) *http.Client {
 		MaxIdleConns:    8,
 		IdleConnTimeout: 30 * time.Second,
 	}}
+}
+
+// maxAnswer bounds what Call reads, in bytes.
+const maxAnswer = 16 << 20
+
+// Call asks the process at path and decodes its JSON answer into out, within
+// five minutes. An answer that is no success is an error with what it says:
+// {"error": text}, or the text itself.
+func Call(ctx context.Context, path, method, what string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, nil)
+	if err != nil {
+		return err
+	}
+	client := Client(path)
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the running command: %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("ask the running command: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return json.Unmarshal(body, out)
+	}
+	var failed struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
+		failed.Error = strings.TrimSpace(string(body[:min(len(body), 1000)]))
+	}
+	return fmt.Errorf("the running command answers %s: %s", resp.Status, failed.Error)
 }
 
 // Serve serves h on l until ctx ends, then closes l.

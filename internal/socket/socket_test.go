@@ -200,3 +200,37 @@ func TestServeFails(t *testing.T) {
 		t.Errorf("Serve on a closed listener: %v", err)
 	}
 }
+
+func TestCall(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /good", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"n": 7}`) })
+	mux.HandleFunc("GET /bad", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadGateway)
+		io.WriteString(w, `{"error": "no record"}`)
+	})
+	mux.HandleFunc("GET /plain", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "broken", http.StatusInternalServerError) })
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, mux) }()
+	var v struct{ N int }
+	if err := Call(t.Context(), path, http.MethodGet, "/good", &v); err != nil || v.N != 7 {
+		t.Errorf("good: %+v, %v", v, err)
+	}
+	for what, want := range map[string]string{"/bad": "no record", "/plain": "broken", "/none": "404"} {
+		if err := Call(t.Context(), path, http.MethodGet, what, &v); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if err := Call(t.Context(), path, http.MethodGet, "/good", &v); err == nil {
+		t.Error("nobody there, and no error")
+	}
+}
