@@ -65,6 +65,21 @@ func (t tests) Run() int {
 	return 0
 }
 
+// Archive is a registry for Run: a leaf with several versions, what depends on
+// it, and a scope.
+const Archive = `
+-- leaf@1.0.0/package.json --
+{"name": "leaf", "version": "1.0.0"}
+-- leaf@1.1.0/package.json --
+{"name": "leaf", "version": "1.1.0"}
+-- leaf@2.0.0/package.json --
+{"name": "leaf", "version": "2.0.0"}
+-- branch@1.0.0/package.json --
+{"name": "branch", "version": "1.0.0", "dependencies": {"leaf": "^1.0.0"}}
+-- @scope/twig@0.1.0/package.json --
+{"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
+`
+
 // Run runs the scripts in testdata/script, each with an npm registry of its own
 // that holds archive (as npmtest.New takes it): $UPSTREAM is its URL, $FEED its
 // feed's. $PORT is a free port on 127.0.0.1 and ::1. The state is in s.
