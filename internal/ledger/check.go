@@ -27,7 +27,7 @@ func (s *Store) Check(ctx context.Context) error {
 			wrong = append(wrong, fmt.Errorf(format+": %w", append(args, ErrCorrupt)...))
 		}
 	}
-	var got state
+	got := state{Stamp: want.Stamp, Reasons: make(map[string]int)}
 	row := func(prefix byte, each func(keyValue) error) {
 		for kv, err := range scan(s.db, []byte{prefix}, nil) {
 			if err == nil {
@@ -53,6 +53,16 @@ func (s *Store) Check(ctx context.Context) error {
 			got.Counts.Deleted++
 		} else {
 			got.Counts.Packages++
+			if p.Document.CID.Defined() && p.Held == 0 {
+				got.Counts.Known++
+			}
+		}
+		held, err := s.heldVersions(p.Name)
+		if err != nil {
+			return err
+		}
+		if held != p.Held {
+			complain("package %s holds %d versions, its row says %d", p.Name, held, p.Held)
 		}
 		entry, err := get(s.db, seqKey(p.Seq))
 		if err != nil {
@@ -102,13 +112,57 @@ func (s *Store) Check(ctx context.Context) error {
 		}
 		return nil
 	})
-	for prefix, count := range map[byte]*int{
-		rowRefusal: &got.Counts.Refused, rowRetry: &got.Counts.Retrying, rowWant: &got.Counts.Wants,
-	} {
-		row(prefix, func(keyValue) error { *count++; return nil })
+	row(rowRefusal, func(kv keyValue) error {
+		r, err := decodeJSON[Refusal](kv.value)
+		if err != nil {
+			return err
+		}
+		got.Counts.Refused++
+		got.Reasons[r.Reason]++
+		return nil
+	})
+	row(rowRetry, func(kv keyValue) error {
+		r, err := readRetry(kv)
+		if err != nil {
+			return err
+		}
+		if r.Fresh() {
+			got.Counts.Queued++
+		} else {
+			got.Counts.Retrying++
+		}
+		due, err := get(s.db, dueKey(r))
+		if err == nil && due == nil {
+			complain("%s@%s is in the queue and never falls due", r.Name, r.Version)
+		}
+		return err
+	})
+	due := 0
+	row(rowDue, func(keyValue) error { due++; return nil })
+	if queued := got.Counts.Queued + got.Counts.Retrying; due != queued {
+		complain("%d rows of the queue fall due %d times", queued, due)
 	}
-	if ctx.Err() == nil && got != want {
+	row(rowWant, func(keyValue) error { got.Counts.Wants++; return nil })
+	if ctx.Err() == nil && !got.equal(want) {
 		complain("rows say %+v, the head row says %+v", got, want)
 	}
 	return errors.Join(wrong...)
+}
+
+// heldVersions counts the versions of a package that are not dropped.
+func (s *Store) heldVersions(name npm.Name) (int, error) {
+	n := 0
+	for kv, err := range scan(s.db, appendTerm([]byte{rowVersion}, string(name)), nil) {
+		if err != nil {
+			return 0, err
+		}
+		v, err := readVersion(kv)
+		if err != nil {
+			return 0, err
+		}
+		if !v.Dropped {
+			n++
+		}
+	}
+	return n, nil
 }

@@ -164,10 +164,9 @@ func (c *Client) AddWants(ctx context.Context, wants ...Want) ([]Want, error) {
 	return ask[[]Want](ctx, c, http.MethodPost, "/wants", wants)
 }
 
-// RemoveWants takes the wants of exactly these specs out of the selection and
-// returns what is left of it. It is durable.
-func (c *Client) RemoveWants(ctx context.Context, specs ...npm.Spec) ([]Want, error) {
-	return ask[[]Want](ctx, c, http.MethodDelete, "/wants", specs)
+// RemoveWants is Store.RemoveWants.
+func (c *Client) RemoveWants(ctx context.Context, wants ...Want) ([]Want, error) {
+	return ask[[]Want](ctx, c, http.MethodDelete, "/wants", wants)
 }
 
 // Refused is Store.Refused.
@@ -178,6 +177,21 @@ func (c *Client) Refused(ctx context.Context) ([]Refusal, error) {
 // Retries is Store.Retries.
 func (c *Client) Retries(ctx context.Context) ([]Retry, error) {
 	return ask[[]Retry](ctx, c, http.MethodGet, "/retries", nil)
+}
+
+// Refusals is Store.Refusals.
+func (c *Client) Refusals(ctx context.Context, name npm.Name) ([]Refusal, error) {
+	return ask[[]Refusal](ctx, c, http.MethodGet, "/refused/"+url.PathEscape(string(name)), nil)
+}
+
+// Queue is Store.Queue.
+func (c *Client) Queue(ctx context.Context, name npm.Name) ([]Retry, error) {
+	return ask[[]Retry](ctx, c, http.MethodGet, "/queue/"+url.PathEscape(string(name)), nil)
+}
+
+// TryAgain is Store.TryAgain.
+func (c *Client) TryAgain(ctx context.Context, which Again) (int, error) {
+	return ask[int](ctx, c, http.MethodPost, "/again", which)
 }
 
 // Status is what the owner says of the ledger and of its own work.

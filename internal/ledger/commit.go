@@ -58,7 +58,7 @@ func (s *Store) Commit(ctx context.Context, b Batch) (Seq, error) {
 	if t.Empty() {
 		return before.Head, nil
 	}
-	if t.state != before {
+	if !t.state.equal(before) {
 		row, err := encodeJSON(t.state)
 		if err != nil {
 			return 0, fmt.Errorf("commit: %w", err)
@@ -89,6 +89,10 @@ func (s *Store) Commit(ctx context.Context, b Batch) (Seq, error) {
 		close(s.wanted)
 		s.wanted = make(chan struct{})
 	}
+	if t.queued && !s.closed {
+		close(s.queued)
+		s.queued = make(chan struct{})
+	}
 	return t.state.Head, nil
 }
 
@@ -116,7 +120,7 @@ func (b *Batch) check() error {
 		}
 	}
 	for _, w := range b.Wants {
-		if len(w.Spec.Name) > maxTerm || len(w.Spec.Range) > maxTerm {
+		if len(w.Spec.Name) > maxTerm || len(w.Scope) > maxTerm || len(w.Spec.Range) > maxTerm || w.Spec.Name != "" && w.Scope != "" {
 			return fmt.Errorf("want %.64q: %w", w.Spec.Name, ErrInvalid)
 		}
 	}
@@ -141,6 +145,7 @@ type transaction struct {
 	now    time.Time
 	state  state
 	wanted bool  // a want came or went
+	queued bool  // a row came into the queue
 	failed error // the first failed write into the batch
 }
 
@@ -186,14 +191,13 @@ func (t *transaction) remove(key []byte, count *int) (bool, error) {
 
 func (t *transaction) apply(b Batch) error {
 	counts := &t.state.Counts
-	for _, k := range b.Done {
-		if _, err := t.remove(itemKey(rowRetry, k.Name, k.Version), &counts.Retrying); err != nil {
+	for _, d := range b.Done {
+		if err := t.dequeue(d); err != nil {
 			return err
 		}
 	}
 	for _, k := range b.Pardoned {
-		name, version := shorten(string(k.Name)), shorten(k.Version)
-		if _, err := t.remove(itemKey(rowRefusal, npm.Name(name), version), &counts.Refused); err != nil {
+		if err := t.pardon(k); err != nil {
 			return err
 		}
 	}
@@ -203,8 +207,7 @@ func (t *transaction) apply(b Batch) error {
 		}
 	}
 	for _, r := range b.Retries {
-		r.Detail = clip(r.Detail)
-		if err := t.put(itemKey(rowRetry, r.Name, r.Version), r, &counts.Retrying); err != nil {
+		if err := t.enqueue(r); err != nil {
 			return err
 		}
 	}
@@ -214,13 +217,13 @@ func (t *transaction) apply(b Batch) error {
 		}
 	}
 	for _, w := range b.Wants {
-		if err := t.put(wantKey(w.Spec), w, &counts.Wants); err != nil {
+		if err := t.put(wantKey(w), w, &counts.Wants); err != nil {
 			return err
 		}
 		t.wanted = true
 	}
-	for _, spec := range b.Unwants {
-		gone, err := t.remove(wantKey(spec), &counts.Wants)
+	for _, w := range b.Unwants {
+		gone, err := t.remove(wantKey(w), &counts.Wants)
 		if err != nil {
 			return err
 		}
@@ -230,6 +233,93 @@ func (t *transaction) apply(b Batch) error {
 		t.set(cursorKey(b.Cursor.Feed), encodeCursor(b.Cursor.Value))
 	}
 	return nil
+}
+
+// queueRow reads the queue's row of an item; ok is false where there is none.
+func (t *transaction) queueRow(k Key) (r Retry, ok bool, err error) {
+	row, err := get(t, itemKey(rowRetry, k.Name, k.Version))
+	if err != nil || row == nil {
+		return Retry{}, false, err
+	}
+	r, err = decodeRetry(k, row)
+	return r, err == nil, err
+}
+
+// count adds n to the count of queue rows of r's kind.
+func (t *transaction) count(r Retry, n int) {
+	if r.Fresh() {
+		t.state.Counts.Queued += n
+	} else {
+		t.state.Counts.Retrying += n
+	}
+}
+
+// enqueue puts a row into the queue. One that was made from a row that was
+// replaced meanwhile gives way to what replaced it.
+func (t *transaction) enqueue(r Retry) error {
+	old, found, err := t.queueRow(Key{r.Name, r.Version})
+	if err != nil {
+		return err
+	}
+	if found && r.Stamp != 0 && old.Stamp != r.Stamp {
+		return nil
+	}
+	if found {
+		t.unset(dueKey(old))
+		t.count(old, -1)
+	}
+	if r.Queued.IsZero() {
+		r.Queued = t.now
+	}
+	r.Detail, r.Rev = clip(r.Detail), clip(r.Rev)
+	t.state.Stamp++
+	r.Stamp = t.state.Stamp
+	t.set(itemKey(rowRetry, r.Name, r.Version), r.encode())
+	t.set(dueKey(r), nil)
+	t.count(r, 1)
+	t.queued = true
+	return nil
+}
+
+// dequeue takes a row out of the queue, unless another has replaced it.
+func (t *transaction) dequeue(d Done) error {
+	old, found, err := t.queueRow(d.Key)
+	if err != nil || !found || d.Stamp != 0 && d.Stamp != old.Stamp {
+		return err
+	}
+	t.unset(itemKey(rowRetry, d.Name, d.Version))
+	t.unset(dueKey(old))
+	t.count(old, -1)
+	return nil
+}
+
+// pardon takes an item off the dead-letter list.
+func (t *transaction) pardon(k Key) error {
+	key := itemKey(rowRefusal, npm.Name(shorten(string(k.Name))), shorten(k.Version))
+	row, err := get(t, key)
+	if err != nil || row == nil {
+		return err
+	}
+	old, err := decodeJSON[Refusal](row)
+	if err != nil {
+		return err
+	}
+	t.unset(key)
+	t.tally(old.Reason, -1)
+	return nil
+}
+
+// tally counts refusals, all and by reason.
+func (t *transaction) tally(reason string, n int) {
+	t.state.Counts.Refused += n
+	reasons := maps.Clone(t.state.Reasons)
+	if reasons == nil {
+		reasons = make(map[string]int)
+	}
+	if reasons[reason] += n; reasons[reason] <= 0 {
+		delete(reasons, reason)
+	}
+	t.state.Reasons = reasons
 }
 
 // update applies one PackageUpdate.
@@ -252,9 +342,9 @@ func (t *transaction) update(u PackageUpdate) error {
 	}
 	next := old
 	if u.Document.CID.Defined() {
-		next.Document, next.Rev, next.ETag = u.Document, u.Rev, u.ETag
+		next.Document, next.Rev, next.ETag, next.Listed = u.Document, u.Rev, u.ETag, u.Listed
 		// What is stored is no more refused.
-		if _, err := t.remove(itemKey(rowRefusal, u.Name, ""), &t.state.Counts.Refused); err != nil {
+		if err := t.pardon(Key{Name: u.Name}); err != nil {
 			return err
 		}
 	}
@@ -275,17 +365,34 @@ func (t *transaction) update(u PackageUpdate) error {
 			return err
 		}
 	}
+	removed := 0
 	for _, version := range u.Drop {
 		dropped, err := t.drop(u.Name, version)
 		if err != nil {
 			return err
 		}
-		moved = moved || dropped
+		if dropped {
+			removed++
+			next.Held--
+		}
+	}
+	if removed > 0 || next.Deleted && !old.Deleted {
+		next.Removed = &Removal{Time: t.now, Reason: u.Reason, Versions: removed}
+		if u.Reason == "" {
+			next.Removed.Reason = RemovedUnpublished
+			if u.Deleted {
+				next.Removed.Reason = RemovedDeleted
+			}
+		}
+		moved = true
 	}
 	for _, v := range u.Versions {
-		stored, err := t.keep(u.Name, v)
+		stored, added, err := t.keep(u.Name, v)
 		if err != nil {
 			return err
+		}
+		if added {
+			next.Held++
 		}
 		moved = moved || stored
 	}
@@ -298,19 +405,24 @@ func (t *transaction) update(u PackageUpdate) error {
 		next.Seq = t.state.Head
 		t.set(seqKey(next.Seq), encodeSeq(u.Name, next.Deleted))
 	}
-	counts := &t.state.Counts
-	if known && old.Deleted {
-		counts.Deleted--
-	} else if known {
-		counts.Packages--
+	if known {
+		t.countPackage(old, -1)
 	}
-	if next.Deleted {
-		counts.Deleted++
-	} else {
-		counts.Packages++
-	}
+	t.countPackage(next, 1)
 	t.set(key, encodePackage(next))
 	return nil
+}
+
+func (t *transaction) countPackage(p Package, n int) {
+	counts := &t.state.Counts
+	switch {
+	case p.Deleted:
+		counts.Deleted += n
+		return
+	case p.Document.CID.Defined() && p.Held == 0:
+		counts.Known += n
+	}
+	counts.Packages += n
 }
 
 // versions lists all version rows of a package, dropped ones too.
@@ -352,11 +464,11 @@ func (t *transaction) drop(name npm.Name, version string) (bool, error) {
 }
 
 // keep adds, confirms or refuses one version and reports whether its row
-// changed.
-func (t *transaction) keep(name npm.Name, v Version) (bool, error) {
+// changed, and whether it is one more that is held.
+func (t *transaction) keep(name npm.Name, v Version) (changed, added bool, err error) {
 	old, found, err := t.version(name, v.Version)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	next := storedVersion{Version: v}
 	if found {
@@ -364,7 +476,7 @@ func (t *transaction) keep(name npm.Name, v Version) (bool, error) {
 		if !ok {
 			t.store.log.Error("a version changed its bytes", "package", name, "version", v.Version,
 				"stored", old.Integrity, "stored_cid", old.CID, "came", v.Integrity, "came_cid", v.CID)
-			return false, t.refuse(Refusal{
+			return false, false, t.refuse(Refusal{
 				Name: name, Version: v.Version, Reason: ReasonIntegrityChanged,
 				Detail: fmt.Sprintf("%v: stored %s %s (%s), came %s %s (%s)", ErrIntegrityChanged,
 					old.Integrity, old.Shasum, old.CID, v.Integrity, v.Shasum, v.CID),
@@ -375,24 +487,24 @@ func (t *transaction) keep(name npm.Name, v Version) (bool, error) {
 		next.FirstSeen = t.now
 	}
 	if found && next == old {
-		return false, nil
+		return false, false, nil
 	}
-	if !found || old.Dropped {
+	if added = !found || old.Dropped; added {
 		t.state.Counts.Versions++
 		t.state.Counts.Bytes += next.Size
 	}
 	if !found {
 		// What is stored is no more refused. A refusal of a version that is
 		// already held is evidence and stays until it is pardoned.
-		if _, err := t.remove(itemKey(rowRefusal, name, v.Version), &t.state.Counts.Refused); err != nil {
-			return false, err
+		if err := t.pardon(Key{Name: name, Version: v.Version}); err != nil {
+			return false, false, err
 		}
 	}
 	t.set(itemKey(rowVersion, name, v.Version), next.encode())
-	return true, nil
+	return true, added, nil
 }
 
-// refuse records a refusal; the item is no more retried. Feeds may send any
+// refuse records a refusal; the item leaves the queue. Feeds may send any
 // string for a name, so what is too long for a key is shortened.
 func (t *transaction) refuse(r Refusal) error {
 	r.Name, r.Version = npm.Name(shorten(string(r.Name))), shorten(r.Version)
@@ -400,11 +512,19 @@ func (t *transaction) refuse(r Refusal) error {
 	if r.Time.IsZero() {
 		r.Time = t.now
 	}
-	counts := &t.state.Counts
-	if _, err := t.remove(itemKey(rowRetry, r.Name, r.Version), &counts.Retrying); err != nil {
+	if err := t.dequeue(Done{Key{r.Name, r.Version}, r.Stamp}); err != nil {
 		return err
 	}
-	return t.put(itemKey(rowRefusal, r.Name, r.Version), r, &counts.Refused)
+	if err := t.pardon(Key{r.Name, r.Version}); err != nil { // one row an item
+		return err
+	}
+	row, err := encodeJSON(r)
+	if err != nil {
+		return err
+	}
+	t.set(itemKey(rowRefusal, r.Name, r.Version), row)
+	t.tally(r.Reason, 1)
+	return nil
 }
 
 // merge is what is known of a version once both are taken as true: ok is false
@@ -415,6 +535,12 @@ func merge(old, came Version) (v Version, ok bool) {
 	}
 	v = old
 	v.File = came.File
+	if came.Proof != "" && v.Proof != "sha512" {
+		v.Proof = came.Proof
+	}
+	if came.Signature != "" {
+		v.Signature = came.Signature
+	}
 	if came.Shasum != "" {
 		if old.Shasum != "" && !strings.EqualFold(old.Shasum, came.Shasum) {
 			return old, false

@@ -59,6 +59,12 @@ type Version struct {
 	Size      uint64    `json:"size"`  // bytes of the tarball
 	Tsize     uint64    `json:"tsize"` // bytes of all its blocks
 	FirstSeen time.Time `json:"first_seen"`
+	// Proof is the strongest digest by which upstream vouched for the bytes:
+	// "sha512", or "sha1" where that was all there was.
+	Proof string `json:"proof,omitempty"`
+	// Signature is what became of the registry's own signature: "verified",
+	// "unsigned", "unknown-key", or "" where nobody looked.
+	Signature string `json:"signature,omitempty"`
 }
 
 // Document points at the upstream packument in the node, compressed in
@@ -79,9 +85,27 @@ type Package struct {
 	ETag     string    `json:"etag,omitempty"` // of the packument upstream
 	Checked  time.Time `json:"checked"`        // when upstream was last asked
 	Document Document  `json:"document"`
+	Held     int       `json:"held"`              // versions that are stored
+	Listed   int       `json:"listed,omitempty"`  // versions that the document names; those beyond Held are known, not stored
 	Deleted  bool      `json:"deleted,omitempty"` // tombstone
+	Removed  *Removal  `json:"removed,omitempty"` // of the newest removal, if there was one
 	Versions []Version `json:"versions,omitempty"`
 }
+
+// Removal says why something that was held no longer is.
+type Removal struct {
+	Time   time.Time `json:"time"`
+	Reason string    `json:"reason"` // RemovedDeleted, …
+	// Versions are how many were dropped by it.
+	Versions int `json:"versions"`
+}
+
+// Reasons of a Removal.
+const (
+	RemovedDeleted     = "deleted"     // the package is gone upstream
+	RemovedUnpublished = "unpublished" // upstream's document no longer names the versions
+	RemovedSecurity    = "security"    // upstream put a security-holding package in its place
+)
 
 // Change is one row of the ledger's feed: the newest change of a package.
 type Change struct {
@@ -102,7 +126,21 @@ type Want struct {
 	// Exact asks for the one version that the range names and nothing beside
 	// it: neither what the tag latest names nor dependencies.
 	Exact bool `json:"exact,omitempty"`
+	// Scope, "@types", asks for every package of a scope; Spec.Name is "" then.
+	Scope string `json:"scope,omitempty"`
+	// Newest bounds what Every selects to the newest N by version; what
+	// dist-tags name comes beside them. 0 is no bound.
+	Newest int `json:"newest,omitempty"`
+	// Days bounds what Every selects to versions published within so many
+	// days; what dist-tags name comes beside them. 0 is no bound.
+	Days int `json:"days,omitempty"`
+	// Known asks for documents only: their versions are known and in no
+	// release until a tarball is stored on demand.
+	Known bool `json:"known,omitempty"`
 }
+
+// All reports whether a want asks for every package of the feed.
+func (w Want) All() bool { return w.Spec.Name == "" && w.Scope == "" }
 
 // Refusal says why an item was not stored: a row of the dead-letter list.
 type Refusal struct {
@@ -111,17 +149,38 @@ type Refusal struct {
 	Reason  string    `json:"reason"`            // a short code: "integrity", "not-found", "name", …
 	Detail  string    `json:"detail"`
 	Time    time.Time `json:"time"`
+	// Seen names what was refused, so that it is left alone until upstream says
+	// something else of it: the digest of a version's dist. "" is anything.
+	Seen string `json:"seen,omitempty"`
+	// Stamp is that of the queue's row that ends with the refusal; 0 ends
+	// whichever is there.
+	Stamp uint64 `json:"-"`
 }
 
-// Retry is an item that failed for a passing cause and is tried again.
+// Retry is a row of the queue: an item that was seen and not tried yet
+// (Attempts is 0), or that failed for a passing cause and is tried again.
 type Retry struct {
 	Name     npm.Name  `json:"name"`
-	Version  string    `json:"version,omitempty"`
+	Version  string    `json:"version,omitempty"` // "" for the package's document
 	Attempts int       `json:"attempts"`
-	Next     time.Time `json:"next"`
+	Next     time.Time `json:"next"` // it is due from then on
 	Detail   string    `json:"detail"`
 	Rev      string    `json:"rev,omitempty"` // the revision the feed announced, "" if none
+	Queued   time.Time `json:"queued"`        // when it came into the queue; zero is the time of the Commit
+	// Missing is how often in a row upstream said that it has no such package,
+	// and Since when it did so first.
+	Missing int       `json:"missing,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	// Approved is set once an operator let a removal pass the breaker.
+	Approved bool `json:"approved,omitempty"`
+	// Stamp tells rows of one item apart. Commit gives each row a new one. A
+	// row handed to Commit with the Stamp of the row that was worked on gives
+	// way to one that came meanwhile; with 0 it replaces what is there.
+	Stamp uint64 `json:"stamp,omitempty"`
 }
+
+// Fresh reports whether the item was never tried.
+func (r Retry) Fresh() bool { return r.Attempts == 0 && r.Missing == 0 }
 
 // Key names an item of the retry queue or of the dead-letter list. Version is
 // "" for the whole package.
@@ -147,9 +206,12 @@ type PackageUpdate struct {
 	ETag     string
 	Checked  time.Time
 	Document Document
+	Listed   int // versions that Document names
 	// Deleted makes the package a tombstone and drops every version. For a
 	// package that was never held it does nothing.
 	Deleted bool
+	// Reason is that of the Removal, where Deleted or Drop take something away.
+	Reason string
 	// Drop are versions that upstream took back. Their digests are kept, so
 	// that none of them can come back with other bytes.
 	Drop []string
@@ -158,16 +220,23 @@ type PackageUpdate struct {
 	Versions []Version
 }
 
+// Done says that the queue's row of an item was worked on. With a Stamp it
+// leaves only the row of that stamp: a change that came meanwhile stays.
+type Done struct {
+	Key
+	Stamp uint64
+}
+
 // Batch is what one Commit writes, all of it or nothing. The parts apply in the
 // order of the fields, so an item that is done and retried is retried.
 type Batch struct {
-	Done     []Key // items that leave the retry queue
+	Done     []Done // items that leave the queue
 	Pardoned []Key // items that leave the dead-letter list
 	Packages []PackageUpdate
 	Retries  []Retry
-	Refused  []Refusal // an item that is refused leaves the retry queue
+	Refused  []Refusal // an item that is refused leaves the queue
 	Wants    []Want    // replaces a want of the same spec
-	Unwants  []npm.Spec
+	Unwants  []Want // by their specs and scopes
 	Cursor   *Cursor
 }
 
@@ -178,8 +247,10 @@ type Counts struct {
 	Deleted  int    `json:"deleted"`  // tombstones
 	Versions int    `json:"versions"` // without those dropped
 	Bytes    uint64 `json:"bytes"`    // of the versions' tarballs
+	Known    int    `json:"known"`    // packages with a document and no stored version
 	Refused  int    `json:"refused"`
-	Retrying int    `json:"retrying"`
+	Queued   int    `json:"queued"`   // of the queue, not tried yet
+	Retrying int    `json:"retrying"` // of the queue, tried and failed
 	Wants    int    `json:"wants"`
 }
 
@@ -187,6 +258,15 @@ type Counts struct {
 // owner's own, which moves in a batch as cursors do. Status leaves it out.
 const MarkPrefix = "mark:"
 
-// ReasonIntegrityChanged is the reason of a Refusal that Commit itself writes:
-// a version came with other bytes than those stored.
-const ReasonIntegrityChanged = "integrity-changed"
+// Reasons of a Refusal that the ledger itself knows.
+const (
+	// ReasonIntegrityChanged is of those that Commit itself writes: a version
+	// came with other bytes than those stored.
+	ReasonIntegrityChanged = "integrity-changed"
+	// ReasonUnresolved is of ranges that no version satisfies; the range stands
+	// in the place of the version.
+	ReasonUnresolved = "unresolved"
+	// ReasonMassRemoval is of removals that the breaker held; Seen is the
+	// revision. TryAgain approves them.
+	ReasonMassRemoval = "mass-removal"
+)

@@ -26,7 +26,7 @@ func step(i int) Batch {
 		Cursor:   &Cursor{Feed: "feed", Value: fmt.Sprint(i)},
 	}
 	if i > 3 {
-		b.Done = []Key{{Name: npm.Name(fmt.Sprintf("p%d", (i-3)%7)), Version: fmt.Sprint(i - 3)}}
+		b.Done = []Done{{Key: Key{Name: npm.Name(fmt.Sprintf("p%d", (i-3)%7)), Version: fmt.Sprint(i - 3)}}}
 	}
 	if i%10 == 0 {
 		b.Packages = append(b.Packages, PackageUpdate{Name: npm.Name(fmt.Sprintf("p%d", (i+1)%7)), Deleted: true})

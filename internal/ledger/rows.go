@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -19,12 +20,13 @@ import (
 //	i                  identity: row format, a dot, 32 hex digits
 //	h                  head and counts (JSON, type state)
 //	c feed             cursor: a version byte, then the feed's own value
-//	p name             package without its versions (binary, row format 1)
-//	v name version     version (binary, row format 1)
+//	p name             package without its versions (binary, row format 2)
+//	v name version     version (binary, row format 2)
 //	s seq(8, BE)       the package's name after one byte: 1 if deleted
 //	r name version     refusal (JSON)
-//	t name version     retry (JSON)
-//	w name range       want (JSON)
+//	t name version     the queue (binary, row format 2)
+//	d time name version  the queue by when a row is due: nanoseconds since 1970 (8, BE); empty
+//	w name range       want (JSON); a scope in the place of a name
 const (
 	rowIdentity = 'i'
 	rowState    = 'h'
@@ -34,11 +36,14 @@ const (
 	rowSeq      = 's'
 	rowRefusal  = 'r'
 	rowRetry    = 't'
+	rowDue      = 'd'
 	rowWant     = 'w'
 )
 
 const (
-	rowFormat = 1
+	rowFormat = 2
+	// cursorFormat is that of cursor rows.
+	cursorFormat = 1
 	// maxTerm bounds a name or version in a key. npm's own limits are 214 and
 	// 256; what old packages have stays below this.
 	maxTerm = 1024
@@ -48,6 +53,15 @@ const (
 type state struct {
 	Head   Seq    `json:"head"`
 	Counts Counts `json:"counts"`
+	// Stamp is that of the newest row of the queue.
+	Stamp uint64 `json:"stamp"`
+	// Reasons are how many refusals there are of each reason. It is never
+	// changed in place.
+	Reasons map[string]int `json:"reasons,omitempty"`
+}
+
+func (s state) equal(o state) bool {
+	return s.Head == o.Head && s.Counts == o.Counts && s.Stamp == o.Stamp && maps.Equal(s.Reasons, o.Reasons)
 }
 
 func appendTerm(key []byte, term string) []byte {
@@ -94,8 +108,69 @@ func itemKey(row byte, name npm.Name, version string) []byte {
 	return appendTerm(appendTerm([]byte{row}, string(name)), version)
 }
 
-func wantKey(spec npm.Spec) []byte {
-	return appendTerm(appendTerm([]byte{rowWant}, string(spec.Name)), spec.Range)
+func wantKey(w Want) []byte {
+	name := string(w.Spec.Name)
+	if name == "" {
+		name = w.Scope
+	}
+	return appendTerm(appendTerm([]byte{rowWant}, name), w.Spec.Range)
+}
+
+// dueKey is the key of a queue row in the order in which rows fall due.
+func dueKey(r Retry) []byte {
+	key := binary.BigEndian.AppendUint64([]byte{rowDue}, dueTime(r.Next))
+	return appendTerm(appendTerm(key, string(r.Name)), r.Version)
+}
+
+// dueTime is a time in a due key. Times before 1970 are due at once.
+func dueTime(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(max(0, t.UnixNano()))
+}
+
+func readDue(key []byte) (Key, error) {
+	if len(key) < 9 {
+		return Key{}, fmt.Errorf("due row %x: %w", key, ErrCorrupt)
+	}
+	name, rest, err := readTerm(key[9:])
+	if err != nil {
+		return Key{}, err
+	}
+	version, rest, err := readTerm(rest)
+	if err != nil || len(rest) != 0 {
+		return Key{}, fmt.Errorf("due row %x: %w", key, ErrCorrupt)
+	}
+	return Key{Name: npm.Name(name), Version: version}, nil
+}
+
+func (r Retry) encode() []byte {
+	out := make([]byte, 0, 64+len(r.Rev)+len(r.Detail))
+	out = append(out, rowFormat, flag(r.Approved))
+	out = binary.AppendUvarint(out, uint64(r.Attempts))
+	out = binary.AppendUvarint(out, uint64(r.Missing))
+	out = binary.AppendUvarint(out, r.Stamp)
+	out = appendTime(out, r.Next)
+	out = appendTime(out, r.Queued)
+	out = appendTime(out, r.Since)
+	out = appendString(out, r.Rev)
+	return appendString(out, r.Detail)
+}
+
+func decodeRetry(k Key, row []byte) (Retry, error) {
+	r := rowReader{rest: row}
+	r.format()
+	q := Retry{Name: k.Name, Version: k.Version, Approved: r.flag()}
+	q.Attempts = int(r.uvarint())
+	q.Missing = int(r.uvarint())
+	q.Stamp = r.uvarint()
+	q.Next = r.time()
+	q.Queued = r.time()
+	q.Since = r.time()
+	q.Rev = r.string()
+	q.Detail = r.string()
+	return q, r.end("queue row of " + string(k.Name))
 }
 
 func cursorKey(feed string) []byte { return append([]byte{rowCursor}, feed...) }
@@ -130,7 +205,9 @@ func (v storedVersion) encode() []byte {
 	out = appendString(out, v.Integrity)
 	out = appendString(out, v.Shasum)
 	out = appendString(out, v.File)
-	return appendString(out, v.CID.KeyString())
+	out = appendString(out, v.CID.KeyString())
+	out = appendString(out, v.Proof)
+	return appendString(out, v.Signature)
 }
 
 func decodeVersion(version string, row []byte) (storedVersion, error) {
@@ -145,6 +222,10 @@ func decodeVersion(version string, row []byte) (storedVersion, error) {
 	v.Shasum = r.string()
 	v.File = r.string()
 	v.CID = r.cid()
+	if r.is != 1 {
+		v.Proof = r.string()
+		v.Signature = r.string()
+	}
 	return v, r.end("version " + version)
 }
 
@@ -157,7 +238,15 @@ func encodePackage(p Package) []byte {
 	out = appendTime(out, p.Checked)
 	out = appendString(out, p.Document.CID.KeyString())
 	out = binary.AppendUvarint(out, p.Document.Tsize)
-	return binary.AppendUvarint(out, p.Document.Size)
+	out = binary.AppendUvarint(out, p.Document.Size)
+	out = binary.AppendUvarint(out, uint64(p.Held))
+	out = binary.AppendUvarint(out, uint64(p.Listed))
+	if p.Removed == nil {
+		return append(out, 0)
+	}
+	out = appendTime(append(out, flagSet), p.Removed.Time)
+	out = appendString(out, p.Removed.Reason)
+	return binary.AppendUvarint(out, uint64(p.Removed.Versions))
 }
 
 func decodePackage(name npm.Name, row []byte) (Package, error) {
@@ -171,6 +260,13 @@ func decodePackage(name npm.Name, row []byte) (Package, error) {
 	p.Document.CID = r.cid()
 	p.Document.Tsize = r.uvarint()
 	p.Document.Size = r.uvarint()
+	if r.is != 1 {
+		p.Held = int(r.uvarint())
+		p.Listed = int(r.uvarint())
+		if r.flag() {
+			p.Removed = &Removal{Time: r.time(), Reason: r.string(), Versions: int(r.uvarint())}
+		}
+	}
 	return p, r.end("package " + string(name))
 }
 
@@ -189,10 +285,10 @@ func decodeSeq(key, row []byte) (Change, error) {
 	}, nil
 }
 
-func encodeCursor(value string) []byte { return append([]byte{rowFormat}, value...) }
+func encodeCursor(value string) []byte { return append([]byte{cursorFormat}, value...) }
 
 func decodeCursor(feed string, row []byte) (string, error) {
-	if len(row) == 0 || row[0] != rowFormat {
+	if len(row) == 0 || row[0] != cursorFormat {
 		return "", fmt.Errorf("cursor of %s: %w", feed, ErrCorrupt)
 	}
 	return string(row[1:]), nil
@@ -238,6 +334,7 @@ func appendTime(out []byte, t time.Time) []byte {
 // zeros and end reports it.
 type rowReader struct {
 	rest []byte
+	is   byte // the row's format
 	bad  bool
 }
 
@@ -251,8 +348,9 @@ func (r *rowReader) byte() byte {
 	return b
 }
 
+// format reads the row's format: this one, or 1, which upgrade rewrites.
 func (r *rowReader) format() {
-	if r.byte() != rowFormat {
+	if r.is = r.byte(); r.is != rowFormat && r.is != 1 {
 		r.bad = true
 	}
 }

@@ -31,6 +31,7 @@ type Status struct {
 	Identity string            `json:"identity"`
 	Head     Seq               `json:"head"`
 	Counts   Counts            `json:"counts"`
+	Reasons  map[string]int    `json:"reasons,omitempty"` // refusals by reason
 	Cursors  map[string]string `json:"cursors,omitempty"` // by feed
 	// Loop is the owner's own account, where Serve was given one.
 	Loop json.RawMessage `json:"loop,omitempty"`
@@ -42,7 +43,7 @@ func (s *Store) Status(context.Context) (Status, error) {
 	defer s.mu.Unlock()
 	cursors := maps.Clone(s.cursors)
 	maps.DeleteFunc(cursors, func(feed, _ string) bool { return strings.HasPrefix(feed, MarkPrefix) })
-	return Status{Identity: s.identity, Head: s.state.Head, Counts: s.state.Counts, Cursors: cursors}, nil
+	return Status{Identity: s.identity, Head: s.state.Head, Counts: s.state.Counts, Reasons: s.state.Reasons, Cursors: cursors}, nil
 }
 
 // Extra adds to what Serve answers.
@@ -72,10 +73,11 @@ type server struct {
 //	GET    /package/{name}   a package with its versions; a scope's slash as %2f
 //	GET    /packages         every package without versions, one JSON a line
 //	GET    /status           Status
-//	GET    /refused /retries the lists
+//	GET    /refused /retries the lists; /refused/{name} and /queue/{name} of one package
+//	POST   /again            an Again: what is to be tried again; answers how many
 //	GET    /wants            the selection
 //	POST   /wants            a list of Want to add
-//	DELETE /wants            a list of spec to take out
+//	DELETE /wants            a list of Want to take out
 //
 // A failure is {"error": code, "detail": text}.
 func Serve(s *Store, extra ...Extra) http.Handler {
@@ -90,6 +92,20 @@ func Serve(s *Store, extra ...Extra) http.Handler {
 	})
 	h.mux.HandleFunc("GET /retries", func(w http.ResponseWriter, r *http.Request) {
 		reply(w)(s.Retries(r.Context()))
+	})
+	h.mux.HandleFunc("GET /refused/{name}", func(w http.ResponseWriter, r *http.Request) {
+		reply(w)(s.Refusals(r.Context(), npm.Name(r.PathValue("name"))))
+	})
+	h.mux.HandleFunc("GET /queue/{name}", func(w http.ResponseWriter, r *http.Request) {
+		reply(w)(s.Queue(r.Context(), npm.Name(r.PathValue("name"))))
+	})
+	h.mux.HandleFunc("POST /again", func(w http.ResponseWriter, r *http.Request) {
+		which, err := request[Again](r)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply(w)(s.TryAgain(r.Context(), which))
 	})
 	h.mux.HandleFunc("GET /wants", func(w http.ResponseWriter, r *http.Request) {
 		reply(w)(s.Wants(r.Context()))
@@ -212,15 +228,23 @@ func (h *server) status(w http.ResponseWriter, r *http.Request) {
 // edit reads a list and hands it to apply.
 func edit[T any](apply func(context.Context, ...T) ([]Want, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		var list []T
-		in := json.NewDecoder(r.Body)
-		in.DisallowUnknownFields()
-		if err := in.Decode(&list); err != nil {
-			fail(w, fmt.Errorf("read the list: %w: %w", ErrInvalid, err))
+		list, err := request[[]T](r)
+		if err != nil {
+			fail(w, err)
 			return
 		}
 		reply(w)(apply(r.Context(), list...))
 	}
+}
+
+// request reads the body of a request.
+func request[T any](r *http.Request) (v T, err error) {
+	in := json.NewDecoder(r.Body)
+	in.DisallowUnknownFields()
+	if err := in.Decode(&v); err != nil {
+		return v, fmt.Errorf("read the request: %w: %w", ErrInvalid, err)
+	}
+	return v, nil
 }
 
 // reply writes what a read returned.

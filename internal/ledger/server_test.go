@@ -55,7 +55,7 @@ type reader interface {
 	Wait(context.Context, Seq) error
 	Wants(context.Context) ([]Want, error)
 	AddWants(context.Context, ...Want) ([]Want, error)
-	RemoveWants(context.Context, ...npm.Spec) ([]Want, error)
+	RemoveWants(context.Context, ...Want) ([]Want, error)
 	Refused(context.Context) ([]Refusal, error)
 	Retries(context.Context) ([]Retry, error)
 	Status(context.Context) (Status, error)
@@ -165,7 +165,7 @@ func TestTheSocketEditsTheSelection(t *testing.T) {
 		t.Errorf("%v, %v, want %v", own, err, all)
 	}
 	// Only exactly that spec goes.
-	all, err = c.RemoveWants(ctx, npm.Spec{Name: "express"}, npm.Spec{Name: "@types/node"})
+	all, err = c.RemoveWants(ctx, Want{Spec: npm.Spec{Name: "express"}}, Want{Spec: npm.Spec{Name: "@types/node"}})
 	if err != nil || len(all) != 1 || all[0].Spec.Range != "4 || 5" || !all[0].Every {
 		t.Errorf("%v, %v", all, err)
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -76,6 +78,7 @@ type Store struct {
 	cursors map[string]string // by feed, of the last synced batch
 	moved   chan struct{}     // closed and replaced when state.Head rises
 	wanted  chan struct{}     // closed and replaced when a want comes or goes
+	queued  chan struct{}     // closed and replaced when a row comes into the queue
 }
 
 // Create makes a ledger in dir, which may exist but must not hold one. A
@@ -142,13 +145,18 @@ func open(dir string, o Options) (*Store, error) {
 }
 
 func openPebble(dir string, o Options) (*pebble.DB, error) {
-	db, err := pebble.Open(dir, &pebble.Options{
+	options := &pebble.Options{
 		FS:                 o.FS,
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
-		CacheSize:          32 << 20,
+		CacheSize:          64 << 20,
 		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
-	})
+	}
+	for i := range options.Levels {
+		// A feed names mostly packages that are not held.
+		options.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	db, err := pebble.Open(dir, options)
 	if err != nil && heldElsewhere(err) {
 		return nil, fmt.Errorf("%w: %w", ErrLocked, err)
 	}
@@ -204,6 +212,11 @@ func load(db *pebble.DB, o Options) (*Store, error) {
 	if raw == nil {
 		return nil, ErrNoLedger // Create was cut short before its one batch
 	}
+	if bytes.HasPrefix(raw, []byte("1.")) {
+		if raw, err = upgrade(db, raw); err != nil {
+			return nil, fmt.Errorf("upgrade from row format 1: %w", err)
+		}
+	}
 	id, ok := strings.CutPrefix(string(raw), fmt.Sprintf("%d.", rowFormat))
 	if digits, err := hex.DecodeString(id); !ok || err != nil || len(digits) != 16 {
 		return nil, fmt.Errorf("identity %q: %w", raw, ErrCorrupt)
@@ -213,6 +226,7 @@ func load(db *pebble.DB, o Options) (*Store, error) {
 		cursors: make(map[string]string),
 		moved:   make(chan struct{}),
 		wanted:  make(chan struct{}),
+		queued:  make(chan struct{}),
 	}
 	s.idle.L = &s.mu
 	raw, err = get(db, []byte{rowState})
@@ -250,6 +264,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	close(s.moved)
 	close(s.wanted)
+	close(s.queued)
 	for s.users > 0 {
 		s.idle.Wait()
 	}
@@ -458,10 +473,10 @@ func (s *Store) AddWants(ctx context.Context, wants ...Want) ([]Want, error) {
 	return s.Wants(ctx)
 }
 
-// RemoveWants takes the wants of exactly these specs out of the selection and
-// returns what is left of it. It is durable.
-func (s *Store) RemoveWants(ctx context.Context, specs ...npm.Spec) ([]Want, error) {
-	if _, err := s.Commit(ctx, Batch{Unwants: specs}); err != nil {
+// RemoveWants takes the wants of exactly these specs and scopes out of the
+// selection and returns what is left of it. It is durable.
+func (s *Store) RemoveWants(ctx context.Context, wants ...Want) ([]Want, error) {
+	if _, err := s.Commit(ctx, Batch{Unwants: wants}); err != nil {
 		return nil, err
 	}
 	return s.Wants(ctx)
@@ -472,16 +487,17 @@ func (s *Store) Refused(ctx context.Context) ([]Refusal, error) {
 	return list[Refusal](ctx, s, rowRefusal)
 }
 
-// Retries is the retry queue, by name and version, due or not.
-func (s *Store) Retries(ctx context.Context) ([]Retry, error) { return list[Retry](ctx, s, rowRetry) }
-
 func list[T any](ctx context.Context, s *Store, row byte) ([]T, error) {
+	return listPrefix[T](ctx, s, []byte{row})
+}
+
+func listPrefix[T any](ctx context.Context, s *Store, prefix []byte) ([]T, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
 	defer s.leave()
 	all := []T{} // an empty list crosses the socket as one
-	for kv, err := range scan(s.db, []byte{row}, nil) {
+	for kv, err := range scan(s.db, prefix, nil) {
 		var v T
 		if err == nil {
 			err = ctx.Err()
@@ -490,7 +506,7 @@ func list[T any](ctx context.Context, s *Store, row byte) ([]T, error) {
 			v, err = decodeJSON[T](kv.value)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list rows %q: %w", row, err)
+			return nil, fmt.Errorf("list rows %q: %w", prefix[0], err)
 		}
 		all = append(all, v)
 	}

@@ -148,7 +148,7 @@ func TestCommittedIsReadBack(t *testing.T) {
 	}
 	ctx := context.Background()
 	want := Want{Spec: npm.Spec{Name: "express", Range: "4"}, Every: true, Exact: true}
-	retry := Retry{Name: "b", Version: "2.0.0", Attempts: 3, Next: testTime, Detail: "503", Rev: "2-b"}
+	retry := Retry{Name: "b", Version: "2.0.0", Attempts: 3, Next: testTime, Detail: "503", Rev: "2-b", Queued: testTime, Missing: 2, Since: testTime, Approved: true}
 	refusal := Refusal{Name: "c", Reason: "name", Detail: "not a name", Time: testTime}
 	seq := commit(t, s, Batch{
 		Packages: []PackageUpdate{testUpdate("@types/node", "d1", "1.0.0", "0.9.0"), testUpdate("zed", "d2", "1.0.0")},
@@ -168,12 +168,13 @@ func TestCommittedIsReadBack(t *testing.T) {
 	}
 	defer s.Close()
 	check(t, s)
+	retry.Stamp = 1 // the first of this ledger
 	p, err := s.Package(ctx, "@types/node")
 	if err != nil {
 		t.Fatal(err)
 	}
 	u := testUpdate("@types/node", "d1", "0.9.0", "1.0.0") // sorted
-	wantPackage := Package{Name: u.Name, Seq: 1, Rev: u.Rev, ETag: u.ETag, Checked: u.Checked, Document: u.Document, Versions: u.Versions}
+	wantPackage := Package{Name: u.Name, Seq: 1, Rev: u.Rev, ETag: u.ETag, Checked: u.Checked, Document: u.Document, Held: 2, Versions: u.Versions}
 	if !reflect.DeepEqual(p, wantPackage) {
 		t.Errorf("package\n%+v, want\n%+v", p, wantPackage)
 	}
@@ -337,12 +338,12 @@ func TestAnItemIsInOneList(t *testing.T) {
 		retrying, refused int
 	}{
 		{"retried", Batch{Retries: []Retry{retry}}, 1, 0},
-		{"retried again", Batch{Done: []Key{item}, Retries: []Retry{retry}}, 1, 0},
+		{"retried again", Batch{Done: []Done{{Key: item}}, Retries: []Retry{retry}}, 1, 0},
 		{"done and refused", Batch{Refused: []Refusal{refusal}}, 0, 1},
 		{"refused twice", Batch{Refused: []Refusal{refusal, refusal}}, 0, 1},
 		{"another is stored", Batch{Packages: []PackageUpdate{testUpdate("a", "d", "2.0.0")}}, 0, 1},
 		{"it is stored", Batch{Packages: []PackageUpdate{testUpdate("a", "d", "1.0.0")}}, 0, 0},
-		{"done twice", Batch{Done: []Key{item, item}}, 0, 0},
+		{"done twice", Batch{Done: []Done{{Key: item}, {Key: item}}}, 0, 0},
 	} {
 		commit(t, s, step.batch)
 		if c := s.Counts(); c.Retrying != step.retrying || c.Refused != step.refused {
