@@ -19,10 +19,15 @@ import (
 type selection interface {
 	io.Closer
 	AddWants(ctx context.Context, wants ...ledger.Want) ([]ledger.Want, error)
-	RemoveWants(ctx context.Context, specs ...npm.Spec) ([]ledger.Want, error)
+	RemoveWants(ctx context.Context, wants ...ledger.Want) ([]ledger.Want, error)
 	Status(ctx context.Context) (ledger.Status, error)
 	Refused(ctx context.Context) ([]ledger.Refusal, error)
 	Retries(ctx context.Context) ([]ledger.Retry, error)
+	TryAgain(ctx context.Context, which ledger.Again) (int, error)
+	Package(ctx context.Context, name npm.Name) (ledger.Package, error)
+	Refusals(ctx context.Context, name npm.Name) ([]ledger.Refusal, error)
+	Queue(ctx context.Context, name npm.Name) ([]ledger.Retry, error)
+	Wants(ctx context.Context) ([]ledger.Want, error)
 }
 
 // openSelection asks the running follower, else opens the ledger. open says
@@ -39,11 +44,17 @@ func addCommand(common *cli.Common) *cobra.Command {
 		Short: "Add packages to the selection",
 		Long: `Adds packages to the selection: for each name what npm would install, what the
 tag latest names, and their dependencies. A follower that runs begins at once;
-otherwise the next "follower run" fetches them.`,
+otherwise the next "follower run" fetches them. "follower plan" says what that
+would cost.
+
+--newest, --days and --metadata-only go with --all, --scope and --every. What
+dist-tags name is always among what they select.`,
 		Example: `  follower add express@4 @types/node
   follower add --lockfile package-lock.json
   follower add --from-file names.txt --no-deps
-  follower add --all                  # every package of the feed, all versions`,
+  follower add --every 'lodash@>=4.17'
+  follower add --scope @types --newest 3
+  follower add --all --days 365       # every package of the feed, a year of versions`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.Specs = args
 			wants, err := s.Wants()
@@ -51,7 +62,7 @@ otherwise the next "follower run" fetches them.`,
 				return cli.Usagef("%w", err)
 			}
 			if len(wants) == 0 {
-				return cli.Usagef("nothing to add: name packages, or use --lockfile, --from-file or --all")
+				return cli.Usagef("nothing to add: name packages, or use --lockfile, --from-file, --scope or --all")
 			}
 			dir := state.Dir(common.State)
 			if _, err := dir.ChooseNode(common.Node, common.IPFSAPI); err != nil {
@@ -69,53 +80,71 @@ otherwise the next "follower run" fetches them.`,
 			return printSelection(cmd, common, all)
 		},
 	}
-	f := cmd.Flags()
-	f.StringArrayVar(&s.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
-	f.StringArrayVar(&s.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
-	f.BoolVar(&s.NoDeps, "no-deps", false, "leave out dependencies")
-	f.BoolVar(&s.Every, "every", false, "every version in range, not only the one npm would choose")
-	f.BoolVar(&s.All, "all", false, "every package of the feed, all versions")
+	bindSelection(cmd, &s)
 	return cmd
 }
 
+func bindSelection(cmd *cobra.Command, s *follow.Selection) {
+	f := cmd.Flags()
+	f.StringArrayVar(&s.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
+	f.StringArrayVar(&s.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
+	f.StringArrayVar(&s.Scopes, "scope", nil, "every package of a scope, @types, all versions; may be repeated")
+	f.BoolVar(&s.All, "all", false, "every package of the feed, all versions")
+	f.BoolVar(&s.NoDeps, "no-deps", false, "leave out dependencies")
+	f.BoolVar(&s.Every, "every", false, "every version in range, not only the one npm would choose")
+	f.IntVar(&s.Newest, "newest", 0, "of these versions only the newest N")
+	f.IntVar(&s.Days, "days", 0, "of these versions only those published within so many days")
+	f.BoolVar(&s.Known, "metadata-only", false, "documents only: tarballs are fetched when a client asks for them")
+}
+
 func removeCommand(common *cli.Common) *cobra.Command {
-	return &cobra.Command{
-		Use:   "remove NAME[@RANGE]...",
+	var s follow.Selection
+	cmd := &cobra.Command{
+		Use:   "remove [NAME[@RANGE]]...",
 		Short: "Take packages out of the selection",
 		Long: `Takes packages out of the selection, named as they were added. What is stored
 stays stored, and listed: it is only no longer kept up to date.`,
-		Example: `  follower remove express@4`,
-		Args:    cobra.MinimumNArgs(1),
+		Example: `  follower remove express@4
+  follower remove --scope @types
+  follower remove --all`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			specs := make([]npm.Spec, len(args))
-			for i, text := range args {
-				spec, err := npm.ParseSpec(text)
-				if err != nil {
-					return err
-				}
-				specs[i] = spec
+			s.Specs = args
+			wants, err := s.Wants()
+			if err != nil {
+				return err
+			}
+			if len(wants) == 0 {
+				return cli.Usagef("nothing to remove: name packages, or use --scope or --all")
 			}
 			sel, err := openSelection(cmd.Context(), state.Dir(common.State), ledger.Open)
 			if err != nil {
 				return err
 			}
 			defer sel.Close()
-			all, err := sel.RemoveWants(cmd.Context(), specs...)
+			all, err := sel.RemoveWants(cmd.Context(), wants...)
 			if err != nil {
 				return err
 			}
 			return printSelection(cmd, common, all)
 		},
 	}
+	f := cmd.Flags()
+	f.StringArrayVar(&s.Scopes, "scope", nil, "a scope; may be repeated")
+	f.BoolVar(&s.All, "all", false, "the selection of every package of the feed")
+	return cmd
 }
 
 // wantJSON is a line of the selection as --json prints it.
 type wantJSON struct {
-	Name   npm.Name `json:"name"` // "" for every package of the feed
+	Name   npm.Name `json:"name"` // "" for every package of the feed, or of a scope
 	Range  string   `json:"range,omitempty"`
 	Every  bool     `json:"every,omitempty"`
 	NoDeps bool     `json:"no_deps,omitempty"`
 	Exact  bool     `json:"exact,omitempty"`
+	Scope  string   `json:"scope,omitempty"`
+	Newest int      `json:"newest,omitempty"`
+	Days   int      `json:"days,omitempty"`
+	Known  bool     `json:"metadata_only,omitempty"`
 }
 
 func printSelection(cmd *cobra.Command, common *cli.Common, all []ledger.Want) error {
@@ -123,7 +152,7 @@ func printSelection(cmd *cobra.Command, common *cli.Common, all []ledger.Want) e
 	if common.JSON {
 		list := make([]wantJSON, len(all))
 		for i, w := range all {
-			list[i] = wantJSON{w.Spec.Name, w.Spec.Range, w.Every, w.NoDeps, w.Exact}
+			list[i] = wantJSON{w.Spec.Name, w.Spec.Range, w.Every, w.NoDeps, w.Exact, w.Scope, w.Newest, w.Days, w.Known}
 		}
 		return cli.PrintJSON(out, map[string]any{"selection": list})
 	}

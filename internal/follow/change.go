@@ -5,38 +5,60 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
-	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
 
-// change is what is to be done for one package.
-type change struct {
-	name     npm.Name
-	rev      string // the revision announced, "" if none
-	deleted  bool
-	final    bool     // a deletion needs no confirmation
-	doc      []byte   // the document, where the feed gives it
-	ask      bool     // the document must be upstream's newest
-	versions []string // to be fetched, where the document names them
+// page does what is to be done at once with a page of the feed, in one commit:
+// changes are coalesced by package, the last of each counts, those that need
+// work come into the queue, and the cursor moves to the page's end (law 1:
+// nothing that it passes is unrecorded). Where rows bring documents, those are
+// stored; where rows say no more than the ledger knows, nothing is done.
+func (f *Follower) page(ctx context.Context, page couch.Page, key, engine string) error {
+	w, err := f.wanted(ctx)
+	if err != nil {
+		return err
+	}
+	if f.keyFor(w) != key {
+		return errSelection
+	}
+	items, err := f.announced(ctx, page.Changes, w, engine)
+	if err != nil {
+		return fmt.Errorf("page up to %.80s: %w", page.LastSeq, err)
+	}
+	if before, _ := f.ledger.Cursor(key); len(items) > 0 || before != page.LastSeq {
+		if err := f.store(ctx, items, &ledger.Cursor{Feed: key, Value: page.LastSeq}); err != nil {
+			return fmt.Errorf("page up to %.80s: %w", page.LastSeq, err)
+		}
+	}
+	for _, it := range items {
+		if it.paper != nil || it.gone != "" {
+			f.touch(it.name)
+		}
+	}
+	f.note(func(s *seen) {
+		s.Cursor, s.LastSuccess = page.LastSeq, f.now()
+		s.rows += uint64(len(page.Changes))
+		if newer(page.LastSeq, s.Head) {
+			s.Head = page.LastSeq
+		}
+	})
+	return nil
 }
 
-// coalesce unites a page's changes by package, the last one of each counts, and
-// leaves out those that nobody wants. bad are names that npm does not allow.
-func (f *Follower) coalesce(ctx context.Context, rows []couch.Change, w wanted, engine string) (changes []change, bad []item, err error) {
+// announced are the items of the changes of a page.
+func (f *Follower) announced(ctx context.Context, rows []couch.Change, w *wanted, engine string) (items []item, err error) {
 	last := make(map[string]int, len(rows))
 	for i, row := range rows {
 		last[row.ID] = i
 	}
+	names := make([]npm.Name, 0, len(last))
+	at := make([]int, 0, len(last))
 	for i, row := range rows {
 		if last[row.ID] != i || strings.HasPrefix(row.ID, "_design/") {
 			continue
@@ -44,200 +66,110 @@ func (f *Follower) coalesce(ctx context.Context, rows []couch.Change, w wanted, 
 		name, err := npm.ParseName(row.ID)
 		if err != nil {
 			if len(w.all) > 0 && row.ID != "" {
-				bad = append(bad, item{refused: &ledger.Refusal{
+				items = append(items, item{refused: &ledger.Refusal{
 					Name: npm.Name(row.ID), Reason: ReasonName, Detail: detail(err), Time: f.now(),
 				}})
 			}
 			continue
 		}
-		concerns, err := f.concerns(ctx, w, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if !concerns {
+		names, at = append(names, name), append(at, i)
+	}
+	heads, err := f.ledger.Heads(ctx, names)
+	if err != nil {
+		return nil, own(err)
+	}
+	for n, name := range names {
+		row, head := rows[at[n]], heads[n]
+		if !w.concerns(name, head) {
 			continue
 		}
-		c := change{name: name, deleted: row.Deleted, final: engine == couch.EngineCouch, doc: row.Doc, ask: true}
-		if engine == couch.EngineNPM || engine == couch.EngineCouch { // else revisions are not the registry's
-			for _, rev := range row.Revs {
-				if c.rev == "" || older(c.rev, rev) {
-					c.rev = rev
-				}
-			}
-		}
-		changes = append(changes, c)
-	}
-	return changes, bad, nil
-}
-
-// apply does the work of changes in one pass, which ends with cursor.
-func (f *Follower) apply(ctx context.Context, changes []change, bad []item, w wanted, cursor *ledger.Cursor) error {
-	p, err := f.begin(ctx, forever)
-	if err != nil {
-		return err
-	}
-	defer p.abort()
-	for _, it := range bad {
-		if err := p.send(p.ctx, it); err != nil {
-			return p.cause(err)
-		}
-	}
-	g, gctx := errgroup.WithContext(p.ctx)
-	g.SetLimit(f.workers)
-	asked := false
-	for _, c := range changes {
-		asked = asked || c.ask
-		g.Go(func() error { return p.change(gctx, c, w) })
-	}
-	if err := g.Wait(); err != nil {
-		return p.cause(err)
-	}
-	// A changed document may change what any closure selects. Where every
-	// package is wanted, each comes with its own change.
-	if asked && len(w.all) == 0 && len(w.wants) > 0 {
-		picked, err := p.selectVersions(w.wants)
-		if err == nil {
-			err = p.fetchMissing(picked, false)
-		}
-		if err != nil {
-			return p.cause(err)
-		}
-	}
-	if err := p.finish(cursor); err != nil {
-		return p.cause(err)
-	}
-	return nil
-}
-
-// deletedMark ends the revision of a deletion in the retry queue.
-const deletedMark = "-deleted"
-
-// change records a package's new document, or why there is none, and queues
-// the versions that it alone decides on. An error is our own fault.
-func (p *pass) change(ctx context.Context, c change, w wanted) error {
-	pap, err := p.changed(ctx, c)
-	if err != nil && ours(ctx, err) {
-		return err
-	}
-	if stub := (*unpublished)(nil); errors.As(err, &stub) && !older(stub.rev, c.rev) {
-		// The change and the registry's own word agree: as good as a deletion.
-		pap, err = nil, p.send(ctx, item{name: c.name, key: ledger.Key{Name: c.name}, gone: "?" + stub.rev})
-	}
-	if err != nil {
-		held, fault := p.f.held(ctx, c.name)
-		if fault != nil {
-			return fault
-		}
-		if !held.Document.CID.Defined() || held.Deleted {
-			p.remember(c.name, nil, err) // else the ledger's own document serves
-		}
-		return p.fail(ctx, c, err)
-	}
-	if pap == nil {
-		p.remember(c.name, nil, errDeleted)
-		return p.fail(ctx, change{name: c.name, versions: c.versions}, fmt.Errorf("%w: %w", upstream.ErrNotFound, errDeleted))
-	}
-	if err := p.record(ctx, pap); err != nil {
-		return err
-	}
-	picked := slices.Clone(c.versions)
-	if len(w.all) == 0 {
-		p.remember(c.name, pap, nil)
-	} else if c.ask {
-		picked = append(picked, w.every(pap.doc)...)
-	}
-	for _, v := range picked {
-		if names(pap.doc, v) {
-			err = p.fetch(ctx, pap, v, false)
-		} else { // taken back since
-			err = p.send(ctx, item{name: c.name, key: ledger.Key{Name: c.name, Version: v}})
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fail records that nothing came of a change: for the package, where its
-// document was asked for, and for each version that waited for it.
-func (p *pass) fail(ctx context.Context, c change, err error) error {
-	rev := c.rev
-	if c.deleted {
-		rev += deletedMark
-	}
-	var items []item
-	if c.ask {
-		items = append(items, p.failed(ledger.Key{Name: c.name}, rev, err))
-	}
-	for _, v := range c.versions {
-		items = append(items, p.failed(ledger.Key{Name: c.name, Version: v}, "", err))
-	}
-	for _, it := range items {
-		if err := p.send(ctx, it); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// changed returns the paper of a changed package, or sends its tombstone and
-// returns nil. A paper older than its change is an error.
-func (p *pass) changed(ctx context.Context, c change) (*paper, error) {
-	if c.deleted {
-		if !c.final {
-			// A deletion is evidence, not an accident (law 4): the registry
-			// itself must say so too. A document as new as the deletion says
-			// that the package is back.
-			answer, err := p.f.upstream.Packument(ctx, c.name, "")
-			if err == nil {
-				held, err := p.f.held(ctx, c.name)
-				if err != nil {
-					return nil, err
-				}
-				pap, err := p.f.fresh(c.name, answer.Raw, answer.ETag, held)
-				return pap, notOlder(pap, c, err)
-			}
-			if !errors.Is(err, upstream.ErrNotFound) {
-				return nil, fmt.Errorf("confirm the deletion of %s: %w", c.name, err)
-			}
-		}
-		return nil, p.send(ctx, item{name: c.name, key: ledger.Key{Name: c.name}, gone: "?" + c.rev})
-	}
-	if c.doc != nil {
-		raw, err := withoutAttachments(c.doc)
-		if err != nil {
-			return nil, fmt.Errorf("document of %s in the feed: %w: %w", c.name, npm.ErrPackument, err)
-		}
-		held, err := p.f.held(ctx, c.name)
+		it, err := f.announce(ctx, name, row, head, w, engine)
 		if err != nil {
 			return nil, err
 		}
-		if c.rev != "" && c.rev == held.Rev && held.Document.CID.Defined() && !held.Deleted {
-			pap, err := p.f.mine(ctx, held) // a revision is one document
-			if err == nil || !lost(err) {
-				return pap, own(err)
-			}
-		}
-		return p.f.fresh(c.name, raw, "", held)
+		items = append(items, it...)
 	}
-	age := time.Duration(0)
-	if !c.ask {
-		age = forever
-	}
-	pap, late, err := p.f.load(ctx, c.name, age)
-	if err == nil {
-		err = late
-	}
-	return pap, notOlder(pap, c, err)
+	return items, nil
 }
 
-// notOlder is err, or that a paper is older than the change that announced it.
-func notOlder(pap *paper, c change, err error) error {
-	if err == nil && older(pap.rev, c.rev) {
-		return fmt.Errorf("packument of %s is revision %.80s, the change %.80s: %w", c.name, pap.rev, c.rev, errStale)
+// announce is what one change of a package that concerns us makes.
+func (f *Follower) announce(ctx context.Context, name npm.Name, row couch.Change, head ledger.Head, w *wanted, engine string) ([]item, error) {
+	own := engine == couch.EngineNPM || engine == couch.EngineCouch // else revisions are not the registry's
+	rev := ""
+	for _, r := range row.Revs {
+		if own && (rev == "" || older(rev, r)) {
+			rev = r
+		}
 	}
-	return err
+	switch {
+	case row.Deleted && (!head.Known || head.Deleted) && !head.Waiting:
+		return nil, nil // there is nothing to take away
+	case row.Deleted && engine == couch.EngineCouch:
+		// The database is the registry itself: its word needs no other.
+		return []item{f.tombstone(ledger.Retry{Name: name, Rev: rev + deletedMark}, rev, ledger.RemovedDeleted)}, nil
+	case row.Deleted:
+		rev += deletedMark
+	case row.Doc != nil:
+		return f.brought(ctx, name, row.Doc, rev, w)
+	case rev != "" && head.Known && !head.Deleted && !head.Waiting && (rev == head.Rev || older(rev, head.Rev)):
+		return nil, nil // it is known
+	}
+	return []item{{name: name, queue: []ledger.Retry{{Name: name, Rev: rev}}}}, nil
+}
+
+// brought are the items of a document that came with its change.
+func (f *Follower) brought(ctx context.Context, name npm.Name, doc []byte, rev string, w *wanted) ([]item, error) {
+	raw, err := withoutAttachments(doc)
+	if err != nil {
+		err = fmt.Errorf("document of %s in the feed: %w: %w", name, npm.ErrPackument, err)
+	}
+	var pap *paper
+	if err == nil {
+		var held ledger.Package
+		if held, err = f.held(ctx, name); err != nil {
+			return nil, err
+		}
+		if rev != "" && rev == held.Rev && held.Document.CID.Defined() && !held.Deleted {
+			pap, err = f.mine(ctx, held) // a revision is one document
+			if err != nil && !lost(err) {
+				return nil, own(err)
+			}
+		}
+		if pap == nil {
+			pap, err = f.fresh(name, raw, "", held)
+		}
+	}
+	if stub := (*unpublished)(nil); errors.As(err, &stub) && !older(stub.rev, rev) {
+		return []item{f.tombstone(ledger.Retry{Name: name, Rev: rev}, stub.rev, ledger.RemovedUnpublished)}, nil
+	}
+	if err != nil {
+		if ours(ctx, err) {
+			return nil, err
+		}
+		return []item{f.failed(ledger.Retry{Name: name, Rev: rev}, err)}, nil
+	}
+	queue, err := f.missing(ctx, pap, w.picks(pap.doc, f.now()), false)
+	if err != nil {
+		return nil, err
+	}
+	f.parsed.put(pap.ref.CID, pap.doc)
+	return f.document(pap, []ledger.Done{{Key: ledger.Key{Name: name}}}, queue), nil
+}
+
+// changed returns the paper of a package whose row of the queue says that it
+// changed, or was deleted, or is to be asked for. With an error it is what
+// serves meanwhile, nil where there is nothing. A paper older than its change
+// is an error.
+func (f *Follower) changed(ctx context.Context, row ledger.Retry) (*paper, error) {
+	pap, late, err := f.load(ctx, row.Name, 0)
+	if err != nil {
+		return nil, err
+	}
+	rev := strings.TrimSuffix(row.Rev, deletedMark)
+	if late == nil && older(pap.rev, rev) {
+		late = fmt.Errorf("packument of %s is revision %.80s, the change %.80s: %w", row.Name, pap.rev, rev, errStale)
+	}
+	return pap, late
 }
 
 // withoutAttachments drops `_attachments` from a CouchDB document, where old
@@ -274,51 +206,4 @@ func withoutAttachments(raw []byte) ([]byte, error) {
 		return raw, nil
 	}
 	return append(out, '}'), nil
-}
-
-// tryAgain runs the retries that are due and says how long it is to the next
-// one, at most forever.
-func (f *Follower) tryAgain(ctx context.Context) (next time.Duration, err error) {
-	if err := f.take(ctx); err != nil {
-		return 0, err
-	}
-	defer f.yield()
-	rows, err := f.ledger.Retries(ctx)
-	if err != nil {
-		return 0, own(err)
-	}
-	next = forever
-	now := f.now()
-	due := make(map[npm.Name]*change)
-	for _, r := range rows {
-		wait := r.Next.Sub(now)
-		if wait <= 0 && due[r.Name] == nil && len(due) < dueAtOnce {
-			due[r.Name] = &change{name: r.Name}
-		}
-		if wait > 0 || due[r.Name] == nil {
-			next = min(next, max(0, wait))
-			continue
-		}
-		if c := due[r.Name]; r.Version != "" {
-			c.versions = append(c.versions, r.Version)
-		} else {
-			c.ask = true
-			c.rev, c.deleted = strings.CutSuffix(r.Rev, deletedMark)
-		}
-	}
-	if len(due) == 0 {
-		return next, nil
-	}
-	var changes []change
-	for _, name := range slices.Sorted(maps.Keys(due)) {
-		changes = append(changes, *due[name])
-	}
-	w, err := f.wanted(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if err := f.apply(ctx, changes, nil, w, nil); err != nil {
-		return 0, fmt.Errorf("try again: %w", err)
-	}
-	return next, nil
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -19,11 +22,9 @@ const (
 	// feed, in sequences: packuments lag behind their changes, so the one that
 	// Fill is given may be older than the newest change.
 	rewind = 1000
-	// patience is the longest that due retries wait for the next look.
+	// patience is how long it is at the most until somebody sees that the feed
+	// is to be read under another cursor.
 	patience = 15 * time.Second
-	// dueAtOnce bounds the packages that are tried again in one pass, so that
-	// pages take their turn.
-	dueAtOnce = 1000
 )
 
 // allMark ends the cursor's key where every package is wanted.
@@ -34,56 +35,72 @@ const allMark = "#all"
 var errSelection = errors.New("what is wanted has changed")
 
 // Run fills the selection and then keeps it up to date until ctx ends: from the
-// feed, else by filling again every RefreshAfter. With once it returns nil at
-// the feed's head. Any other error than ctx's is our own fault, or that the
-// feed was reset or, with once, away; the cursor then stays behind all work
-// that is not recorded.
+// feed, else by filling again every RefreshAfter. With once it returns nil when
+// the feed was read to its head and nothing is due. A node that is away, or a
+// full disk, is waited for, but not with once. Any other error than ctx's is our
+// own fault, or that the feed was reset or, with once, away; the cursor then
+// stays behind all that is not recorded.
 func (f *Follower) Run(ctx context.Context, once bool) error {
 	changed := f.ledger.WantsChanged()
 	var engine string
 	if f.feed != nil {
-		// Before Fill: what changes while it runs is then still to be read.
+		// Before the selection is resolved: what changes while that runs is
+		// then still to be read.
 		var err error
 		if engine, err = f.prepare(ctx, once); err != nil {
 			return fmt.Errorf("follow: %w", err)
 		}
 	}
-	began := f.now()
-	if err := f.Fill(ctx); err != nil {
-		return err
-	}
-	if f.feed == nil {
-		if once {
-			_, err := f.tryAgain(ctx)
-			return err
-		}
-		return f.tend(ctx, changed, began, f.refresh, nil)
-	}
 	if once {
-		if err := f.read(ctx, engine, false); err != nil {
+		if err := f.fill(ctx); err != nil {
+			return fmt.Errorf("fill: %w", err)
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		read := make(chan struct{})
+		g.Go(func() error {
+			defer close(read)
+			if f.feed == nil {
+				return nil
+			}
+			return f.read(ctx, engine, false)
+		})
+		g.Go(func() error {
+			for {
+				if err := f.drain(ctx, false); err != nil {
+					return err
+				}
+				select {
+				case <-read: // and what came with its end
+					return f.drain(ctx, false)
+				case <-f.ledger.Queued():
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		})
+		if err := g.Wait(); err != nil {
 			return fmt.Errorf("follow: %w", err)
 		}
-		_, err := f.tryAgain(ctx)
-		return err
+		f.note(func(s *seen) { s.LastSuccess = f.now() })
+		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return f.persist(ctx, func() error { return f.drain(ctx, true) }) })
+	began := f.now()
+	if err := f.persist(ctx, func() error { return f.fill(ctx) }); err != nil {
+		g.Go(func() error { return fmt.Errorf("fill: %w", err) }) // ends the drain
+		return g.Wait()
+	}
+	f.note(func(s *seen) { s.LastSuccess = f.now() })
+	if f.feed == nil {
+		g.Go(func() error { return f.tend(ctx, changed, began, f.refresh, nil) })
+		return g.Wait()
+	}
 	restart := make(chan struct{}, 1)
 	g.Go(func() error { return f.tend(ctx, changed, began, 0, restart) })
 	g.Go(func() error {
 		for {
-			reading, stop := context.WithCancel(ctx)
-			ended := make(chan struct{})
-			go func() {
-				defer close(ended)
-				select {
-				case <-restart:
-					stop()
-				case <-reading.Done():
-				}
-			}()
-			err := f.read(reading, engine, true)
-			stop()
-			<-ended
+			err := f.persist(ctx, func() error { return f.readUntil(ctx, engine, restart) })
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -101,19 +118,29 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 	return g.Wait()
 }
 
-// tend does what is due beside the feed until ctx ends: a Fill when the
-// selection changes or Wake asks for one, or every refresh (0: never), and the
-// retries whose time has come. filled is when the last Fill began.
+// readUntil reads the feed until restart tells it to end.
+func (f *Follower) readUntil(ctx context.Context, engine string, restart <-chan struct{}) error {
+	reading, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-restart:
+			stop()
+		case <-reading.Done():
+		}
+	}()
+	err := f.read(reading, engine, true)
+	stop()
+	<-ended
+	return err
+}
+
+// tend resolves the selection again until ctx ends: when it changes, when Wake
+// asks for it, and every refresh (0: never). filled is when that was last begun.
 func (f *Follower) tend(ctx context.Context, changed <-chan struct{}, filled time.Time, refresh time.Duration, restart chan<- struct{}) error {
 	for {
-		due, err := f.tryAgain(ctx)
-		if err == nil && restart != nil {
-			err = f.checkKey(ctx, restart)
-		}
-		if err != nil {
-			return err
-		}
-		wait := min(due, patience)
+		wait := patience
 		if refresh > 0 {
 			wait = min(wait, max(0, refresh-f.now().Sub(filled)))
 		}
@@ -131,13 +158,19 @@ func (f *Follower) tend(ctx context.Context, changed <-chan struct{}, filled tim
 			fill = refresh > 0 && f.now().Sub(filled) >= refresh
 		}
 		timer.Stop()
+		if restart != nil {
+			if err := f.checkKey(ctx, restart); err != nil {
+				return err
+			}
+		}
 		if !fill {
 			continue
 		}
-		changed, filled = f.ledger.WantsChanged(), f.now() // before Fill reads them
-		if err := f.Fill(ctx); err != nil {
-			return err
+		changed, filled = f.ledger.WantsChanged(), f.now() // before they are read
+		if err := f.persist(ctx, func() error { return f.fill(ctx) }); err != nil {
+			return fmt.Errorf("fill: %w", err)
 		}
+		f.note(func(s *seen) { s.LastSuccess = f.now() })
 	}
 }
 
@@ -164,7 +197,8 @@ func (f *Follower) checkKey(ctx context.Context, restart chan<- struct{}) error 
 
 // cursorKey is the feed's name in the ledger. A feed that was followed for some
 // packages from its head on has not been read for the others: once every
-// package is wanted, the cursor is another, and begins at the beginning.
+// package is wanted, or all of a scope, the cursor is another, and begins at the
+// beginning.
 func (f *Follower) cursorKey(ctx context.Context) (string, error) {
 	w, err := f.wanted(ctx)
 	if err != nil {
@@ -173,9 +207,12 @@ func (f *Follower) cursorKey(ctx context.Context) (string, error) {
 	return f.keyFor(w), nil
 }
 
-func (f *Follower) keyFor(w wanted) string {
-	if len(w.all) > 0 {
+func (f *Follower) keyFor(w *wanted) string {
+	switch {
+	case len(w.all) > 0:
 		return f.feedName + allMark
+	case len(w.scopes) > 0:
+		return f.feedName + "#" + strings.Join(slices.Sorted(maps.Keys(w.scopes)), ",")
 	}
 	return f.feedName
 }
@@ -240,47 +277,12 @@ func (f *Follower) read(ctx context.Context, engine string, follow bool) error {
 			}
 			return err
 		}
+		if err := f.room(ctx); err != nil {
+			return err
+		}
 		if err := f.page(ctx, page, key, engine); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
-}
-
-// page does a page's work. Pages come one after the other, work within one runs
-// in parallel, and the cursor moves to the page's end in the last commit of
-// that work: it is the low-water mark (law 1).
-func (f *Follower) page(ctx context.Context, page couch.Page, key, engine string) error {
-	if err := f.take(ctx); err != nil {
-		return err
-	}
-	defer f.yield()
-	w, err := f.wanted(ctx)
-	if err != nil {
-		return err
-	}
-	if f.keyFor(w) != key {
-		return errSelection
-	}
-	cursor := &ledger.Cursor{Feed: key, Value: page.LastSeq}
-	changes, bad, err := f.coalesce(ctx, page.Changes, w, engine)
-	if err != nil {
-		return err
-	}
-	switch before, _ := f.ledger.Cursor(key); {
-	case len(changes) > 0 || len(bad) > 0:
-		err = f.apply(ctx, changes, bad, w, cursor)
-	case before != page.LastSeq:
-		err = f.store(ctx, nil, cursor)
-	}
-	if err != nil {
-		return fmt.Errorf("page up to %.80s: %w", page.LastSeq, err)
-	}
-	f.note(func(s *seen) {
-		s.Cursor, s.LastSuccess = page.LastSeq, f.now()
-		if newer(page.LastSeq, s.Head) {
-			s.Head = page.LastSeq
-		}
-	})
-	return nil
 }

@@ -255,9 +255,8 @@ func TestOnePoisonousPackageStopsNothing(t *testing.T) {
 	}
 	// Not due: nothing happens.
 	asked := w.reg.Requests("/lib/-/lib-2.0.0.tgz")
-	next, err := w.f.tryAgain(t.Context())
-	if err != nil || next <= 0 || next > 10*time.Second {
-		t.Fatalf("tryAgain: %v, %v", next, err)
+	if err := w.f.drain(t.Context(), false); err != nil {
+		t.Fatal(err)
 	}
 	if n := w.reg.Requests("/lib/-/lib-2.0.0.tgz"); n != asked {
 		t.Error("a retry that is not due was run")
@@ -265,7 +264,7 @@ func TestOnePoisonousPackageStopsNothing(t *testing.T) {
 	// Due, and failing to the limit: it ends refused.
 	for range 2 {
 		w.clock.add(2 * time.Hour)
-		if _, err := w.f.tryAgain(t.Context()); err != nil {
+		if err := w.f.drain(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -273,7 +272,8 @@ func TestOnePoisonousPackageStopsNothing(t *testing.T) {
 		t.Fatalf("still retried: %+v", r)
 	}
 	w.expectRefused("@s/deep@ packument", "lib@2.0.0 unavailable", "other@1.0.0 integrity")
-	// Once upstream is well, the next Fill has it, and the rest in a new process.
+	// Once upstream is well, the next Fill has it; what was refused for good is
+	// left alone while upstream says the same of it.
 	w.reg.Heal()
 	w.reg.Edit("@s/deep", nil)
 	w.reg.SetTarball("other", "1.0.0", nil)
@@ -297,7 +297,7 @@ func TestARetryThatSucceedsLeavesTheQueue(t *testing.T) {
 	}
 	w.reg.Heal()
 	w.clock.add(time.Hour)
-	if _, err := w.f.tryAgain(t.Context()); err != nil {
+	if err := w.f.drain(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	w.expect("app@2.0.0", "lib@2.0.0", "other@1.0.0")
@@ -307,42 +307,30 @@ func TestARetryThatSucceedsLeavesTheQueue(t *testing.T) {
 	w.expectRefused()
 }
 
-// TestAVersionThatWaitsForADeletedPackage must not wait for ever, or be tried
-// without a pause.
+// TestAVersionThatWaitsForADeletedPackage goes with it: it neither waits for
+// ever nor brings the package back.
 func TestAVersionThatWaitsForADeletedPackage(t *testing.T) {
-	for _, down := range []bool{false, true} {
-		w := newWorld(t, small)
-		feed := w.follow(couch.EngineCouch)
-		w.reg.Fault("/lib/-/", func(rw http.ResponseWriter, _ *http.Request) bool {
-			rw.WriteHeader(http.StatusBadGateway)
-			return true
-		})
-		w.add("lib")
-		feed.push(couch.Change{ID: "lib", Revs: []string{"9-a"}, Deleted: true})
-		w.run()
-		before := w.retries()
-		if !w.pkg("lib").Deleted || len(before) != 1 {
-			t.Fatalf("retries are %+v", before)
-		}
-		if down {
-			w.reg.Fault("/lib", func(rw http.ResponseWriter, _ *http.Request) bool {
-				rw.WriteHeader(http.StatusBadGateway)
-				return true
-			})
-		} else {
-			w.reg.Delete("lib")
-		}
-		w.clock.add(time.Hour)
-		if _, err := w.f.tryAgain(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if r := w.retries(); down && (len(r) != 1 || r[0].Attempts != before[0].Attempts+1 || !r[0].Next.After(w.clock.Now())) || !down && len(r) != 0 {
-			t.Errorf("retries are %+v", r)
-		}
-		if !down {
-			w.expectRefused("lib@2.0.0 not-found")
-		}
+	w := newWorld(t, small)
+	feed := w.follow(couch.EngineCouch)
+	w.reg.Fault("/lib/-/", func(rw http.ResponseWriter, _ *http.Request) bool {
+		rw.WriteHeader(http.StatusBadGateway)
+		return true
+	})
+	w.add("lib")
+	if r := w.retries(); len(r) != 1 || r[0].Version != "2.0.0" {
+		t.Fatalf("the queue is %+v", r)
 	}
+	w.unwant("lib")
+	feed.push(couch.Change{ID: "lib", Revs: []string{"9-a"}, Deleted: true})
+	w.run()
+	w.clock.add(time.Hour)
+	if err := w.f.drain(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.retries(); !w.pkg("lib").Deleted || len(r) != 0 {
+		t.Errorf("deleted %v, the queue is %+v", w.pkg("lib").Deleted, r)
+	}
+	w.expectRefused()
 }
 
 func TestUpstreamAwayKeepsWhatIsHeld(t *testing.T) {
@@ -365,8 +353,8 @@ func TestUpstreamAwayKeepsWhatIsHeld(t *testing.T) {
 	if !slices.Equal(w.stored(), before) {
 		t.Error("a 404 alone removed something")
 	}
-	if r := w.retries(); len(r) != 0 {
-		t.Errorf("still retried: %+v", r)
+	if r := w.retries(); len(r) != 1 || r[0].Name != "lib" || r[0].Missing != 1 {
+		t.Errorf("retries are %+v", r)
 	}
 }
 
@@ -454,8 +442,8 @@ func TestANodeThatFailsInATarball(t *testing.T) {
 		t.Errorf("Add returned %v", err)
 	}
 	w.expect()
-	if r := w.retries(); len(r) != 0 {
-		t.Errorf("retries are %+v", r)
+	if r := w.retries(); len(r) != 1 || !r[0].Fresh() {
+		t.Errorf("the queue is %+v", r)
 	}
 	w.expectRefused()
 }

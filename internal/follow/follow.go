@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,11 +28,19 @@ import (
 // method is as described there. Methods may run concurrently.
 type Ledger interface {
 	Package(ctx context.Context, name npm.Name) (ledger.Package, error)
+	Packages(ctx context.Context) iter.Seq2[ledger.Package, error]
+	Heads(ctx context.Context, names []npm.Name) ([]ledger.Head, error)
 	Wants(ctx context.Context) ([]ledger.Want, error)
 	Refused(ctx context.Context) ([]ledger.Refusal, error)
-	Retries(ctx context.Context) ([]ledger.Retry, error)
+	Refusals(ctx context.Context, name npm.Name) ([]ledger.Refusal, error)
+	Queue(ctx context.Context, name npm.Name) ([]ledger.Retry, error)
+	Due(ctx context.Context, from ledger.Due, now time.Time, limit int) ([]ledger.Key, ledger.Due, time.Time, error)
+	// Queued is closed when a row comes into the queue.
+	Queued() <-chan struct{}
 	Cursor(feed string) (value string, ok bool)
 	Counts() ledger.Counts
+	// Reasons are how many refusals there are of each reason.
+	Reasons() map[string]int
 	// WantsChanged is closed when a want comes or goes.
 	WantsChanged() <-chan struct{}
 	// Commit writes all of the batch, synced, or nothing.
@@ -78,8 +85,9 @@ type Options struct {
 	// FeedName is the key of the feed's cursor in the ledger: its URL. It must
 	// be given with Feed.
 	FeedName string
-	// Workers bounds the requests to upstream that run at once, 16 if zero;
-	// packuments and tarballs are counted apart.
+	// Workers bounds the packages that are worked on at once, 16 if zero, and
+	// the tarballs that are fetched at once, to twice as many. Upstream's client
+	// may have a lower bound of its own.
 	Workers int
 	// RefreshAfter is the age up to which the ledger's own document is as good
 	// as asking upstream, 5 minutes if zero.
@@ -87,6 +95,24 @@ type Options struct {
 	// Attempts bounds how often an item is tried that fails for passing
 	// causes, before it is refused; 20 if zero, which takes about 12 hours.
 	Attempts int
+	// Signature says what a version's registry signature is worth, by the
+	// policy of whoever gives it: a word for the ledger, or an error that
+	// refuses the version. nil looks at none.
+	Signature func(name npm.Name, version string, d npm.Dist, published time.Time) (string, error)
+	// Confirm is how often upstream must say that a package is gone before it
+	// counts, and ConfirmOver how long that must take at the least, while
+	// upstream gives others; 3 times and an hour if zero (law 4).
+	Confirm     int
+	ConfirmOver time.Duration
+	// Removals bounds the packages that may lose something within an hour; more
+	// are refused until an operator has looked. Zero is 50, or a thousandth of
+	// what is held if that is more.
+	Removals int
+	// Free tells the bytes that are free where the ledger and the node keep
+	// what they store. Below Reserve (1 GiB if zero) no work is begun until
+	// there is room again. nil is never asked.
+	Free    func(ctx context.Context) (uint64, error)
+	Reserve uint64
 	// Progress, where not nil, is told how far a pass has come: what is done
 	// ("packuments", "tarballs"), how many of how many that are known by now,
 	// and the bytes stored. Calls do not overlap; it must not block.
@@ -98,9 +124,8 @@ type Options struct {
 	Now      func() time.Time // nil is time.Now
 }
 
-// Follower fills a ledger. Its methods may run concurrently: passes over the
-// selection take turns, what a client asks for through PullThrough does not
-// wait for them.
+// Follower fills a ledger. Its methods may run concurrently; what a client asks
+// for through PullThrough does not wait for the rest.
 type Follower struct {
 	ledger             Ledger
 	upstream           Upstream
@@ -110,19 +135,31 @@ type Follower struct {
 	workers            int
 	refresh            time.Duration
 	attempts           int
+	signature          func(name npm.Name, version string, d npm.Dist, published time.Time) (string, error)
+	confirm            int
+	confirmOver        time.Duration
+	free               func(ctx context.Context) (uint64, error)
+	reserve            uint64
 	progress           func(stage string, done, total int, bytes int64)
 	stored             func()
 	log                *slog.Logger
 	now                func() time.Time
 	started            time.Time
 	gatherItems, early int // the constants of these names; tests make them small
+	gatherTime         time.Duration
 
-	turn chan struct{} // holds one token; who has it runs a pass
-	wake chan struct{} // a Fill is asked for
+	resolving chan struct{} // holds one token; who has it resolves the selection
+	draining  chan struct{} // the same, for working the queue off
+	wake      chan struct{} // a Fill is asked for
+	touches   chan struct{} // documents changed that the selection may depend on
 
 	// recording is held from the read of the ledger's row to the commit that
 	// depends on it.
 	recording sync.Mutex
+
+	removals  breaker
+	parsed    parsed
+	selection selection
 
 	mu    sync.Mutex
 	state seen // owned by note
@@ -138,11 +175,14 @@ func New(o Options) (*Follower, error) {
 	}
 	f := &Follower{
 		ledger: o.Ledger, upstream: o.Upstream, node: o.Node, feed: o.Feed, feedName: o.FeedName,
-		workers: o.Workers, refresh: o.RefreshAfter, attempts: o.Attempts,
+		workers: o.Workers, refresh: o.RefreshAfter, attempts: o.Attempts, signature: o.Signature,
+		confirm: o.Confirm, confirmOver: o.ConfirmOver, free: o.Free, reserve: o.Reserve,
 		progress: o.Progress, stored: o.OnStored, log: o.Log, now: o.Now,
-		gatherItems: gatherItems, early: early,
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		gatherItems: gatherItems, early: early, gatherTime: gatherTime,
+		resolving: make(chan struct{}, 1), draining: make(chan struct{}, 1), wake: make(chan struct{}, 1), touches: make(chan struct{}, 1),
+		removals: breaker{limit: o.Removals},
 	}
+	f.selection.dirty = make(map[npm.Name]bool)
 	if f.workers <= 0 {
 		f.workers = 16
 	}
@@ -151,6 +191,15 @@ func New(o Options) (*Follower, error) {
 	}
 	if f.attempts <= 0 {
 		f.attempts = 20
+	}
+	if f.confirm <= 0 {
+		f.confirm = 3
+	}
+	if f.confirmOver <= 0 {
+		f.confirmOver = time.Hour
+	}
+	if f.reserve == 0 {
+		f.reserve = 1 << 30
 	}
 	if f.progress == nil {
 		f.progress = func(string, int, int, int64) {}
@@ -179,14 +228,11 @@ func (f *Follower) Add(ctx context.Context, wants []ledger.Want) error {
 	return f.Fill(ctx)
 }
 
-// Remove takes specs out of the selection. Versions that are held stay, and
-// stay in releases: they are only no longer kept up to date for this want.
+// Remove takes wants out of the selection, by their specs and scopes. Versions
+// that are held stay, and stay in releases: they are only no longer kept up to
+// date for this want.
 func (f *Follower) Remove(ctx context.Context, wants []ledger.Want) error {
-	unwants := make([]npm.Spec, len(wants))
-	for i, w := range wants {
-		unwants[i] = w.Spec
-	}
-	if _, err := f.ledger.Commit(ctx, ledger.Batch{Unwants: unwants}); err != nil {
+	if _, err := f.ledger.Commit(ctx, ledger.Batch{Unwants: wants}); err != nil {
 		return fmt.Errorf("record what is no longer wanted: %w", err)
 	}
 	return nil
@@ -198,37 +244,29 @@ func (f *Follower) Remove(ctx context.Context, wants []ledger.Want) error {
 // corrupt is fetched again. Documents that upstream was asked for within
 // RefreshAfter are not asked for again. It ends with an error only for
 // our own faults (the node away, a ledger that cannot be written) or with the
-// context; all else ends stored, refused or in the retry queue. It may be
+// context; all else ends stored, refused or in the queue. It may be
 // killed at any moment and called again.
 func (f *Follower) Fill(ctx context.Context) error {
-	if err := f.take(ctx); err != nil {
-		return err
-	}
-	defer f.yield()
-	wants, err := f.ledger.Wants(ctx)
-	if err != nil {
+	if err := f.fill(ctx); err != nil {
 		return fmt.Errorf("fill: %w", err)
 	}
-	if f.feed == nil && slices.ContainsFunc(wants, func(w ledger.Want) bool { return w.Spec.Name == "" }) {
-		f.log.WarnContext(ctx, "every package is wanted, and there is no feed that names them")
-	}
-	p, err := f.begin(ctx, f.refresh)
-	if err != nil {
+	if err := f.drain(ctx, false); err != nil {
 		return fmt.Errorf("fill: %w", err)
-	}
-	defer p.abort()
-	selected, err := p.selectVersions(wants)
-	if err == nil {
-		err = p.fetchMissing(selected, true)
-	}
-	if err == nil {
-		err = p.finish(nil)
-	}
-	if err != nil {
-		return fmt.Errorf("fill: %w", p.cause(err))
 	}
 	f.note(func(s *seen) { s.LastSuccess = f.now() })
 	return nil
+}
+
+// fill resolves the whole selection and queues what is missing of it.
+func (f *Follower) fill(ctx context.Context) error {
+	w, err := f.wanted(ctx)
+	if err != nil {
+		return err
+	}
+	if f.feed == nil && len(w.all)+len(w.scopes) > 0 {
+		f.log.WarnContext(ctx, "packages are wanted that only a feed names, and there is no feed")
+	}
+	return f.resolve(ctx, w.wants, f.refresh)
 }
 
 // Wake asks a running Run for a Fill soon. It never blocks.
@@ -239,16 +277,17 @@ func (f *Follower) Wake() {
 	}
 }
 
-func (f *Follower) take(ctx context.Context) error {
+// take takes the token of turn, which release gives back.
+func take(ctx context.Context, turn chan struct{}) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	select {
-	case f.turn <- struct{}{}:
+	case turn <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (f *Follower) yield() { <-f.turn }
+func release(turn chan struct{}) { <-turn }

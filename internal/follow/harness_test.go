@@ -222,7 +222,7 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	f.gatherItems, f.early = 3, 4<<10 // many commits, many puts before them
+	f.gatherItems, f.early, f.gatherTime = 3, 4<<10, 0 // many commits, many puts before them
 	w.f = f
 }
 
@@ -253,6 +253,13 @@ func (w *world) add(specs ...string) {
 	w.t.Helper()
 	if err := w.f.Add(w.t.Context(), wants(w.t, specs...)); err != nil {
 		w.t.Fatalf("Add(%q): %v", specs, err)
+	}
+}
+
+func (w *world) unwant(specs ...string) {
+	w.t.Helper()
+	if err := w.f.Remove(w.t.Context(), wants(w.t, specs...)); err != nil {
+		w.t.Fatal(err)
 	}
 }
 
@@ -435,6 +442,16 @@ func (w *world) retries() []ledger.Retry {
 		w.t.Fatal(err)
 	}
 	return rows
+}
+
+// queued lists "name@version" of what is in the queue, due or not.
+func (w *world) queued() map[string]bool {
+	w.t.Helper()
+	all := map[string]bool{}
+	for _, r := range w.retries() {
+		all[string(r.Name)+"@"+r.Version] = true
+	}
+	return all
 }
 
 func (w *world) pkg(name string) ledger.Package {

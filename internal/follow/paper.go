@@ -2,6 +2,7 @@ package follow
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -46,6 +47,30 @@ type paper struct {
 	held ledger.Package
 	// raw is kept only where the caller asked for it.
 	raw []byte
+}
+
+// seen names what the document says of a version's tarball, for a refusal. "" is
+// nothing of use.
+func (p *paper) seen(version string) string {
+	m := p.doc.Versions[version]
+	if m == nil {
+		if bad := p.doc.Bad[version]; bad != nil {
+			return bad.Error()
+		}
+		return ""
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%q %q %q", m.Dist.Tarball, m.Dist.Integrity, m.Dist.Shasum)
+	for _, sig := range m.Dist.Signatures {
+		fmt.Fprintf(sum, " %q %q", sig.KeyID, sig.Sig)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}
+
+// leaveAlone reports whether a version that was refused is not tried again: its
+// reason lasts and upstream says the same of it.
+func (p *paper) leaveAlone(version string, was ledger.Refusal) bool {
+	return lasting(was.Reason) && was.Seen == p.seen(version)
 }
 
 // holds returns what the ledger held of a version when the paper was read, nil
@@ -185,6 +210,15 @@ func (f *Follower) held(ctx context.Context, name npm.Name) (ledger.Package, err
 	return held, nil
 }
 
+// ask asks upstream for a package's document, and notes that upstream gave one.
+func (f *Follower) ask(ctx context.Context, name npm.Name, etag string) (upstream.Packument, error) {
+	answer, err := f.upstream.Packument(ctx, name, etag)
+	if err == nil {
+		f.note(func(s *seen) { s.given, s.givenAt = name, f.now() })
+	}
+	return answer, err
+}
+
 // load returns a package's paper: the ledger's own where upstream was asked
 // less than age ago, else what upstream says now. Where upstream cannot say
 // (away, or the package is gone there, which is no proof: law 4) or says less
@@ -211,7 +245,7 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 	if whole {
 		etag = held.ETag
 	}
-	answer, err := f.upstream.Packument(ctx, name, etag)
+	answer, err := f.ask(ctx, name, etag)
 	if err == nil && answer.NotModified {
 		asked := f.now()
 		mine, err = f.mine(ctx, held)
@@ -223,7 +257,7 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 			return nil, nil, own(err)
 		}
 		whole = false
-		answer, err = f.upstream.Packument(ctx, name, "")
+		answer, err = f.ask(ctx, name, "")
 	}
 	if err == nil {
 		pap, err = f.fresh(name, answer.Raw, answer.ETag, held)
@@ -250,7 +284,7 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 	return mine, err, nil
 }
 
-// memo is a package's paper within one pass.
+// memo is a package's paper within one resolution.
 type memo struct {
 	mu     sync.Mutex // held while it is loaded
 	loaded bool
@@ -259,22 +293,32 @@ type memo struct {
 	err    error
 }
 
-// paper returns a package's paper, the same throughout the pass, and records
-// the document, or why there is none, on the way.
-func (p *pass) paper(ctx context.Context, name npm.Name) (*paper, error) {
-	p.mu.Lock()
-	m := p.papers[name]
+// maxPapers bounds the papers that a resolution keeps; beyond it the first that
+// come to hand are let go, and are the ledger's own when they are needed again.
+const maxPapers = 20_000
+
+// paper returns a package's paper, the same throughout the resolution, and
+// records the document, or why there is none, on the way.
+func (r *resolution) paper(ctx context.Context, name npm.Name) (*paper, error) {
+	r.mu.Lock()
+	m := r.papers[name]
 	if m == nil {
+		for other := range r.papers {
+			if len(r.papers) < maxPapers {
+				break
+			}
+			delete(r.papers, other)
+		}
 		m = &memo{}
-		p.papers[name] = m
+		r.papers[name] = m
 	}
-	p.mu.Unlock()
+	r.mu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.loaded {
 		return m.paper, m.err
 	}
-	pap, err := p.look(ctx, name, m.renew)
+	pap, err := r.look(ctx, name, m.renew)
 	if err != nil && ours(ctx, err) {
 		return nil, err // of this call, not of the package
 	}
@@ -282,65 +326,90 @@ func (p *pass) paper(ctx context.Context, name npm.Name) (*paper, error) {
 	return pap, err
 }
 
-// remember makes pap, or err, what paper returns in the rest of the pass.
-func (p *pass) remember(name npm.Name, pap *paper, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.papers[name] = &memo{loaded: true, paper: pap, err: err}
-}
-
-func (p *pass) look(ctx context.Context, name npm.Name, renew bool) (*paper, error) {
+func (r *resolution) look(ctx context.Context, name npm.Name, renew bool) (*paper, error) {
 	select {
-	case p.asking <- struct{}{}:
-		defer func() { <-p.asking }()
+	case r.asking <- struct{}{}:
+		defer func() { <-r.asking }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	key, age := ledger.Key{Name: name}, p.age
+	age := r.age
 	if renew {
 		age = 0
 	}
-	if r, ok := p.refused[key]; ok && p.leaveAlone(r) {
-		held, err := p.f.held(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		if age = forever; !held.Document.CID.Defined() || held.Deleted {
-			return nil, fmt.Errorf("refused before (%s): %s", r.Reason, r.Detail)
+	refusals, err := r.f.refusals(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	held, err := r.f.held(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	known := held.Document.CID.Defined() && !held.Deleted
+	if was, ok := refusals[""]; ok && lasting(was.Reason) && r.f.now().Sub(was.Time) < refusedFor {
+		if age = forever; !known {
+			return nil, fmt.Errorf("refused before (%s): %s", was.Reason, was.Detail)
 		}
 	}
-	p.progress.add("packuments", 0, 1, 0)
-	defer p.progress.add("packuments", 1, 0, 0)
-	pap, late, err := p.f.load(ctx, name, age)
+	waiting, err := r.f.waiting(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	r.progress.add("packuments", 0, 1, 0)
+	defer r.progress.add("packuments", 1, 0, 0)
+	pap, late, err := r.f.load(ctx, name, age)
+	row := waiting[""]
+	row.Name = name
 	switch {
 	case err != nil && ours(ctx, err):
 		return nil, err
 	case err != nil:
-		return nil, errors.Join(err, p.send(ctx, p.failed(key, "", err)))
+		it := r.f.failed(row, err)
+		it.again = it.refused != nil && refusals[""].Reason == it.refused.Reason
+		return nil, errors.Join(err, r.record(ctx, it))
 	case errors.Is(late, upstream.ErrNotFound):
-		p.f.log.WarnContext(ctx, "upstream no longer gives a document, keeping ours", "package", name, "err", late)
+		r.f.log.WarnContext(ctx, "upstream no longer gives a document, keeping ours", "package", name, "err", late)
+		if row.Stamp == 0 { // from now on it is looked into
+			it, err := r.f.missed(ctx, row)
+			if err == nil {
+				err = r.record(ctx, it)
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
 	case late != nil:
-		if err := p.send(ctx, p.failed(key, "", late)); err != nil {
+		if err := r.record(ctx, r.f.failed(row, late)); err != nil {
 			return nil, err
 		}
 	}
-	return pap, p.record(ctx, pap)
-}
-
-// record sends what upstream said of a document to the ledger.
-func (p *pass) record(ctx context.Context, pap *paper) error {
 	pap.raw = nil
 	if pap.checked.IsZero() {
-		return nil
+		return pap, nil
 	}
-	for _, r := range pap.changed(p.f.now()) {
-		if err := p.send(ctx, item{name: pap.name, key: ledger.Key{Name: pap.name, Version: r.Version}, refused: &r}); err != nil {
-			return err
+	var done []ledger.Done
+	if row.Stamp != 0 && late == nil && !older(pap.rev, row.Rev) && !strings.HasSuffix(row.Rev, deletedMark) {
+		done = []ledger.Done{{Key: ledger.Key{Name: name}, Stamp: row.Stamp}}
+	}
+	for _, it := range r.f.document(pap, done, nil) {
+		if err := r.record(ctx, it); err != nil {
+			return nil, err
 		}
 	}
-	it := item{name: pap.name, key: ledger.Key{Name: pap.name}, paper: pap, blocks: pap.blocks}
-	pap.blocks = nil
-	return p.send(ctx, it)
+	return pap, nil
+}
+
+// document are the items that record what upstream said of a package: its
+// document, with the queue's rows that it ends and those that it begins, and
+// held versions that now have other digests.
+func (f *Follower) document(pap *paper, done []ledger.Done, queue []ledger.Retry) []item {
+	var items []item
+	for _, r := range pap.changed(f.now()) {
+		items = append(items, item{name: pap.name, refused: &r})
+	}
+	it := item{name: pap.name, paper: pap, blocks: pap.blocks, done: done, queue: queue}
+	pap.blocks, pap.raw = nil, nil
+	return append(items, it)
 }
 
 // changed lists the held versions whose digest in the document is not that of

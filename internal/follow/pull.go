@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"sync"
 	"time"
 
@@ -44,14 +43,14 @@ type PullThrough struct {
 	closed  bool
 	running sync.WaitGroup // fetches; Add under mu, while not closed
 
-	gather gathering
+	gather *gathering
 }
 
 // NewPullThrough returns the pull-through of f. It starts nothing by itself.
 // Close it before the ledger and the node.
 func NewPullThrough(f *Follower) *PullThrough {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &PullThrough{f: f, ctx: ctx, cancel: cancel, gather: gathering{f: f, ctx: ctx}}
+	return &PullThrough{f: f, ctx: ctx, cancel: cancel, gather: f.newGathering(ctx, 0)}
 }
 
 // Close ends the fetches that run and waits for them.
@@ -61,6 +60,7 @@ func (t *PullThrough) Close() error {
 	t.mu.Unlock()
 	t.cancel()
 	t.running.Wait()
+	_ = t.gather.close() // what the end of its context cut short was told to whoever waited
 	return nil
 }
 
@@ -129,15 +129,14 @@ func (t *PullThrough) paper(ctx context.Context, name npm.Name, age time.Duratio
 		if pap.checked.IsZero() {
 			return pap, nil
 		}
-		for _, r := range pap.changed(t.f.now()) {
-			if err := t.gather.add(item{name: name, key: ledger.Key{Name: name, Version: r.Version}, refused: &r}); err != nil {
+		raw := pap.raw
+		for _, it := range t.f.document(pap, nil, nil) { // a retry may wait for a newer document than this one
+			if err := t.gather.add(ctx, it); err != nil {
 				return nil, err
 			}
 		}
-		// Not its key: a retry may wait for a newer document than this one.
-		it := item{name: name, paper: pap, blocks: pap.blocks}
-		pap.blocks = nil
-		return pap, t.gather.add(it)
+		pap.raw = raw
+		return pap, nil
 	})
 }
 
@@ -178,14 +177,14 @@ func (t *PullThrough) tarball(ctx context.Context, name npm.Name, file string) (
 	}
 	it, err := t.f.tarball(ctx, pap, version)
 	if why := reason(err); err != nil && why != "" && why != ReasonNotFound && !ours(ctx, err) {
-		refused := &ledger.Refusal{Name: name, Version: version, Reason: why, Detail: detail(err), Time: t.f.now()}
-		err = errors.Join(err, t.gather.add(item{name: name, refused: refused}))
+		refused := &ledger.Refusal{Name: name, Version: version, Reason: why, Detail: detail(err), Time: t.f.now(), Seen: pap.seen(version)}
+		err = errors.Join(err, t.gather.add(ctx, item{name: name, refused: refused}))
 	}
 	if err != nil {
 		return cid.Undef, err
 	}
 	c := it.version.CID
-	return c, t.gather.add(it)
+	return c, t.gather.add(ctx, it)
 }
 
 // byFile finds the version whose tarball has a file name. A parsed packument
@@ -205,57 +204,4 @@ func outward(err error) error {
 		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 	}
 	return err
-}
-
-// gathering commits the items of concurrent calls together: who finds nobody
-// at it commits for all that wait, so that sixty tarballs of one install cost a
-// few fsyncs.
-type gathering struct {
-	f   *Follower
-	ctx context.Context // of the commits: no single caller's, for they serve several
-
-	mu      sync.Mutex
-	waiting []pending
-	busy    bool // somebody commits
-}
-
-type pending struct {
-	item item
-	done chan error
-}
-
-// add returns once the item is durable, or why it is not.
-func (g *gathering) add(it item) error {
-	done := make(chan error, 1)
-	g.mu.Lock()
-	g.waiting = append(g.waiting, pending{it, done})
-	lead := !g.busy
-	g.busy = true
-	g.mu.Unlock()
-	for lead {
-		g.mu.Lock()
-		n, size := 0, 0
-		for n < len(g.waiting) && n < gatherItems && size < gatherBytes {
-			size += g.waiting[n].item.size()
-			n++
-		}
-		batch := slices.Clone(g.waiting[:n])
-		g.waiting = g.waiting[n:]
-		if n == 0 {
-			g.waiting, g.busy, lead = nil, false, false
-		}
-		g.mu.Unlock()
-		if n == 0 {
-			break
-		}
-		items := make([]item, n)
-		for i, p := range batch {
-			items[i] = p.item
-		}
-		err := g.f.store(g.ctx, items, nil)
-		for _, p := range batch {
-			p.done <- err
-		}
-	}
-	return <-done
 }

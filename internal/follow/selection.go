@@ -2,6 +2,7 @@ package follow
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -15,10 +16,17 @@ type Selection struct {
 	Specs     []string // "express", "express@4", "@types/node@latest"
 	Lockfiles []string // paths of package-lock.json files
 	Lists     []string // paths of files with a spec a line; # begins a comment
+	Scopes    []string // "@types": every package of a scope
 	All       bool     // every package of the feed
 	Every     bool     // every version in range, not npm's one choice
 	NoDeps    bool     // without dependencies
+	Newest    int      // of what All, Scopes and Every select only the newest so many
+	Days      int      // … only what was published within so many days
+	Known     bool     // documents only
 }
+
+// ErrSelection is returned by Wants for what cannot be meant.
+var ErrSelection = errors.New("not a selection")
 
 // maxListLine bounds a line of a list, in bytes.
 const maxListLine = 4 << 10
@@ -28,13 +36,23 @@ const maxListLine = 4 << 10
 // that is also named in another way is wanted in that wider way: of equal specs
 // the ledger keeps the last.
 func (s Selection) Wants() ([]ledger.Want, error) {
+	if s.Newest < 0 || s.Days < 0 {
+		return nil, fmt.Errorf("%w: a bound below zero", ErrSelection)
+	}
+	if bounded := s.Newest > 0 || s.Days > 0; bounded && !s.Every && !s.All && len(s.Scopes) == 0 {
+		return nil, fmt.Errorf("%w: a bound on versions goes with every version, a scope or all packages", ErrSelection)
+	}
 	var wants []ledger.Want
 	add := func(text string) error {
 		spec, err := npm.ParseSpec(text)
 		if err != nil {
 			return err
 		}
-		wants = append(wants, ledger.Want{Spec: spec, Every: s.Every, NoDeps: s.NoDeps})
+		w := ledger.Want{Spec: spec, Every: s.Every, NoDeps: s.NoDeps, Known: s.Known}
+		if s.Every {
+			w.Newest, w.Days = s.Newest, s.Days
+		}
+		wants = append(wants, w)
 		return nil
 	}
 	for _, path := range s.Lockfiles {
@@ -51,8 +69,18 @@ func (s Selection) Wants() ([]ledger.Want, error) {
 			wants = append(wants, ledger.Want{Spec: spec, Exact: true})
 		}
 	}
+	whole := ledger.Want{Every: true, NoDeps: true, Newest: s.Newest, Days: s.Days, Known: s.Known}
 	if s.All {
-		wants = append(wants, ledger.Want{Every: true, NoDeps: true})
+		wants = append(wants, whole)
+	}
+	for _, scope := range s.Scopes {
+		scope = strings.TrimSuffix(strings.TrimSuffix(scope, "*"), "/")
+		if _, err := npm.ParseName(scope + "/x"); err != nil || !strings.HasPrefix(scope, "@") {
+			return nil, fmt.Errorf("%.100q is no scope, like @types: %w", scope, ErrSelection)
+		}
+		w := whole
+		w.Scope = scope
+		wants = append(wants, w)
 	}
 	for _, text := range s.Specs {
 		if err := add(text); err != nil {

@@ -16,23 +16,24 @@ import (
 // Reasons of the refusals that the follower records. The ledger adds
 // ledger.ReasonIntegrityChanged.
 const (
-	ReasonIntegrity   = "integrity"    // the bytes do not match their packument
-	ReasonNoIntegrity = "no-integrity" // the packument names no usable digest
-	ReasonNotFound    = "not-found"    // upstream says 404 or 410
-	ReasonTooLarge    = "too-large"    // beyond the size bound
-	ReasonName        = "name"         // no package name by npm's rule
-	ReasonPackument   = "packument"    // not a packument, or two parsers could read it differently
-	ReasonManifest    = "manifest"     // one version of a good packument is of no use
-	ReasonRefused     = "refused"      // upstream says another 4xx, or its address is not allowed
-	ReasonUnresolved  = "unresolved"   // no version satisfies what was asked for
-	ReasonUnavailable = "unavailable"  // passing causes, more often than Attempts
-	ReasonStale       = "stale"        // upstream's packument never caught up with its feed
+	ReasonIntegrity   = "integrity"             // the bytes do not match their packument
+	ReasonNoIntegrity = "no-integrity"          // the packument names no usable digest
+	ReasonNotFound    = "not-found"             // upstream says 404 or 410
+	ReasonTooLarge    = "too-large"             // beyond the size bound
+	ReasonName        = "name"                  // no package name by npm's rule
+	ReasonPackument   = "packument"             // not a packument, or two parsers could read it differently
+	ReasonManifest    = "manifest"              // one version of a good packument is of no use
+	ReasonRefused     = "refused"               // upstream says another 4xx, or its address is not allowed
+	ReasonSignature   = "signature"             // the registry's signature is missing or does not verify
+	ReasonUnresolved  = ledger.ReasonUnresolved // no version satisfies what was asked for
+	ReasonUnavailable = "unavailable"           // passing causes, more often than Attempts
+	ReasonStale       = "stale"                 // upstream's packument never caught up with its feed
 )
 
 var (
 	// errStale is for a packument older than the change that announced it.
 	errStale = errors.New("upstream's packument is older than its change")
-	// errDeleted is for a package whose deletion is being recorded.
+	// errDeleted is for a package that is a tombstone, or is becoming one.
 	errDeleted = errors.New("the package was deleted")
 	// errOwn marks what is no fault of upstream's: it ends the run and the
 	// cursor stays.
@@ -67,6 +68,8 @@ func reason(err error) string {
 		return ReasonIntegrity
 	case errors.Is(err, npm.ErrNoIntegrity):
 		return ReasonNoIntegrity
+	case errors.Is(err, npm.ErrSignature), errors.Is(err, npm.ErrUnsigned):
+		return ReasonSignature
 	case errors.Is(err, upstream.ErrNotFound):
 		return ReasonNotFound
 	case errors.Is(err, upstream.ErrTooLarge):
@@ -83,16 +86,19 @@ func reason(err error) string {
 	return ""
 }
 
-// lasting reports whether an item refused for this reason in this process is
-// left alone by it for a day: asking again would cost a download and end alike.
+// lasting reports whether an item refused for this reason is left alone: a
+// version until upstream says something else of it, a package for a day. Asking
+// again would cost a download and end alike.
 func lasting(reason string) bool {
 	switch reason {
-	case ReasonIntegrity, ReasonNoIntegrity, ReasonTooLarge, ReasonManifest, ledger.ReasonIntegrityChanged:
+	case ReasonIntegrity, ReasonNoIntegrity, ReasonTooLarge, ReasonManifest, ReasonSignature, ReasonRefused, ledger.ReasonIntegrityChanged:
 		return true
 	}
 	return false
 }
 
+// refusedFor is how long a package that was refused for a lasting reason is left
+// alone.
 const refusedFor = 24 * time.Hour
 
 // maxDetail bounds what of an error is kept in a row, in bytes: it may quote
@@ -107,38 +113,28 @@ func detail(err error) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// failed is the record of an item that failed: refused, or to be tried again
-// until the limit of attempts. rev is the revision that the feed announced.
-func (p *pass) failed(key ledger.Key, rev string, err error) item {
-	it := item{name: key.Name, key: key}
-	if why := reason(err); why != "" {
-		it.refused = &ledger.Refusal{Name: key.Name, Version: key.Version, Reason: why, Detail: detail(err), Time: p.f.now()}
-		it.again = p.refused[key].Reason == why
+// failed is the record of a row of the queue that was worked on in vain:
+// refused, or to be tried again until the limit of attempts.
+func (f *Follower) failed(row ledger.Retry, err error) item {
+	it := item{name: row.Name}
+	refuse := func(why, detail string) item {
+		it.refused = &ledger.Refusal{Name: row.Name, Version: row.Version, Reason: why, Detail: detail, Time: f.now(), Stamp: row.Stamp}
 		return it
 	}
-	before := p.retries[key]
-	attempts := before.Attempts + 1
-	stale := errors.Is(err, errStale)
-	if rev == "" {
-		rev = before.Rev
-	} else if rev != before.Rev && stale {
-		attempts = 1 // another change: its packument has its own time to catch up
+	if why := reason(err); why != "" {
+		return refuse(why, detail(err))
 	}
-	if attempts >= p.f.attempts {
+	row.Attempts++
+	stale := errors.Is(err, errStale)
+	if row.Attempts >= f.attempts {
 		why := ReasonUnavailable
 		if stale {
 			why = ReasonStale
 		}
-		it.refused = &ledger.Refusal{
-			Name: key.Name, Version: key.Version, Reason: why, Time: p.f.now(),
-			Detail: fmt.Sprintf("gave up after %d attempts: %s", attempts, detail(err)),
-		}
-		return it
+		return refuse(why, fmt.Sprintf("gave up after %d attempts: %s", row.Attempts, detail(err)))
 	}
-	it.retry = &ledger.Retry{
-		Name: key.Name, Version: key.Version, Attempts: attempts,
-		Next: p.f.now().Add(delay(attempts, stale)), Detail: detail(err), Rev: rev,
-	}
+	row.Next, row.Detail = f.now().Add(delay(row.Attempts, stale)), detail(err)
+	it.queue = []ledger.Retry{row}
 	return it
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
 // Status is how far the follower has come.
@@ -28,7 +29,12 @@ type Status struct {
 type seen struct {
 	Engine, Cursor, Head string
 	LastSuccess          time.Time
-	key                  string // the cursor's, "" before the feed is read
+	key                  string   // the cursor's, "" before the feed is read
+	rows                 uint64   // of the feed, read by this process
+	trouble              string   // why nothing is done at the moment, "" where nothing is in the way
+	given                npm.Name // the package that upstream gave last, and when
+	givenAt              time.Time
+	roomAt               time.Time // when there was room on the disk
 }
 
 func (f *Follower) note(change func(*seen)) {

@@ -70,8 +70,10 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 		if r := it.refused; r != nil && !it.again {
 			f.log.WarnContext(ctx, "refused", "package", r.Name, "version", r.Version, "reason", r.Reason, "detail", r.Detail)
 		}
-		if r := it.retry; r != nil {
-			f.log.InfoContext(ctx, "to be tried again", "package", r.Name, "version", r.Version, "attempts", r.Attempts, "next", r.Next, "detail", r.Detail)
+		for _, r := range it.queue {
+			if !r.Fresh() {
+				f.log.InfoContext(ctx, "to be tried again", "package", r.Name, "version", r.Version, "attempts", r.Attempts, "next", r.Next, "detail", r.Detail)
+			}
 		}
 	}
 	if len(batch.Packages) > 0 {
@@ -91,6 +93,9 @@ func (f *Follower) batch(ctx context.Context, items []item) (ledger.Batch, error
 	var b ledger.Batch
 	byName := make(map[npm.Name][]item)
 	var order []npm.Name
+	// Rows that come into the queue, by item: one that is done or refused
+	// within this batch never gets there.
+	queue := make(map[ledger.Key]ledger.Retry)
 	for _, it := range items {
 		if it.paper != nil || it.version != nil || it.gone != "" {
 			if byName[it.name] == nil {
@@ -98,37 +103,50 @@ func (f *Follower) batch(ctx context.Context, items []item) (ledger.Batch, error
 			}
 			byName[it.name] = append(byName[it.name], it)
 		}
-		if it.key.Name != "" {
-			b.Done = append(b.Done, it.key)
+		for _, d := range it.done {
+			delete(queue, d.Key)
 		}
-		if it.pardon {
-			b.Pardoned = append(b.Pardoned, it.key)
+		b.Done = append(b.Done, it.done...)
+		b.Pardoned = append(b.Pardoned, it.pardon...)
+		if r := it.refused; r != nil {
+			delete(queue, ledger.Key{Name: r.Name, Version: r.Version})
+			b.Refused = append(b.Refused, *r)
 		}
-		if it.refused != nil {
-			b.Refused = append(b.Refused, *it.refused)
-		}
-		if it.retry != nil {
-			b.Retries = append(b.Retries, *it.retry)
+		for _, r := range it.queue {
+			queue[ledger.Key{Name: r.Name, Version: r.Version}] = r
 		}
 	}
 	for _, name := range order {
-		u, again, err := f.update(ctx, name, byName[name])
+		u, err := f.update(ctx, name, byName[name])
 		if err != nil {
 			return b, err
 		}
-		b.Packages = append(b.Packages, u...)
-		b.Retries = append(b.Retries, again...)
+		b.Packages = append(b.Packages, u.packages...)
+		b.Refused = append(b.Refused, u.refused...)
+		for _, r := range u.queue {
+			queue[ledger.Key{Name: r.Name, Version: r.Version}] = r
+		}
+	}
+	for _, r := range queue {
+		b.Retries = append(b.Retries, r)
 	}
 	return b, nil
 }
 
+// updates is what a batch says of one package.
+type updates struct {
+	packages []ledger.PackageUpdate
+	queue    []ledger.Retry
+	refused  []ledger.Refusal
+}
+
 // update is what items say of one package, in their order; nothing where the
-// ledger knows better by now. again are versions of which nobody can tell,
-// because the node lost the document that would name them.
-func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (_ []ledger.PackageUpdate, again []ledger.Retry, err error) {
+// ledger knows better by now. Versions of which nobody can tell, because the
+// node lost the document that would name them, go back to the queue.
+func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (all updates, err error) {
 	held, err := f.held(ctx, name)
 	if err != nil {
-		return nil, nil, err
+		return all, err
 	}
 	u := ledger.PackageUpdate{Name: name}
 	doc, known := (*npm.Packument)(nil), held.Document // doc is that of known, once it is needed
@@ -138,14 +156,25 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (_ [
 		}
 		drop, ok, err := f.supersedes(ctx, it.paper, held)
 		if err != nil {
-			return nil, nil, err
+			return all, err
 		}
 		if !ok {
 			f.log.DebugContext(ctx, "an older document came late", "package", name, "rev", it.paper.rev, "held_rev", held.Rev)
 			continue
 		}
+		if len(drop) > 0 && !it.approved {
+			if err := f.removals.pass(f.now(), f.ledger); err != nil {
+				all.refused = append(all.refused, f.heldBack(name, it.paper.rev, fmt.Errorf("a document without %d held versions: %w", len(drop), err)))
+				continue
+			}
+		}
 		doc, known = it.paper.doc, it.paper.ref
 		u.Rev, u.ETag, u.Checked, u.Document, u.Drop = it.paper.rev, it.paper.etag, it.paper.checked, it.paper.ref, drop
+		u.Listed, u.Reason = len(doc.Versions), it.why
+		if securityHolding(doc) {
+			u.Reason = ledger.RemovedSecurity
+		}
+		u.Versions = append(u.Versions, strengthened(it.paper, held)...)
 	}
 	for _, it := range items {
 		if it.version == nil {
@@ -155,13 +184,13 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (_ [
 			if doc == nil {
 				mine, err := f.mine(ctx, held)
 				if lost(err) {
-					again = append(again, ledger.Retry{
+					all.queue = append(all.queue, ledger.Retry{
 						Name: name, Version: it.version.Version, Attempts: 1, Next: f.now().Add(delay(1, false)), Detail: detail(err),
 					})
 					continue
 				}
 				if err != nil {
-					return nil, nil, own(err)
+					return all, own(err)
 				}
 				doc = mine.doc
 			}
@@ -174,13 +203,41 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (_ [
 	}
 	for _, it := range items {
 		if it.gone != "" {
-			return []ledger.PackageUpdate{{Name: name, Rev: strings.TrimPrefix(it.gone, "?"), Checked: f.now(), Deleted: true}}, again, nil
+			all.packages = []ledger.PackageUpdate{{Name: name, Rev: strings.TrimPrefix(it.gone, "?"), Checked: f.now(), Deleted: true, Reason: it.why}}
+			return all, nil
 		}
 	}
 	if !u.Document.CID.Defined() && (len(u.Versions) == 0 || held.Deleted) {
-		return nil, again, nil
+		return all, nil
 	}
-	return []ledger.PackageUpdate{u}, again, nil
+	all.packages = []ledger.PackageUpdate{u}
+	return all, nil
+}
+
+// strengthened are held versions for which a document gives a stronger digest
+// than they were stored by, and which their bytes match.
+func strengthened(pap *paper, held ledger.Package) (all []ledger.Version) {
+	for _, v := range held.Versions {
+		m := pap.doc.Versions[v.Version]
+		if m == nil || v.Proof == proof(npm.Dist{Integrity: v.Integrity}) || proof(m.Dist) == v.Proof {
+			continue
+		}
+		if want, err := npm.ParseIntegrity(m.Dist); err == nil && agrees(want, v) {
+			v.Proof = proof(m.Dist)
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
+// proof is the strongest algorithm by which a manifest vouches for a tarball.
+func proof(d npm.Dist) string {
+	in, err := npm.ParseIntegrity(d)
+	if err != nil {
+		return ""
+	}
+	algorithm, _, _ := strings.Cut(in.String(), "-")
+	return algorithm
 }
 
 // supersedes reports whether pap may become the ledger's document in place of

@@ -231,12 +231,12 @@ type Done struct {
 // order of the fields, so an item that is done and retried is retried.
 type Batch struct {
 	Done     []Done // items that leave the queue
-	Pardoned []Key // items that leave the dead-letter list
+	Pardoned []Key  // items that leave the dead-letter list
 	Packages []PackageUpdate
 	Retries  []Retry
 	Refused  []Refusal // an item that is refused leaves the queue
 	Wants    []Want    // replaces a want of the same spec
-	Unwants  []Want // by their specs and scopes
+	Unwants  []Want    // by their specs and scopes
 	Cursor   *Cursor
 }
 
