@@ -1,10 +1,10 @@
 package couch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -13,32 +13,38 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 )
 
 // Options of New. All but URL may be left zero.
 type Options struct {
 	URL       string // of the database, "…/registry"; `_changes` is below it
 	UserAgent string
-	// Authorization is sent as the header of that name; "" for none.
+	// Authorization is sent as the header of that name; "" for none. It goes
+	// to the host of URL only.
 	Authorization string
-	HTTP          *http.Client // nil: http.DefaultClient
-	Log           *slog.Logger // nil: nothing is logged
+	// HTTP is what requests go through; nil: http.DefaultClient. Its rule for
+	// redirects is replaced by ours. Its Timeout, if it has one, also ends
+	// feeds that are held open.
+	HTTP *http.Client
+	Log  *slog.Logger // nil: nothing is logged
 
 	// Idle is how long the client rests at the head of a feed that it must
 	// poll, a quarter more or less by chance; 0 means 30 s.
 	Idle time.Duration
 	// Poll is how long a feed is asked to hold a long poll; 0 means 60 s.
 	Poll time.Duration
+	// Heartbeat is how often a continuous feed is asked for a sign of life. One
+	// that brings no whole line for three times as long is given up. 0 means 20 s.
+	Heartbeat time.Duration
 	// Limit is how many rows a page may have; 0 means 10,000 without
 	// documents, which is npm's own limit, and 50 with them.
 	Limit int
-	// MaxBody bounds an answer, decompressed, in bytes; 0 means 256 MiB. A
-	// page of documents beyond it is asked for in smaller parts, and at last
-	// without the document.
+	// MaxBody bounds an answer, decompressed, in bytes, and a line of a
+	// continuous feed; 0 means 256 MiB. A page of documents beyond it is asked
+	// for in smaller parts, and at last without the document.
 	MaxBody int64
-	// Timeout bounds one request; 0 means 2 minutes. A long poll gets Poll more.
+	// Timeout bounds one request, its answer's body included; 0 means 2
+	// minutes. A long poll gets Poll more.
 	Timeout time.Duration
 	// Retry bounds how long one page is tried; 0 means 5 minutes.
 	Retry time.Duration
@@ -55,11 +61,15 @@ func New(o Options) *Client {
 	if o.HTTP == nil {
 		o.HTTP = http.DefaultClient
 	}
+	own := *o.HTTP
+	own.CheckRedirect = sameHost
+	o.HTTP = &own
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	defaultTo(&o.Idle, 30*time.Second)
 	defaultTo(&o.Poll, time.Minute)
+	defaultTo(&o.Heartbeat, 20*time.Second)
 	defaultTo(&o.MaxBody, 256<<20)
 	defaultTo(&o.Timeout, 2*time.Minute)
 	defaultTo(&o.Retry, 5*time.Minute)
@@ -77,7 +87,7 @@ func defaultTo[T comparable](field *T, value T) {
 // are tried again, for at most Options.Retry.
 func (c *Client) Server(ctx context.Context) (ServerInfo, error) {
 	info, err := retry(ctx, c, "root", func() (ServerInfo, error) {
-		body, err := c.fetch(ctx, c.base+"/", c.o.Timeout)
+		body, err := c.fetch(ctx, c.base+"/", c.o.Timeout, nil)
 		if err != nil {
 			return ServerInfo{}, err
 		}
@@ -90,24 +100,32 @@ func (c *Client) Server(ctx context.Context) (ServerInfo, error) {
 }
 
 // Changes yields the feed after since ("" for its beginning), page by page in
-// order, design documents left out. Without follow it ends at the head. With it
-// the iteration ends with ctx: at the head it waits, by long polls or, at npm's
-// service, by polling.
+// order, design documents left out. A document may come more than once. Without
+// follow it ends at the head. With it the iteration ends with ctx: at the head it
+// waits by `feed=continuous`, by long polls where the server refuses that, and by
+// polling where it refuses both or, as npm's service, says what it is. Rows that
+// arrive together are one page, yielded at the latest 100 ms after its first.
+//
+// The page after a full one is fetched while the caller works on that one;
+// nothing is left running when the iteration ends.
 //
 // An error says that a page could not be had, for Options.Retry or, if what came
-// was malformed, three times. With follow the
-// caller may go on with the loop: the same page is tried again after a rest of
-// Options.Idle. Without it,
-// and after ErrReset or ErrRefused, the error is the last thing that comes. No
-// page is ever skipped, so a cursor taken from Page.LastSeq loses nothing.
+// was malformed, three times. With follow the caller may go on with the loop: the
+// same page is tried again after a rest of Options.Idle. Without it, and after
+// ErrReset or ErrRefused, the error is the last thing that comes. No page is ever
+// skipped, so a cursor taken from Page.LastSeq loses nothing.
+//
+// The parameters are those of docs.couchdb.org, api/database/changes.
 func (c *Client) Changes(ctx context.Context, since string, follow bool) iter.Seq2[Page, error] {
 	return func(yield func(Page, error) bool) {
 		at := position{since: since}
 		if at.since == "" {
 			at.since = "0"
 		}
+		ahead := readAhead[turn]{call: func(ctx context.Context) (turn, error) { return c.next(ctx, &at) }}
+		defer ahead.stop()
 		for ctx.Err() == nil {
-			page, err := c.next(ctx, &at, follow)
+			page, err := ahead.next(ctx)
 			if ctx.Err() != nil {
 				break
 			}
@@ -119,14 +137,25 @@ func (c *Client) Changes(ctx context.Context, since string, follow bool) iter.Se
 				c.rest(ctx)
 				continue
 			}
+			if page.full {
+				ahead.start(ctx)
+			}
 			// A page of design documents alone still moves the cursor.
 			if page.moved && !yield(page.Page, nil) {
 				return
 			}
-			if page.head && !follow {
+			if !page.head {
+				continue
+			}
+			if !follow {
 				return
 			}
-			if page.head && !at.info.canWait() {
+			switch at.wait {
+			case waitStream:
+				if !c.stream(ctx, &at, yield) {
+					return
+				}
+			case waitPoll:
 				c.rest(ctx)
 			}
 		}
@@ -134,63 +163,62 @@ func (c *Client) Changes(ctx context.Context, since string, follow bool) iter.Se
 	}
 }
 
-// position is where an iteration is.
+// position is where an iteration is. It is touched by one goroutine at a time.
 type position struct {
 	since string
 	info  ServerInfo // zero: to be asked for
-	head  bool       // the last page was empty: wait for the next
+	head  bool       // the last page was empty
+	wait  waiting    // how to wait at the head
+	fails int        // continuous feeds in a row that brought nothing
 	full  int        // rows that a page should have
 	limit int        // rows to ask for: less for a while after a page that could not be read
 	// bare asks for the next page without documents: with them even one row
 	// could not be read.
 	bare bool
+	buf  bytes.Buffer // of the answer
 }
 
-// canWait tells feeds that hold a long poll from npm's, which refuses it.
-func (s ServerInfo) canWait() bool { return s.Engine != EngineNPM }
+// waiting is a way to wait at the head, the best first. A server that refuses
+// one is tried with the next.
+type waiting int
+
+const (
+	waitStream waiting = iota // feed=continuous
+	waitLong                  // feed=longpoll
+	waitPoll                  // asking now and then
+)
 
 // turn is a page and what it means for the iteration.
 type turn struct {
 	Page
+	full  bool // there is more at once
 	head  bool // the feed had no more
 	moved bool // the cursor rose
 }
 
 // next gets the page at at and moves at behind it.
-func (c *Client) next(ctx context.Context, at *position, follow bool) (turn, error) {
+func (c *Client) next(ctx context.Context, at *position) (turn, error) {
 	// npm's service answers a cursor beyond its head with that very cursor,
 	// for ever; only its root document tells that the feed was reset.
 	if at.info.Engine == "" || at.head && at.info.Engine == EngineNPM {
-		info, err := c.Server(ctx)
-		if err != nil {
+		if err := c.meet(ctx, at); err != nil {
 			return turn{}, err
 		}
-		if at.info.Engine != "" && at.info.Engine != info.Engine {
-			return turn{}, fmt.Errorf("feed %s: engine %q became %q: %w", c.base, at.info.Engine, info.Engine, ErrReset)
-		}
-		if err := behind(info, at.since); err != nil {
-			return turn{}, fmt.Errorf("feed %s: %w", c.base, err)
-		}
-		if at.full = c.o.Limit; at.full == 0 {
-			at.full = 10_000
-			if info.IncludeDocs {
-				at.full = 50
-			}
-		}
-		if at.info.Engine == "" {
-			at.limit = at.full
-		}
-		at.info = info
 	}
-	wait := follow && at.head && at.info.canWait()
+	wait := at.head && at.wait == waitLong
 	page, err := c.page(ctx, at, wait)
+	if wait && errors.Is(err, ErrRefused) {
+		c.o.Log.InfoContext(ctx, "the feed refuses long polls", "feed", c.base, "err", err)
+		at.wait = waitPoll
+		return turn{head: true}, nil
+	}
 	if err != nil {
 		return turn{}, fmt.Errorf("feed %s after %.64q: %w", c.base, at.since, err)
 	}
 	if page.LastSeq == "" {
 		page.LastSeq = at.since
 	}
-	t := turn{Page: page.Page, head: page.rows == 0, moved: page.LastSeq != at.since}
+	t := turn{Page: page.Page, full: page.rows >= at.limit, head: page.rows == 0, moved: page.LastSeq != at.since}
 	if !t.head && !t.moved {
 		return turn{}, fmt.Errorf("feed %s after %.64q: rows that lead nowhere: %w", c.base, at.since, ErrMalformed)
 	}
@@ -203,6 +231,40 @@ func (c *Client) next(ctx context.Context, at *position, follow bool) (turn, err
 	at.limit, at.bare = min(at.limit*2, at.full), false
 	return t, nil
 }
+
+// meet asks the server what it is, and whether the feed still goes on from at.
+func (c *Client) meet(ctx context.Context, at *position) error {
+	info, err := c.Server(ctx)
+	if err != nil {
+		return err
+	}
+	if at.info.Engine != "" && at.info.Engine != info.Engine {
+		return fmt.Errorf("feed %s: engine %q became %q: %w", c.base, at.info.Engine, info.Engine, ErrReset)
+	}
+	if err := behind(info, at.since); err != nil {
+		return fmt.Errorf("feed %s: %w", c.base, err)
+	}
+	if at.info.Engine == "" {
+		if at.full = c.o.Limit; at.full == 0 {
+			at.full = pageRows
+			if info.IncludeDocs {
+				at.full = pageDocs
+			}
+		}
+		at.limit = at.full
+		if info.Engine == EngineNPM {
+			at.wait = waitPoll
+		}
+	}
+	at.info = info
+	return nil
+}
+
+// Rows of a page: npm's most, and few enough that their documents fit memory.
+const (
+	pageRows = 10_000
+	pageDocs = 50
+)
 
 // behind returns ErrReset if a feed with numbers for sequences has its head
 // before the cursor. Of no other feed can sequences be compared.
@@ -224,9 +286,9 @@ func behind(info ServerInfo, since string) error {
 	return nil
 }
 
-// page gets one page. Where documents make it too large or unreadable it is
-// asked for in ever smaller parts, down to one row without its document: one
-// document never stops the feed.
+// page gets one page. Where documents make it too large, too slow or unreadable
+// it is asked for in ever smaller parts, down to one row without its document:
+// one document never stops the feed.
 func (c *Client) page(ctx context.Context, at *position, wait bool) (rawPage, error) {
 	for {
 		query := url.Values{"since": {at.since}, "limit": {strconv.Itoa(at.limit)}}
@@ -241,14 +303,15 @@ func (c *Client) page(ctx context.Context, at *position, wait bool) (rawPage, er
 			timeout += c.o.Poll
 		}
 		page, err := retry(ctx, c, "changes", func() (rawPage, error) {
-			body, err := c.fetch(ctx, c.base+"/_changes?"+query.Encode(), timeout)
+			body, err := c.fetch(ctx, c.base+"/_changes?"+query.Encode(), timeout, &at.buf)
 			if err != nil {
 				return rawPage{}, err
 			}
 			return readPage(body)
 		})
+		heavy := errors.Is(err, ErrTooLarge) || errors.Is(err, ErrMalformed) || errors.Is(err, context.DeadlineExceeded)
 		switch {
-		case err == nil || !docs || !errors.Is(err, ErrTooLarge) && !errors.Is(err, ErrMalformed):
+		case err == nil || ctx.Err() != nil || !docs || !heavy:
 			return page, err
 		case at.limit > 1:
 			at.limit /= 2
@@ -271,97 +334,45 @@ func (c *Client) rest(ctx context.Context) {
 	}
 }
 
-// maxRetryAfter bounds what a feed can make us wait with Retry-After.
-const maxRetryAfter = 2 * time.Minute
+// readAhead makes an iteration's calls, and the next of them while the caller
+// works on the last one's result. At most one call runs, and none after stop.
+type readAhead[T any] struct {
+	call func(context.Context) (T, error)
 
-// retry repeats call while its failure may pass: for at most Options.Retry, with
-// jitter. Malformed answers are tried three times only, for a page that is
-// malformed for good can be asked for in smaller parts.
-func retry[T any](ctx context.Context, c *Client, what string, call func() (T, error)) (T, error) {
-	malformed := 0
-	return backoff.Retry(ctx, func() (T, error) {
-		v, err := call()
-		if errors.Is(err, ErrMalformed) {
-			malformed++
-		}
-		if errors.Is(err, ErrRefused) || errors.Is(err, ErrReset) || errors.Is(err, ErrTooLarge) || malformed > 2 {
-			return v, backoff.Permanent(err)
-		}
-		return v, err
-	},
-		backoff.WithBackOff(backoff.NewExponentialBackOff()),
-		backoff.WithMaxElapsedTime(c.o.Retry),
-		backoff.WithNotify(func(err error, next time.Duration) {
-			c.o.Log.WarnContext(ctx, "asking the feed again", "feed", c.base, "for", what, "in", next, "err", err)
-		}))
+	cancel context.CancelFunc
+	done   chan struct{} // nil: no call runs
+	value  T
+	err    error
 }
 
-// fetch returns the body of an answer of status 200, at most Options.MaxBody of
-// it.
-func (c *Client) fetch(ctx context.Context, address string, timeout time.Duration) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
-	}
-	req.Header.Set("Accept", "application/json")
-	if c.o.UserAgent != "" {
-		req.Header.Set("User-Agent", c.o.UserAgent)
-	}
-	if c.o.Authorization != "" {
-		req.Header.Set("Authorization", c.o.Authorization)
-	}
-	// npm asked for this while it moved; other feeds ignore it.
-	req.Header.Set("Npm-Replication-Opt-In", "true")
-	resp, err := c.o.HTTP.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	defer resp.Body.Close()
-	if err := statusError(resp); err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, c.o.MaxBody+1))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if int64(len(body)) > c.o.MaxBody {
-		return nil, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, c.o.MaxBody)
-	}
-	return body, nil
+func (a *readAhead[T]) start(ctx context.Context) {
+	ctx, a.cancel = context.WithCancel(ctx)
+	a.done = make(chan struct{})
+	go func() {
+		defer close(a.done)
+		a.value, a.err = a.call(ctx)
+	}()
 }
 
-// statusError is the one table of what a status means.
-func statusError(resp *http.Response) error {
-	switch code := resp.StatusCode; {
-	case code == http.StatusOK:
-		return nil
-	case code == http.StatusTooManyRequests || code == http.StatusServiceUnavailable:
-		err := fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
-		if wait := retryAfter(resp.Header.Get("Retry-After"), time.Now()); wait > 0 {
-			return fmt.Errorf("%w: %w", err, &backoff.RetryAfterError{Duration: wait})
-		}
-		return err
-	case code >= 500 || code == http.StatusRequestTimeout:
-		return fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
-	case code == http.StatusConflict && resp.Header.Get(headerReset) != "":
-		return fmt.Errorf("%w: %s", ErrReset, resp.Status)
-	case code >= 400:
-		return fmt.Errorf("%w: %s", ErrRefused, resp.Status)
-	default: // what is neither followed nor a page may be a proxy at work
-		return fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+func (a *readAhead[T]) next(ctx context.Context) (T, error) {
+	if a.done == nil {
+		return a.call(ctx)
 	}
+	value, err := a.join()
+	return value, err
 }
 
-// retryAfter reads the header of RFC 9110 section 10.2.3, seconds or a date,
-// bounded. 0 leaves the choice to the caller.
-func retryAfter(value string, now time.Time) time.Duration {
-	wait := time.Duration(0)
-	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
-		wait = time.Duration(seconds) * time.Second
-	} else if at, err := http.ParseTime(value); err == nil {
-		wait = at.Sub(now)
+func (a *readAhead[T]) join() (value T, err error) {
+	<-a.done
+	a.cancel()
+	value, err = a.value, a.err
+	*a = readAhead[T]{call: a.call} // the page is the caller's alone
+	return value, err
+}
+
+func (a *readAhead[T]) stop() {
+	if a.done != nil {
+		a.cancel()
+		a.join()
 	}
-	return min(max(wait, 0), maxRetryAfter)
 }

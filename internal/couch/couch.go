@@ -15,7 +15,7 @@ var (
 	// what is held must be compared with a full listing.
 	ErrReset = errors.New("the feed was reset: it does not go on from this cursor")
 	// ErrRefused is returned for a request that will not succeed if repeated
-	// (a status of 4xx, but for 408 and 429).
+	// (a status of 4xx, but for 408 and 429; a redirect to another host).
 	ErrRefused = errors.New("the feed refuses the request")
 	// ErrUnavailable is returned when the feed cannot be reached or says so
 	// itself (5xx, 408, 429).
@@ -41,7 +41,7 @@ type Change struct {
 	Revs    []string // the revisions that the row announces
 	Deleted bool     // the document is gone
 	// Doc is the document, its contents unchecked: nil where the feed sends
-	// none, and where it could not be had with its row.
+	// none, where it could not be had with its row, and where it is deleted.
 	Doc json.RawMessage
 }
 
@@ -52,11 +52,19 @@ type Page struct {
 	LastSeq string
 }
 
+// Doc is one row of a listing.
+type Doc struct {
+	ID      string // as sent: check it before use. At most 4096 bytes
+	Rev     string // the current revision; "" where the row has none
+	Deleted bool   // it says that it is gone
+}
+
 // ServerInfo is what a feed says of itself.
 type ServerInfo struct {
 	Engine      string
 	Name        string // of the database
 	UUID        string // of the ledger behind EngineMirror, else ""
 	UpdateSeq   string // the head
+	DocCount    int    // documents that are there; 0 where it does not say
 	IncludeDocs bool   // whether rows can carry documents
 }

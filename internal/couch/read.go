@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -42,6 +43,8 @@ func readServer(body []byte) (ServerInfo, error) {
 			info.UUID, err = r.text()
 		case "update_seq":
 			info.UpdateSeq, err = r.seq()
+		case "doc_count":
+			info.DocCount, err = r.count()
 		case "include_docs":
 			docs, err = r.boolean()
 		default:
@@ -108,41 +111,160 @@ func readPage(body []byte) (rawPage, error) {
 	return p, nil
 }
 
+// line is a line of a continuous feed: a heartbeat (no Seq), a row, or the last.
+type line struct {
+	Change
+	row, last bool
+}
+
+// readLine reads a line of a continuous feed, which is at most one object.
+func readLine(text []byte) (line, error) {
+	if len(bytes.TrimSpace(text)) == 0 {
+		return line{}, nil
+	}
+	var l line
+	r := newReader(text)
+	err := r.whole(func(name string) (err error) {
+		if name == "last_seq" {
+			l.last = true
+			l.Seq, err = r.seq()
+			return err
+		}
+		l.row = l.row || name == "id" || name == "seq"
+		return r.changeField(&l.Change, name)
+	})
+	if l.Deleted {
+		l.Doc = nil
+	}
+	switch {
+	case err != nil:
+	case l.row == l.last:
+		err = errors.New("neither a row nor the end")
+	case l.Seq == "" && l.row:
+		err = errors.New("no seq")
+	}
+	if err != nil {
+		return line{}, malformed("line", err)
+	}
+	return l, nil
+}
+
 func (r reader) change() (Change, error) {
 	var c Change
+	err := r.fields(func(name string) error { return r.changeField(&c, name) })
+	if c.Deleted {
+		c.Doc = nil // a stub that says so
+	}
+	if err == nil && c.Seq == "" {
+		err = errors.New("no seq")
+	}
+	return c, err
+}
+
+// changeField reads one field of a row into c.
+func (r reader) changeField(c *Change, name string) (err error) {
+	switch name {
+	case "seq":
+		c.Seq, err = r.seq()
+	case "id":
+		c.ID, err = r.text()
+	case "deleted":
+		c.Deleted, err = r.boolean()
+	case "changes":
+		err = r.list(func() error {
+			return r.fields(func(name string) error {
+				if name != "rev" {
+					return r.dec.SkipValue()
+				}
+				rev, err := r.text()
+				c.Revs = append(c.Revs, rev)
+				return err
+			})
+		})
+	case "doc":
+		var raw jsontext.Value
+		if raw, err = r.dec.ReadValue(); err == nil && raw.Kind() == '{' {
+			c.Doc = json.RawMessage(bytes.Clone(raw))
+		}
+	default:
+		err = r.dec.SkipValue()
+	}
+	return err
+}
+
+// maxID bounds an id that is sent back as the next page's start, in bytes.
+const maxID = 4096
+
+// docsPage is an answer of _all_docs.
+type docsPage struct {
+	docs  []Doc // with design documents
+	total int   // what the server says it holds; 0: it does not say
+}
+
+// readDocs reads the answer of _all_docs.
+func readDocs(body []byte) (docsPage, error) {
+	var p docsPage
+	found := false
+	r := newReader(body)
+	err := r.whole(func(name string) (err error) {
+		switch name {
+		case "rows":
+			found = true
+			return r.list(func() error {
+				d, err := r.doc()
+				if err != nil {
+					return fmt.Errorf("row %d: %w", len(p.docs), err)
+				}
+				p.docs = append(p.docs, d)
+				return nil
+			})
+		case "total_rows":
+			p.total, err = r.count()
+			return err
+		default:
+			return r.dec.SkipValue()
+		}
+	})
+	if err == nil && !found {
+		err = errors.New("no rows")
+	}
+	if err != nil {
+		return docsPage{}, malformed("all_docs", err)
+	}
+	return p, nil
+}
+
+func (r reader) doc() (Doc, error) {
+	var d Doc
 	err := r.fields(func(name string) (err error) {
 		switch name {
-		case "seq":
-			c.Seq, err = r.seq()
 		case "id":
-			c.ID, err = r.text()
-		case "deleted":
-			c.Deleted, err = r.boolean()
-		case "changes":
-			err = r.list(func() error {
-				return r.fields(func(name string) error {
-					if name != "rev" {
-						return r.dec.SkipValue()
-					}
-					rev, err := r.text()
-					c.Revs = append(c.Revs, rev)
-					return err
-				})
+			d.ID, err = r.text()
+		case "value":
+			err = r.fields(func(name string) (err error) {
+				switch name {
+				case "rev":
+					d.Rev, err = r.text()
+				case "deleted":
+					d.Deleted, err = r.boolean()
+				default:
+					err = r.dec.SkipValue()
+				}
+				return err
 			})
-		case "doc":
-			var raw jsontext.Value
-			if raw, err = r.dec.ReadValue(); err == nil && raw.Kind() == '{' {
-				c.Doc = json.RawMessage(bytes.Clone(raw))
-			}
 		default:
 			err = r.dec.SkipValue()
 		}
 		return err
 	})
-	if err == nil && c.Seq == "" {
-		err = errors.New("no seq")
+	switch {
+	case err != nil:
+	case d.ID == "":
+		err = errors.New("no id")
+	case len(d.ID) > maxID:
+		err = fmt.Errorf("an id of %d bytes", len(d.ID))
 	}
-	return c, err
+	return d, err
 }
 
 func malformed(what string, err error) error {
@@ -244,6 +366,23 @@ func (r reader) boolean() (bool, error) {
 	}
 	return false, fmt.Errorf("%s in place of a boolean", t.Kind())
 }
+
+// count reads a number of things; null, and what is no such number, is 0: it only
+// serves to judge by.
+func (r reader) count() (int, error) {
+	raw, err := r.dec.ReadValue()
+	if err != nil {
+		return 0, noEOF(err)
+	}
+	n, err := strconv.Atoi(string(raw))
+	if err != nil || n < 0 || n > maxCount {
+		return 0, nil
+	}
+	return n, nil
+}
+
+// maxCount bounds a number of documents that is believed.
+const maxCount = 1 << 40
 
 // maxSeq bounds a cursor in bytes. CouchDB's grow with its shards, to some
 // thousand bytes.
