@@ -1,10 +1,12 @@
 package couch
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -16,191 +18,160 @@ const (
 	// headerReset marks the answer to a cursor that is none of this feed's.
 	headerReset = "Registry-Mirror-Feed-Reset"
 
-	defaultLimit = 1000
-	maxLimit     = 10_000
-	defaultPoll  = time.Minute
-	maxPoll      = 5 * time.Minute
+	batch        = 1000 // rows asked of a Source at a time
+	maxKeys      = 10_000
+	maxQuery     = 1 << 20 // bytes of a request's body
+	maxHeld      = 1000    // requests that wait, all clients together
+	writeTimeout = 30 * time.Second
 )
 
-// Row is a change as a Source has it.
-type Row struct {
-	Seq     uint64
-	ID      string
-	Rev     string // "" where there is none
-	Deleted bool
-}
-
-// Source is what Handler serves. Its methods may run concurrently.
-type Source interface {
-	// Changes returns the rows after since in ascending order, at most limit.
-	Changes(ctx context.Context, since uint64, limit int) ([]Row, error)
-	// Wait returns nil once Head is above since, else ctx's error.
-	Wait(ctx context.Context, since uint64) error
-	// Head is the newest sequence, 0 if there is none.
-	Head() uint64
-	// Identity names the source for as long as its sequences go on. It is of
-	// letters and digits.
-	Identity() string
-}
-
-// Documents is a Source that can give documents, for include_docs.
-type Documents interface {
-	// Document returns a document as JSON, nil if there is none.
-	Document(ctx context.Context, id string) (json.RawMessage, error)
-}
-
 type handler struct {
-	src Source
-	mux *http.ServeMux
+	src  Source
+	held chan struct{}
 }
 
-// Handler serves src as a feed in CouchDB's form: the root document at "/" and
-// `_changes` with since (a sequence of this feed, 0 or now), limit (1 to 10,000,
-// else 1,000), feed (normal or longpoll), timeout (ms, at most 5 minutes) and,
-// where src is Documents, include_docs. Anything else is refused with 400.
+// Handler serves src as a database of CouchDB's form that can only be read:
+// enough for those that follow a feed (`_changes` in all its forms), read
+// documents and list them. docs/ledger-feed.md has every path, parameter and
+// answer; docs.couchdb.org, api/database, is what they are taken from.
 //
 // Sequences carry the source's identity ("17-5f3c…"). One of another identity, or
 // beyond the head, is answered with 409, which Client reports as ErrReset: a
 // source that was made anew is never read from the middle.
+//
+// Answers of any length take the memory of 1,000 rows and one document. A reader
+// who takes no 64 KiB in 30 s is cut off; at most 1,000 requests wait at a time.
+// They end with the request's context, so a server that is to shut down cancels
+// its BaseContext first. To serve below a prefix, wrap it in http.StripPrefix.
 func Handler(src Source) http.Handler {
-	h := &handler{src: src, mux: http.NewServeMux()}
-	h.mux.HandleFunc("GET /{$}", h.root)
-	h.mux.HandleFunc("GET /_changes", h.changes)
-	return h
+	return &handler{src, make(chan struct{}, maxHeld)}
 }
 
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
-
-func (h *handler) root(w http.ResponseWriter, r *http.Request) {
-	_, docs := h.src.(Documents)
-	write(w, http.StatusOK, map[string]any{
-		"db_name":      "registry",
-		"engine":       EngineMirror,
-		"uuid":         h.src.Identity(),
-		"update_seq":   h.seq(h.src.Head()),
-		"include_docs": docs,
-	})
+// refusal is an answer that is not what was asked for. It is the one table of
+// statuses.
+type refusal struct {
+	status int
+	Word   string `json:"error"`
+	Reason string `json:"reason"`
 }
 
-type jsonRev struct {
-	Rev string `json:"rev"`
+func (r *refusal) Error() string { return r.Word + ": " + r.Reason }
+
+func bad(format string, args ...any) error {
+	return &refusal{http.StatusBadRequest, "bad_request", fmt.Sprintf(format, args...)}
 }
 
-type jsonRow struct {
-	Seq     string          `json:"seq"`
-	ID      string          `json:"id"`
-	Changes []jsonRev       `json:"changes"`
-	Deleted bool            `json:"deleted,omitempty"`
-	Doc     json.RawMessage `json:"doc,omitempty"`
+func missing(reason string) error {
+	return &refusal{http.StatusNotFound, "not_found", reason}
 }
 
-type jsonPage struct {
-	Results []jsonRow `json:"results"`
-	LastSeq string    `json:"last_seq"`
+func unavailable(err error) error {
+	return &refusal{http.StatusServiceUnavailable, "unavailable", err.Error()}
 }
 
-func (h *handler) changes(w http.ResponseWriter, r *http.Request) {
-	q, err := h.query(r.URL.Query())
+var (
+	errMethod      = &refusal{http.StatusMethodNotAllowed, "method_not_allowed", "this database can only be read"}
+	errReplication = &refusal{http.StatusNotImplemented, "not_implemented", "replication is not offered: follow _changes"}
+	errBusy        = &refusal{http.StatusServiceUnavailable, "unavailable", "too many requests wait already"}
+)
+
+// replication are the paths that CouchDB's replicator and bulk readers need and
+// that a database without revision trees cannot serve.
+var replication = map[string]bool{"_revs_diff": true, "_missing_revs": true, "_bulk_get": true}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := h.serve(w, r); err != nil {
+		h.refuse(w, err)
+	}
+}
+
+// serve answers, or returns why not while nothing is written yet.
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
+	path, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), "/"))
+	if err != nil {
+		return bad("path: %v", err)
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return bad("query: %v", err)
+	}
+	path = strings.TrimSuffix(path, "/")
+	read := r.Method == http.MethodGet || r.Method == http.MethodHead
+	asks := read || r.Method == http.MethodPost
+	switch {
+	case path == "" && read:
+		return h.root(w)
+	case path == "_changes" && asks:
+		return h.changes(w, r, values)
+	case path == "_all_docs" && asks:
+		return h.allDocs(w, r, values)
+	case replication[path] && asks:
+		return errReplication
+	case !read:
+		return errMethod
+	case strings.HasPrefix(path, "_"):
+		return missing("missing")
+	}
+	return h.document(w, r, path, values)
+}
+
+func (h *handler) refuse(w http.ResponseWriter, err error) {
+	var answer *refusal
 	switch {
 	case errors.Is(err, ErrReset):
 		w.Header().Set(headerReset, h.src.Identity())
-		write(w, http.StatusConflict, failure{"reset", err.Error()})
-		return
-	case err != nil:
-		write(w, http.StatusBadRequest, failure{"bad_request", err.Error()})
-		return
+		answer = &refusal{http.StatusConflict, "reset", err.Error()}
+	case !errors.As(err, &answer):
+		answer = &refusal{http.StatusInternalServerError, "failed", err.Error()}
 	}
-	if q.wait > 0 {
-		ctx, cancel := context.WithTimeout(r.Context(), q.wait)
-		err := h.src.Wait(ctx, q.since)
-		cancel()
-		// An empty page is the answer to a poll that ran out.
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-			write(w, http.StatusServiceUnavailable, failure{"unavailable", err.Error()})
-			return
-		}
+	switch answer.status {
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", "GET, HEAD")
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "10")
 	}
-	rows, err := h.src.Changes(r.Context(), q.since, q.limit)
-	page := jsonPage{Results: make([]jsonRow, 0, len(rows)), LastSeq: h.seq(q.since)}
-	for _, row := range rows {
-		out := jsonRow{Seq: h.seq(row.Seq), ID: row.ID, Changes: []jsonRev{}, Deleted: row.Deleted}
-		if row.Rev != "" {
-			out.Changes = append(out.Changes, jsonRev{row.Rev})
-		}
-		if q.docs != nil && err == nil && !row.Deleted {
-			out.Doc, err = q.docs.Document(r.Context(), row.ID)
-		}
-		page.Results = append(page.Results, out)
-		page.LastSeq = out.Seq
-	}
-	if err != nil {
-		write(w, http.StatusInternalServerError, failure{"failed", err.Error()})
-		return
-	}
-	write(w, http.StatusOK, page)
+	write(w, answer.status, answer)
 }
 
-// query is a request of _changes.
-type query struct {
-	since uint64
-	limit int
-	wait  time.Duration // 0: none
-	docs  Documents     // nil: none
+func write(w http.ResponseWriter, status int, v any) {
+	header(w, "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(v) // a client that went away is no concern of ours
 }
 
-func (h *handler) query(values url.Values) (q query, err error) {
-	q.limit = defaultLimit
-	poll, timeout := false, defaultPoll
-	for name, all := range values {
-		value := all[0]
-		if len(all) > 1 {
-			return q, fmt.Errorf("%.32q twice", name)
-		}
-		switch name {
-		case "since":
-			if q.since, err = h.parse(value); err != nil {
-				return q, err
-			}
-		case "limit":
-			if q.limit, err = strconv.Atoi(value); err != nil || q.limit < 1 || q.limit > maxLimit {
-				return q, fmt.Errorf("limit %.32q is not from 1 to %d", value, maxLimit)
-			}
-		case "feed":
-			if poll = value == "longpoll"; !poll && value != "normal" {
-				return q, fmt.Errorf("feed %.32q is not served", value)
-			}
-		case "timeout":
-			ms, err := strconv.ParseUint(value, 10, 31)
-			if err != nil {
-				return q, fmt.Errorf("timeout %.32q", value)
-			}
-			timeout = min(time.Duration(ms)*time.Millisecond, maxPoll)
-		case "include_docs":
-			switch value {
-			case "false":
-			case "true":
-				var ok bool
-				if q.docs, ok = h.src.(Documents); !ok {
-					return q, errors.New("this feed has no documents")
-				}
-			default:
-				return q, fmt.Errorf("include_docs %.32q", value)
-			}
-		default:
-			return q, fmt.Errorf("%.32q is not served", name)
-		}
-	}
-	if poll {
-		q.wait = timeout
-	}
-	return q, nil
+func header(w http.ResponseWriter, contentType string) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Cache-Control", "no-cache")
+}
+
+// root describes the database, as docs.couchdb.org, api/database/common, does;
+// engine, uuid and include_docs are ours.
+func (h *handler) root(w http.ResponseWriter) error {
+	_, docs := h.src.(Documents)
+	write(w, http.StatusOK, struct {
+		Name        string   `json:"db_name"`
+		Engine      string   `json:"engine"`
+		UUID        string   `json:"uuid"`
+		DocCount    int      `json:"doc_count"`
+		UpdateSeq   string   `json:"update_seq"`
+		PurgeSeq    string   `json:"purge_seq"`
+		Start       string   `json:"instance_start_time"`
+		Compacting  bool     `json:"compact_running"`
+		Props       struct{} `json:"props"`
+		IncludeDocs bool     `json:"include_docs"`
+	}{"registry", EngineMirror, h.src.Identity(), h.src.Count(), h.seq(h.src.Head()), "0", "0", false, struct{}{}, docs})
+	return nil
 }
 
 func (h *handler) seq(n uint64) string {
 	return strconv.FormatUint(n, 10) + "-" + h.src.Identity()
 }
 
+// parse reads a since. CouchDB's replicator sends it as a JSON string.
 func (h *handler) parse(since string) (uint64, error) {
+	if len(since) > 1 && since[0] == '"' && since[len(since)-1] == '"' {
+		since = since[1 : len(since)-1]
+	}
 	switch since {
 	case "", "0":
 		return 0, nil
@@ -210,7 +181,7 @@ func (h *handler) parse(since string) (uint64, error) {
 	digits, id, ok := strings.Cut(since, "-")
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if !ok || err != nil {
-		return 0, fmt.Errorf("since %.64q", since)
+		return 0, bad("since %.64q", since)
 	}
 	if head := h.src.Head(); id != h.src.Identity() || n > head {
 		return 0, fmt.Errorf("since %.64q, the head is %s: %w", since, h.seq(head), ErrReset)
@@ -218,13 +189,125 @@ func (h *handler) parse(since string) (uint64, error) {
 	return n, nil
 }
 
-type failure struct {
-	Error  string `json:"error"`
-	Reason string `json:"reason"`
+// flag reads a boolean parameter.
+func flag(name, value string) (bool, error) {
+	switch value {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, bad("%s %.32q is neither true nor false", name, value)
 }
 
-func write(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(v) // a client that went away is no concern of ours
+// number reads a parameter that is a number from 0 on.
+func number(name, value string) (int, error) {
+	n, err := strconv.ParseUint(value, 10, 31)
+	if err != nil {
+		return 0, bad("%s %.32q is no number", name, value)
+	}
+	return int(n), nil
+}
+
+// documents returns src's documents if value says that they are wanted.
+func (h *handler) documents(value string) (Documents, error) {
+	wanted, err := flag("include_docs", value)
+	if err != nil || !wanted {
+		return nil, err
+	}
+	docs, ok := h.src.(Documents)
+	if !ok {
+		return nil, bad("this feed has no documents")
+	}
+	return docs, nil
+}
+
+// idList reads a list of ids.
+func idList(name string, text []byte) ([]string, error) {
+	list := []string{} // an empty list asks for nothing, none for everything
+	if err := json.Unmarshal(text, &list); err != nil || list == nil {
+		return nil, bad("%s is no list of strings", name)
+	}
+	if len(list) > maxKeys {
+		return nil, bad("more than %d %s", maxKeys, name)
+	}
+	return list, nil
+}
+
+// body reads what a POST asks for: an object with fields of which field is
+// wanted. It returns nil without it.
+func body(w http.ResponseWriter, r *http.Request, field string) ([]string, error) {
+	if r.Method != http.MethodPost {
+		return nil, nil
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxQuery))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return nil, &refusal{http.StatusRequestEntityTooLarge, "too_large", err.Error()}
+	}
+	if err != nil {
+		return nil, bad("body: %v", err)
+	}
+	if len(text) == 0 {
+		return nil, nil
+	}
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(text, &object); err != nil {
+		return nil, bad("the body is no JSON object")
+	}
+	if list, ok := object[field]; ok {
+		return idList(field, list)
+	}
+	return nil, nil
+}
+
+// stream is an answer that is written as it is read from a Source.
+type stream struct {
+	*bufio.Writer
+	rc *http.ResponseController
+}
+
+// answer begins an answer of status 200.
+func answer(w http.ResponseWriter, contentType string) *stream {
+	header(w, contentType)
+	rc := http.NewResponseController(w)
+	return &stream{bufio.NewWriterSize(timedWriter{w, rc}, chunk), rc}
+}
+
+// send makes sure that what was written is on its way.
+func (s *stream) send() error {
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	if err := s.rc.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// cut ends an answer that cannot be finished: the client sees that it is not
+// whole, which no status could tell it any more.
+func cut(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+const chunk = 64 << 10
+
+// timedWriter gives each chunk writeTimeout, so that a slow reader holds nothing
+// for ever.
+type timedWriter struct {
+	w  io.Writer
+	rc *http.ResponseController
+}
+
+func (t timedWriter) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && err == nil {
+		// Where there are no deadlines (a test's recorder) nothing is slow.
+		t.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		var m int
+		m, err = t.w.Write(p[:min(len(p), chunk)])
+		n, p = n+m, p[m:]
+	}
+	return n, err
 }
