@@ -137,8 +137,8 @@ func socketPath(dir string) (string, error) {
 
 // APIHandler answers those calls of Kubo's RPC API
 // (https://docs.ipfs.tech/reference/kubo/rpc/) that Kubo makes, for a node in
-// this process, and repo/checkpoint, which Kubo has not. Errors have Kubo's
-// texts.
+// this process, and repo/checkpoint and repo/free, which Kubo has not. Errors
+// have Kubo's texts.
 func APIHandler(n Node, log *slog.Logger) http.Handler {
 	a := api{n, log}
 	mux := http.NewServeMux()
@@ -153,7 +153,9 @@ func APIHandler(n Node, log *slog.Logger) http.Handler {
 		"pin/add":         a.pinAdd,
 		"name/put":        a.namePut,
 		"name/get":        a.nameGet,
+		"files/cp":        a.filesCp,
 		"repo/checkpoint": a.checkpoint,
+		"repo/free":       a.free,
 	} {
 		mux.HandleFunc("POST /api/v0/"+command, func(w http.ResponseWriter, r *http.Request) {
 			answer, err := f(w, r)
@@ -251,6 +253,32 @@ func (a api) connect(_ http.ResponseWriter, r *http.Request) (any, error) {
 
 func (a api) checkpoint(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return struct{}{}, a.n.Checkpoint(r.Context())
+}
+
+// filesCp is Kubo's copy into MFS, for what Hold copies there and nothing else.
+func (a api) filesCp(_ http.ResponseWriter, r *http.Request) (any, error) {
+	args := r.URL.Query()["arg"]
+	if len(args) != 2 {
+		return nil, fmt.Errorf("%d arguments, not a source and a destination", len(args))
+	}
+	c, err := cid.Decode(strings.TrimPrefix(args[0], "/ipfs/"))
+	if err != nil {
+		return nil, err
+	}
+	rest, ok := strings.CutPrefix(args[1], heldDir+"/")
+	label, name, _ := strings.Cut(rest, "/")
+	if !ok || name != c.String() {
+		return nil, fmt.Errorf("%q is not a place for %s: this node has no MFS but %s", args[1], c, heldDir)
+	}
+	return struct{}{}, a.n.Hold(r.Context(), label, []cid.Cid{c})
+}
+
+func (a api) free(_ http.ResponseWriter, r *http.Request) (any, error) {
+	bytes, known, err := a.n.Free(r.Context())
+	if err != nil || !known {
+		return struct{}{}, err
+	}
+	return map[string]uint64{"Free": bytes}, nil
 }
 
 // filePart returns the one file of a multipart body.

@@ -16,3 +16,13 @@ func syncFilesystem(dir string) error {
 	}
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
+
+// freeSpace is what an unprivileged process may still write to the file system
+// that holds dir, in bytes.
+func freeSpace(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}

@@ -5,6 +5,8 @@ package ipfs
 import (
 	"os"
 	"os/exec"
+
+	"golang.org/x/sys/unix"
 )
 
 // syncFilesystem writes all file systems to the disk: only Linux can sync one.
@@ -13,4 +15,14 @@ func syncFilesystem(dir string) error {
 		return err
 	}
 	return exec.Command("sync").Run()
+}
+
+// freeSpace is what an unprivileged process may still write to the file system
+// that holds dir, in bytes.
+func freeSpace(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	return uint64(max(st.Bavail, 0)) * uint64(st.Bsize), nil
 }

@@ -66,7 +66,7 @@ type EmbeddedOptions struct {
 }
 
 // Embedded is an IPFS node in this process: libp2p, bitswap, a DHT and blocks
-// in Pebble. It has one owner, the process that opened it; others reach it
+// in Pebble and CAR files. It has one owner, the process that opened it; others reach it
 // through the socket of ListenAPI.
 type Embedded struct {
 	dir     string
@@ -254,6 +254,7 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 			n.mdns, err = nil, nil
 		}
 	}
+	n.wg.Go(n.settle)
 	for _, p := range peers {
 		n.wg.Go(func() { n.keepPeer(n.ctx, p) })
 	}
@@ -299,11 +300,32 @@ func (n *Embedded) Close() error {
 	return errors.Join(errs...)
 }
 
+// settle makes durable, every few seconds, what was put without a Checkpoint:
+// what a mirror fetched from its peers would otherwise be lost in a crash.
+func (n *Embedded) settle() {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if n.blocks.cars.waiting() == 0 {
+			continue
+		}
+		if err := n.blocks.Sync(); err != nil {
+			n.log.Error("blocks that were put are lost", "err", err)
+		}
+	}
+}
+
 // Dir is the node's directory.
 func (n *Embedded) Dir() string { return n.dir }
 
-// Put implements Node. The blocks are in the write-ahead log, unsynced, when
-// it returns, and peers that wait for them are served.
+// Put implements Node. The blocks are in the system's memory, unsynced, when it
+// returns, and peers that wait for them are served. A few seconds later they are
+// durable, also without a Checkpoint.
 func (n *Embedded) Put(ctx context.Context, blks []blocks.Block) error {
 	if err := n.blocks.PutMany(ctx, blks); err != nil {
 		return err
@@ -311,8 +333,26 @@ func (n *Embedded) Put(ctx context.Context, blks []blocks.Block) error {
 	return n.swap.NotifyNewBlocks(ctx, blks...)
 }
 
-// Checkpoint implements Node: one fsync for all earlier Puts.
+// Checkpoint implements Node: all earlier Puts and Holds are fsynced together.
 func (n *Embedded) Checkpoint(context.Context) error { return n.blocks.Sync() }
+
+// Hold implements Node. Nothing collects garbage here yet; the record is for
+// what will.
+func (n *Embedded) Hold(_ context.Context, label string, roots []cid.Cid) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	if err := n.blocks.hold(label, roots); err != nil {
+		return fmt.Errorf("hold %q: %w", label, err)
+	}
+	return nil
+}
+
+// Free implements Node.
+func (n *Embedded) Free(context.Context) (bytes uint64, known bool, err error) {
+	bytes, err = freeSpace(n.dir)
+	return bytes, err == nil, err
+}
 
 // Local implements Node.
 func (n *Embedded) Local(ctx context.Context, c cid.Cid) (blocks.Block, error) {

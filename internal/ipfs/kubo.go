@@ -13,9 +13,14 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/ipfs/boxo/ipns"
@@ -24,6 +29,8 @@ import (
 	"github.com/ipfs/kubo/client/rpc"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // KuboOptions says where a daemon is.
@@ -229,6 +236,8 @@ var remoteCauses = []struct {
 	{"invalid IPNS record", ErrInvalidRecord},
 	{"command not found", errUnknownCommand},
 	{ErrCorrupt.Error(), ErrCorrupt},
+	{"no space left on device", ErrFull},
+	{"disk quota exceeded", ErrFull},
 	{"context canceled", ErrAway}, // so Kubo ends calls when it is told to stop
 }
 
@@ -354,6 +363,107 @@ func (k *Kubo) importCAR(ctx context.Context, blks []blocks.Block) error {
 	return nil
 }
 
+// heldDir is where Hold keeps its directories in MFS, Kubo's file system of
+// what its user wants to keep (https://docs.ipfs.tech/concepts/file-systems/):
+// heldDir/LABEL/CID. `ipfs files rm -r` of a label lets go of it.
+const heldDir = "/registry-mirror/held"
+
+// Hold implements Node: the roots become one directory, which is copied into
+// MFS. MFS is a root of garbage collection that may be incomplete, so this
+// comes before what is held; a pin would have to walk and read all of it.
+func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	if len(roots) == 0 {
+		return nil
+	}
+	// In order, so that the same roots are the same directory.
+	roots = slices.Clone(roots)
+	slices.SortFunc(roots, func(a, b cid.Cid) int { return strings.Compare(a.KeyString(), b.KeyString()) })
+	roots = slices.CompactFunc(roots, cid.Cid.Equals)
+	links := make([]unixfs.Link, len(roots))
+	for i, c := range roots {
+		links[i] = unixfs.Link{Name: strconv.Itoa(i), CID: c}
+	}
+	var blks []blocks.Block
+	dir, overflow, err := unixfs.BuildDir(links, unixfs.DirLimit, func(b blocks.Block) error {
+		blks = append(blks, b)
+		return nil
+	})
+	if err == nil && len(overflow) > 0 {
+		err = fmt.Errorf("%d roots do not fit into one directory", len(roots))
+	}
+	if err != nil {
+		return fmt.Errorf("hold %q: %w", label, err)
+	}
+	if err := k.Put(ctx, blks); err != nil {
+		return fmt.Errorf("hold %q: %w", label, err)
+	}
+	return k.insist(ctx, fmt.Sprintf("hold %q", label), time.Minute, func(ctx context.Context) error {
+		err := k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.CID.String(), path.Join(heldDir, label, dir.CID.String())).
+			Option("parents", true).
+			Option("offline", true), nil)
+		if err != nil && strings.Contains(err.Error(), "already has entry by that name") {
+			return nil
+		}
+		return err
+	})
+}
+
+// checkLabel refuses what is no name in a directory.
+func checkLabel(label string) error {
+	if label == "" || label == "." || label == ".." || len(label) > 100 || strings.ContainsAny(label, "/\x00") || !utf8.ValidString(label) {
+		return fmt.Errorf("label %.200q is not a file name of at most 100 bytes", label)
+	}
+	return nil
+}
+
+// Free implements Node. It is unknown for a daemon whose repository is not on
+// this machine, as Checkpoint is.
+func (k *Kubo) Free(ctx context.Context) (bytes uint64, known bool, err error) {
+	if k.embedded {
+		var answer struct{ Free *uint64 }
+		err = k.insist(ctx, "free space of the IPFS node", 30*time.Second, func(ctx context.Context) error {
+			return k.call(ctx, k.api.Request("repo/free"), &answer)
+		})
+		if err != nil || answer.Free == nil {
+			return 0, false, err
+		}
+		return *answer.Free, true, nil
+	}
+	if k.repo == "" {
+		return 0, false, nil
+	}
+	for _, dir := range k.disks() {
+		free, err := freeSpace(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		if !known || free < bytes {
+			bytes, known = free, true
+		}
+	}
+	return bytes, known, nil
+}
+
+// disks are the directories of the daemon's repository that may be file
+// systems of their own. Not all of them need exist.
+func (k *Kubo) disks() []string {
+	return []string{k.repo, filepath.Join(k.repo, "blocks"), filepath.Join(k.repo, "datastore")}
+}
+
+// full makes an error of the system that says so ErrFull.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}
+
 // Checkpoint implements Node by syncfs(2) on the daemon's repository, for Kubo
 // has no command that reaches the disk: its pins do not, by default. Where the
 // repository is not on this machine it returns nil and proves nothing;
@@ -367,10 +477,9 @@ func (k *Kubo) Checkpoint(ctx context.Context) error {
 	if k.repo == "" {
 		return nil
 	}
-	// Datastores may be mounted apart from their repository.
-	for _, dir := range []string{k.repo, filepath.Join(k.repo, "blocks"), filepath.Join(k.repo, "datastore")} {
+	for _, dir := range k.disks() {
 		if err := syncFilesystem(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("checkpoint %s: %w", dir, err)
+			return fmt.Errorf("checkpoint %s: %w", dir, full(err))
 		}
 	}
 	return nil

@@ -20,6 +20,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrAway is returned when the node cannot be reached.
 	ErrAway = errors.New("the IPFS node is away")
+	// ErrFull is returned when the disk under the node has no room for what
+	// was to be kept. What a later Checkpoint does not cover is lost; what an
+	// earlier one covered stays. Once there is room again, the node goes on.
+	ErrFull = errors.New("the IPFS node's disk is full")
 	// ErrLocked is returned when another process owns the embedded node's state.
 	ErrLocked = errors.New("the embedded node is in use by another process")
 	// ErrCorrupt is returned for a block that is held but whose bytes do not
@@ -55,6 +59,16 @@ type Node interface {
 	Put(ctx context.Context, blks []blocks.Block) error
 	// Checkpoint makes every block that Put returned for durable.
 	Checkpoint(ctx context.Context) error
+	// Hold keeps garbage collection away from roots, and from all that lies
+	// below them as soon as it is put: called before the Put of a batch, no
+	// block of it is ever without a root. It adds to what label holds already,
+	// asks for nothing to be there yet, and lasts from a later Checkpoint until
+	// an operator lets go. A label is a file name of at most 100 bytes.
+	Hold(ctx context.Context, label string, roots []cid.Cid) error
+	// Free is how many bytes the disk under the node has left for it; known is
+	// false where that disk is not on this machine. It is cheap: one call of
+	// the system where the node is Kubo or in this process.
+	Free(ctx context.Context) (bytes uint64, known bool, err error)
 	// Local returns a block that the node holds, else ErrNotFound. It never
 	// asks the network.
 	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)

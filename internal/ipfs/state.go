@@ -53,7 +53,9 @@ type state struct {
 	Gateway string   `json:"gateway,omitempty"` // host:port bound at the last start
 }
 
-const stateFormat = 1
+// stateFormat is 2 since large blocks lie in CAR files. What format 1 holds is
+// read as it is, and has the new number once a node was opened on it.
+const stateFormat = 2
 
 func readState(dir string) (state, error) {
 	path := filepath.Join(dir, stateFile)
@@ -68,8 +70,8 @@ func readState(dir string) (state, error) {
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return state{}, fmt.Errorf("%s: %w", path, err)
 	}
-	if s.Format != stateFormat {
-		return state{}, fmt.Errorf("%s: format %d, this program knows %d", path, s.Format, stateFormat)
+	if s.Format < 1 || s.Format > stateFormat {
+		return state{}, fmt.Errorf("%s: format %d, this program knows up to %d", path, s.Format, stateFormat)
 	}
 	return s, s.Network.valid()
 }

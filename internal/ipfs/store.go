@@ -1,13 +1,14 @@
 package ipfs
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -22,23 +23,31 @@ import (
 // "/", where go-ds-pebble puts them.
 const (
 	blockSpace    = 'b' // + multihash -> bytes of the block
+	placeSpace    = 'l' // + multihash -> place of the block in a CAR file
 	recordSpace   = 'r' // + routing key -> signed IPNS record
 	strangerSpace = 's' // + routing key -> the same, brought by whoever reached the gateway
 	pinSpace      = 'p' // + label -> CID
+	holdSpace     = 'h' // + label, a slash, and a CID's bytes -> nothing
 )
 
-// separateFrom is the size in bytes from which a block lies in a blob file,
-// outside the LSM, so that compactions do not rewrite file leaves.
-const separateFrom = 16 << 10
+const (
+	// separateFrom is the size in bytes from which a block lies in a CAR file
+	// and not in Pebble. Most of a registry's bytes are in such blocks.
+	separateFrom = 16 << 10
+	// maxWaiting is how many blocks in CAR files wait for a Checkpoint before
+	// one is made unasked. A crash loses what waits.
+	maxWaiting = 8192
+)
 
 var errClosed = errors.New("the embedded node is closed")
 
-// store is the embedded node's state in one Pebble: blocks by multihash, IPNS
-// records and pins. It is the blockstore that bitswap and the gateway read,
+// store is the embedded node's state: blocks by multihash, IPNS records and
+// pins, in one Pebble, but for the bytes of large blocks, in CAR files. It is the blockstore that bitswap and the gateway read,
 // so what it hands out has been hashed first, whoever asks.
 type store struct {
-	db  *pebble.DB
-	log *slog.Logger
+	db   *pebble.DB
+	cars *cars
+	log  *slog.Logger
 
 	// closed is guarded by mu; every use of db holds mu for reading, for
 	// Pebble panics when used after Close.
@@ -69,31 +78,30 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
-	o.Experimental.ValueSeparationPolicy = func() pebble.ValueSeparationPolicy {
-		return pebble.ValueSeparationPolicy{
-			Enabled:               true,
-			MinimumSize:           separateFrom,
-			MaxBlobReferenceDepth: 10,
-			RewriteMinimumAge:     5 * time.Minute,
-			TargetGarbageRatio:    0.2,
-		}
-	}
 	db, err := pebble.Open(dir, o)
 	if err != nil {
 		return nil, fmt.Errorf("open blocks in %s: %w", dir, err)
 	}
-	return &store{db: db, log: log, bad: map[string]struct{}{}}, nil
+	cars, err := openCARs(fs, fs.PathJoin(dir, "cars"))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open blocks in %s: %w", dir, err), db.Close())
+	}
+	return &store{db: db, cars: cars, log: log, bad: map[string]struct{}{}}, nil
 }
 
-// Close flushes what Put left in memory and gives up the Pebble.
+// Close makes what was put durable and gives up the Pebble.
 func (s *store) Close() error {
+	err := s.Sync()
+	if errors.Is(err, errClosed) {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
 	s.closed = true
-	return errors.Join(s.db.LogData(nil, pebble.Sync), s.db.Close())
+	return errors.Join(err, s.cars.close(), s.db.Close())
 }
 
 // use lets f work on the open Pebble.
@@ -106,10 +114,25 @@ func (s *store) use(f func(*pebble.DB) error) error {
 	return f(s.db)
 }
 
-// Sync makes all earlier writes durable: they went to one write-ahead log in
-// order, so syncing an empty entry after them syncs them.
+// Sync makes all earlier writes durable: the CAR files, then the places in them
+// as one batch. That batch is synced after all that was written to Pebble
+// before, in one log, and so syncs it too.
 func (s *store) Sync() error {
-	return s.use(func(db *pebble.DB) error { return db.LogData(nil, pebble.Sync) })
+	return s.use(func(db *pebble.DB) error {
+		return s.cars.sync(func(places map[string]place) error {
+			batch := db.NewBatch()
+			defer batch.Close()
+			for hash, p := range places {
+				if err := batch.Set(append([]byte{placeSpace}, hash...), p.encode(), nil); err != nil {
+					return err
+				}
+			}
+			if batch.Empty() {
+				return db.LogData(nil, pebble.Sync)
+			}
+			return batch.Commit(pebble.Sync)
+		})
+	})
 }
 
 // value returns a copy of key's value, nil where there is none.
@@ -166,9 +189,43 @@ func (s *store) each(space byte, f func(key, value []byte) bool) error {
 	})
 }
 
-func blockKey(c cid.Cid) []byte {
+func blockKey(c cid.Cid) []byte { return key(blockSpace, c) }
+
+func key(space byte, c cid.Cid) []byte {
 	h := c.Hash()
-	return append(append(make([]byte, 0, 1+len(h)), blockSpace), h...)
+	return append(append(make([]byte, 0, 1+len(h)), space), h...)
+}
+
+// place returns where a block lies in a CAR file, if it does.
+func (s *store) place(c cid.Cid) (place, bool, error) {
+	if p, ok := s.cars.uncovered(c.Hash()); ok {
+		return p, true, nil
+	}
+	raw, err := s.value(key(placeSpace, c))
+	if err != nil || raw == nil {
+		return place{}, false, err
+	}
+	p, err := decodePlace(raw)
+	if err != nil {
+		return place{}, false, fmt.Errorf("block %s: %w: %w", c, ErrCorrupt, err)
+	}
+	return p, true, nil
+}
+
+// data returns a block's bytes as they are stored, nil where it is not held.
+func (s *store) data(c cid.Cid) ([]byte, error) {
+	p, ok, err := s.place(c)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return s.value(blockKey(c))
+	}
+	data, err := s.cars.read(p)
+	if err != nil && lostBytes(err) {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return data, err
 }
 
 // inline returns the data of an identity CID, which is its own block.
@@ -201,9 +258,9 @@ func (s *store) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	if data, ok := inline(c); ok {
 		return blocks.NewBlockWithCid(data, c)
 	}
-	data, err := s.value(blockKey(c))
+	data, err := s.data(c)
 	if err != nil {
-		if pebble.IsCorruptionError(err) {
+		if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
 			err = s.condemn(c, fmt.Errorf("read block %s: %w: %w", c, ErrCorrupt, err))
 		}
 		return nil, err
@@ -238,8 +295,7 @@ func (s *store) Has(ctx context.Context, c cid.Cid) (bool, error) {
 	return err == nil, err
 }
 
-// GetSize returns a block's size in bytes without reading it from its blob
-// file, else ipld.ErrNotFound. A block that failed its check is not held.
+// GetSize returns a block's size in bytes without reading the block, else ipld.ErrNotFound. A block that failed its check is not held.
 func (s *store) GetSize(_ context.Context, c cid.Cid) (size int, err error) {
 	if data, ok := inline(c); ok {
 		return len(data), nil
@@ -249,6 +305,13 @@ func (s *store) GetSize(_ context.Context, c cid.Cid) (size int, err error) {
 	s.badMu.Unlock()
 	if bad {
 		return -1, ipld.ErrNotFound{Cid: c}
+	}
+	p, ok, err := s.place(c)
+	if errors.Is(err, ErrCorrupt) {
+		return -1, ipld.ErrNotFound{Cid: c}
+	}
+	if err != nil || ok {
+		return p.size, err
 	}
 	key := blockKey(c)
 	size = -1
@@ -274,11 +337,11 @@ func (s *store) Put(ctx context.Context, b blocks.Block) error {
 	return s.PutMany(ctx, []blocks.Block{b})
 }
 
-// PutMany writes blocks that are not held yet, as one batch without a sync;
-// Sync makes them durable. It trusts each block to match its CID: readers
+// PutMany writes blocks that are not held yet, without a sync; Sync makes them
+// durable. A crash before may keep some of them and not others. It trusts each block to match its CID: readers
 // hash.
 func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
-	fresh := make([]blocks.Block, 0, len(blks))
+	var small, large []blocks.Block
 	size := 0
 	seen := make(map[string]struct{}, len(blks))
 	for _, b := range blks {
@@ -300,53 +363,79 @@ func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
 		if err != nil {
 			return fmt.Errorf("put block %s: %w", c, err)
 		}
-		if !held {
-			fresh = append(fresh, b)
+		switch {
+		case held:
+		case len(b.RawData()) >= separateFrom:
+			large = append(large, b)
+		default:
+			small = append(small, b)
 			size += len(b.RawData()) + 64
 		}
 	}
-	if len(fresh) == 0 {
-		return nil
-	}
-	err := s.use(func(db *pebble.DB) error {
-		batch := db.NewBatchWithSize(size)
-		defer batch.Close()
-		for _, b := range fresh {
-			if err := batch.Set(blockKey(b.Cid()), b.RawData(), nil); err != nil {
-				return err
-			}
-		}
-		return batch.Commit(pebble.NoSync)
-	})
-	if err != nil {
-		return fmt.Errorf("put %d blocks: %w", len(fresh), err)
+	if err := errors.Join(s.putLarge(large), s.putSmall(small, size)); err != nil {
+		return fmt.Errorf("put %d blocks: %w", len(small)+len(large), err)
 	}
 	s.badMu.Lock()
-	defer s.badMu.Unlock()
-	for _, b := range fresh {
+	for _, b := range slices.Concat(small, large) {
 		delete(s.bad, string(b.Cid().Hash()))
+	}
+	s.badMu.Unlock()
+	if s.cars.waiting() >= maxWaiting {
+		return s.Sync()
 	}
 	return nil
 }
 
-// DeleteBlock forgets a block.
+func (s *store) putLarge(blks []blocks.Block) error {
+	if len(blks) == 0 {
+		return nil
+	}
+	return s.use(func(*pebble.DB) error { return s.cars.append(blks) })
+}
+
+// putSmall writes blocks of size bytes, with what a batch adds to them.
+func (s *store) putSmall(blks []blocks.Block, size int) error {
+	if len(blks) == 0 {
+		return nil
+	}
+	return s.use(func(db *pebble.DB) error {
+		batch := db.NewBatchWithSize(size)
+		defer batch.Close()
+		for _, b := range blks {
+			if err := batch.Set(blockKey(b.Cid()), b.RawData(), nil); err != nil {
+				return err
+			}
+		}
+		return full(batch.Commit(pebble.NoSync))
+	})
+}
+
+// DeleteBlock forgets a block. In a CAR file its bytes stay. It makes a Sync,
+// to find the block in Pebble.
 func (s *store) DeleteBlock(_ context.Context, c cid.Cid) error {
-	return s.use(func(db *pebble.DB) error { return db.Delete(blockKey(c), pebble.NoSync) })
+	if err := s.Sync(); err != nil {
+		return err
+	}
+	return s.use(func(db *pebble.DB) error {
+		return errors.Join(db.Delete(key(placeSpace, c), pebble.NoSync), db.Delete(blockKey(c), pebble.NoSync))
+	})
 }
 
 // AllKeysChan lists the blocks as raw CIDs, for boxo's Blockstore interface.
+// It makes a Sync, to find all of them in Pebble.
 func (s *store) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
 	out := make(chan cid.Cid)
 	go func() {
 		defer close(out)
-		err := s.each(blockSpace, func(key, _ []byte) bool {
+		each := func(key, _ []byte) bool {
 			select {
 			case out <- cid.NewCidV1(cid.Raw, append(mh.Multihash(nil), key...)):
 				return true
 			case <-ctx.Done():
 				return false
 			}
-		})
+		}
+		err := errors.Join(s.Sync(), s.each(blockSpace, each), s.each(placeSpace, each))
 		if err != nil {
 			s.log.ErrorContext(ctx, "listing blocks failed", "err", err)
 		}
@@ -367,9 +456,11 @@ func (s *store) pinned(label string) (cid.Cid, error) {
 	return cid.Decode(text)
 }
 
-// pin records root under label, durably. The blocks put before are durable
-// too then, for they precede it in the log.
+// pin records root under label, durably, after the blocks put before.
 func (s *store) pin(label string, root cid.Cid) error {
+	if err := s.Sync(); err != nil {
+		return err
+	}
 	raw, err := json.Marshal(root.String())
 	if err != nil {
 		return err
@@ -395,6 +486,40 @@ func (s *store) pins() (map[string]cid.Cid, error) {
 		return true
 	})
 	return labels, errors.Join(err, bad)
+}
+
+// hold records roots under label, unsynced.
+func (s *store) hold(label string, roots []cid.Cid) error {
+	return s.use(func(db *pebble.DB) error {
+		batch := db.NewBatch()
+		defer batch.Close()
+		for _, c := range roots {
+			key := append([]byte{holdSpace}, label...)
+			key = append(append(key, '/'), c.Bytes()...)
+			if err := batch.Set(key, nil, nil); err != nil {
+				return err
+			}
+		}
+		return batch.Commit(pebble.NoSync)
+	})
+}
+
+// held returns the roots held under label.
+func (s *store) held(label string) (roots []cid.Cid, err error) {
+	prefix := label + "/"
+	var bad error
+	err = s.each(holdSpace, func(key, _ []byte) bool {
+		raw, ok := bytes.CutPrefix(key, []byte(prefix))
+		if !ok {
+			return true
+		}
+		var c cid.Cid
+		if c, bad = cid.Cast(bytes.Clone(raw)); bad == nil {
+			roots = append(roots, c)
+		}
+		return bad == nil
+	})
+	return roots, errors.Join(err, bad)
 }
 
 // pebbleLog hands Pebble's own messages to slog.
