@@ -11,24 +11,38 @@ import (
 	"github.com/ipfs/go-cid"
 	car "github.com/ipld/go-car/v2"
 	"github.com/ipld/go-car/v2/storage"
+	mh "github.com/multiformats/go-multihash"
 )
 
 // carHeader is the header of a CARv1 whose one root is the empty identity
 // CID, for a CAR must name a root and a batch of blocks has none.
-var carHeader = func() []byte {
-	var b bytes.Buffer
-	_, err := storage.NewWritable(&b, []cid.Cid{cid.MustParse("bafkqaaa")}, car.WriteAsCarV1(true))
+var carHeader = newHeader(cid.MustParse("bafkqaaa"))
+
+// nobodysRoot is the header of a CARv1 whose one root is a block that cannot
+// be: its SHA-256 is zero. Kubo takes its lock against garbage collection for
+// the import of a CAR whose roots it is to pin, and passes over those that it
+// does not find.
+var nobodysRoot = newHeader(func() cid.Cid {
+	hash, err := mh.Encode(make([]byte, 32), mh.SHA2_256)
 	if err != nil {
 		panic(err)
 	}
+	return cid.NewCidV1(cid.Raw, hash)
+}())
+
+func newHeader(root cid.Cid) []byte {
+	var b bytes.Buffer
+	if _, err := storage.NewWritable(&b, []cid.Cid{root}, car.WriteAsCarV1(true)); err != nil {
+		panic(err)
+	}
 	return b.Bytes()
-}()
+}
 
 // newCAR returns blocks as a CARv1 (https://ipld.io/specs/transport/car/carv1/)
-// without copying them.
-func newCAR(blks []blocks.Block) io.Reader {
+// with that header, without copying them.
+func newCAR(header []byte, blks []blocks.Block) io.Reader {
 	parts := make([]io.Reader, 0, 1+2*len(blks))
-	parts = append(parts, bytes.NewReader(carHeader))
+	parts = append(parts, bytes.NewReader(header))
 	for _, b := range blks {
 		id := b.Cid().Bytes()
 		head := binary.AppendUvarint(nil, uint64(len(id)+len(b.RawData())))

@@ -31,8 +31,9 @@ const (
 // Written once, a block costs the disk its own size; in Pebble it would cost
 // that twice, in the log and in a table or a blob file.
 type cars struct {
-	fs  vfs.FS
-	dir string
+	fs    vfs.FS
+	dir   string
+	limit int64 // carLimit; tests lower it
 
 	// The files, guarded by mu.
 	mu      sync.Mutex
@@ -81,7 +82,7 @@ func decodePlace(raw []byte) (place, error) {
 }
 
 func openCARs(fs vfs.FS, dir string) (*cars, error) {
-	c := &cars{fs: fs, dir: dir, pending: map[string]place{}}
+	c := &cars{fs: fs, dir: dir, limit: carLimit, pending: map[string]place{}}
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -165,7 +166,7 @@ func (c *cars) write() error {
 		c.abandon()
 		return full(err)
 	}
-	if c.size >= carLimit {
+	if c.size >= c.limit {
 		c.abandon()
 	}
 	return nil

@@ -23,7 +23,7 @@ func TestGatewayBelievesNothing(t *testing.T) {
 	a, b, stray := randomLeaf(1, 1000), randomLeaf(2, 2000), randomLeaf(3, 10)
 	root := dir(a, b)
 	forged := must(blocks.NewBlockWithCid([]byte("forged"), a.Cid()))
-	carOf := func(blks ...blocks.Block) []byte { return must(io.ReadAll(newCAR(blks))) }
+	carOf := func(blks ...blocks.Block) []byte { return must(io.ReadAll(newCAR(carHeader, blks))) }
 	whole := carOf(root, a, b)
 	for _, test := range []struct {
 		name  string
@@ -96,7 +96,7 @@ func TestGatewaySinkError(t *testing.T) {
 	t.Parallel()
 	full := errors.New("disk full")
 	a := randomLeaf(1, 10)
-	srv := httptest.NewServer(sendCAR(must(io.ReadAll(newCAR([]blocks.Block{a})))))
+	srv := httptest.NewServer(sendCAR(must(io.ReadAll(newCAR(carHeader, []blocks.Block{a})))))
 	defer srv.Close()
 	err := NewGateway(srv.URL).Fetch(t.Context(), a.Cid(), nil, ScopeAll, 1000, func(blocks.Block) error { return full })
 	if !errors.Is(err, full) {

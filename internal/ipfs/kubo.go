@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -60,6 +61,8 @@ type Kubo struct {
 	host     string        // the API's host, "" for a unix socket
 	suspect  time.Duration // how long a pin may take before it is looked into
 
+	holding *atomic.Bool // Hold was called since Checkpoint last flushed MFS
+
 	// Learnt by OpenKubo.
 	repo     string // the repository's path, where it is on this machine, else ""
 	embedded bool   // it is one of ours
@@ -83,11 +86,11 @@ func OpenKubo(ctx context.Context, o KuboOptions) (*Kubo, error) {
 			return nil, err
 		}
 	}
-	k := &Kubo{addr: addr, patience: o.Patience, suspect: 5 * time.Second, http: &http.Client{Timeout: time.Minute}}
+	k := &Kubo{addr: addr, patience: o.Patience, suspect: 5 * time.Second, holding: new(atomic.Bool), http: &http.Client{Timeout: time.Minute}}
 	if k.patience == 0 {
 		k.patience = 30 * time.Second
 	}
-	transport := &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, WriteBufferSize: 256 << 10}
 	base := ""
 	if strings.HasPrefix(addr, "http://") || strings.HasPrefix(addr, "https://") {
 		u, err := url.Parse(addr)
@@ -347,15 +350,27 @@ func (k *Kubo) Put(ctx context.Context, blks []blocks.Block) error {
 	return nil
 }
 
+// importCAR sends one CAR, under Kubo's lock against garbage collection: one
+// that runs beside an import would miss the leaves of a file whose root came
+// after it had looked at what Hold was given.
 func (k *Kubo) importCAR(ctx context.Context, blks []blocks.Block) error {
-	var answer struct{ Stats struct{ BlockCount int } }
-	err := k.call(ctx, k.api.Request("dag/import").
-		Option("pin-roots", false).
+	raw, err := k.read(ctx, k.api.Request("dag/import").
+		Option("pin-roots", true). // takes the lock, and pins nothing: see nobodysRoot
 		Option("fast-provide-root", false).
 		Option("stats", true).
-		FileBody(newCAR(blks)), &answer)
+		FileBody(newCAR(nobodysRoot, blks)), 4<<20)
 	if err != nil {
 		return err
+	}
+	var answer struct{ Stats struct{ BlockCount int } }
+	for d := json.NewDecoder(bytes.NewReader(raw)); ; {
+		err := d.Decode(&answer)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%w: an answer that is not JSON: %w", ErrAway, err)
+		}
 	}
 	if answer.Stats.BlockCount != len(blks) {
 		return fmt.Errorf("sent %d blocks, the daemon counted %d", len(blks), answer.Stats.BlockCount)
@@ -370,7 +385,8 @@ const heldDir = "/registry-mirror/held"
 
 // Hold implements Node: the roots become one directory, which is copied into
 // MFS. MFS is a root of garbage collection that may be incomplete, so this
-// comes before what is held; a pin would have to walk and read all of it.
+// comes before what is held; a pin would have to walk and read all of it. The
+// daemon knows of it at once, its disk from Checkpoint's flush on.
 func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
 	if err := checkLabel(label); err != nil {
 		return err
@@ -400,9 +416,11 @@ func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
 	if err := k.Put(ctx, blks); err != nil {
 		return fmt.Errorf("hold %q: %w", label, err)
 	}
+	defer k.holding.Store(true) // whatever the call ends with: it may have been done
 	return k.insist(ctx, fmt.Sprintf("hold %q", label), time.Minute, func(ctx context.Context) error {
 		err := k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.CID.String(), path.Join(heldDir, label, dir.CID.String())).
 			Option("parents", true).
+			Option("flush", false).
 			Option("offline", true), nil)
 		if err != nil && strings.Contains(err.Error(), "already has entry by that name") {
 			return nil
@@ -437,9 +455,6 @@ func (k *Kubo) Free(ctx context.Context) (bytes uint64, known bool, err error) {
 	}
 	for _, dir := range k.disks() {
 		free, err := freeSpace(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
 		if err != nil {
 			return 0, false, err
 		}
@@ -450,10 +465,27 @@ func (k *Kubo) Free(ctx context.Context) (bytes uint64, known bool, err error) {
 	return bytes, known, nil
 }
 
-// disks are the directories of the daemon's repository that may be file
-// systems of their own. Not all of them need exist.
+// disks are directories of the daemon's repository, one for each file system
+// that it lies on: datastores may be mounted apart from it.
 func (k *Kubo) disks() []string {
-	return []string{k.repo, filepath.Join(k.repo, "blocks"), filepath.Join(k.repo, "datastore")}
+	var dirs []string
+	seen := map[uint64]bool{}
+	for _, dir := range []string{k.repo, filepath.Join(k.repo, "blocks"), filepath.Join(k.repo, "datastore")} {
+		info, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) && dir != k.repo {
+			continue
+		}
+		if err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				if seen[uint64(st.Dev)] {
+					continue
+				}
+				seen[uint64(st.Dev)] = true
+			}
+		}
+		dirs = append(dirs, dir) // what cannot be looked at fails where it is used
+	}
+	return dirs
 }
 
 // full makes an error of the system that says so ErrFull.
@@ -464,21 +496,31 @@ func full(err error) error {
 	return err
 }
 
-// Checkpoint implements Node by syncfs(2) on the daemon's repository, for Kubo
-// has no command that reaches the disk: its pins do not, by default. Where the
-// repository is not on this machine it returns nil and proves nothing;
-// Info.Durable says so, and what was put must be checked again later.
+// Checkpoint implements Node: what was held leaves the daemon's memory, then
+// syncfs(2) on its repository, for Kubo has no command that reaches the disk:
+// its pins do not, by default. Where the repository is not on this machine it
+// returns nil and proves nothing; Info.Durable says so, and what was put must be
+// checked again later.
 func (k *Kubo) Checkpoint(ctx context.Context) error {
 	if k.embedded {
 		return k.insist(ctx, "checkpoint", 2*time.Minute, func(ctx context.Context) error {
 			return k.call(ctx, k.api.Request("repo/checkpoint"), nil)
 		})
 	}
+	if k.holding.Swap(false) {
+		err := k.insist(ctx, "checkpoint", 2*time.Minute, func(ctx context.Context) error {
+			return k.call(ctx, k.api.Request("files/flush"), nil)
+		})
+		if err != nil {
+			k.holding.Store(true)
+			return err
+		}
+	}
 	if k.repo == "" {
 		return nil
 	}
 	for _, dir := range k.disks() {
-		if err := syncFilesystem(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := syncFilesystem(dir); err != nil {
 			return fmt.Errorf("checkpoint %s: %w", dir, full(err))
 		}
 	}

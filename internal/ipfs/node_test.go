@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -252,6 +253,34 @@ func TestNode(t *testing.T) {
 				}
 				if err := n.Pin(ctx, "whole", second.Cid(), third.Cid()); err != nil {
 					t.Errorf("update once the hole is filled: %v", err)
+				}
+			})
+			t.Run("Holds", func(t *testing.T) {
+				roots := []cid.Cid{randomLeaf(2100, 100).Cid(), randomLeaf(2101, 30_000).Cid()}
+				for range 2 { // again, after a crash before it was noted
+					if err := n.Hold(ctx, "some label", roots); err != nil {
+						t.Fatalf("before anything is put: %v", err)
+					}
+				}
+				if err := n.Hold(ctx, "some label", nil); err != nil {
+					t.Errorf("nothing: %v", err)
+				}
+				if err := n.Put(ctx, []blocks.Block{randomLeaf(2100, 100), randomLeaf(2101, 30_000)}); err != nil {
+					t.Fatal(err)
+				}
+				if err := n.Checkpoint(ctx); err != nil {
+					t.Fatal(err)
+				}
+				for _, label := range []string{"", ".", "..", "a/b", "a\x00b", "\xff", strings.Repeat("a", 101)} {
+					if err := n.Hold(ctx, label, roots); err == nil {
+						t.Errorf("label %q was taken", label)
+					}
+				}
+			})
+			t.Run("KnowsItsDisk", func(t *testing.T) {
+				free, known, err := n.Free(ctx)
+				if err != nil || !known || free == 0 {
+					t.Errorf("%d, %v, %v", free, known, err)
 				}
 			})
 			t.Run("KeepsRecords", func(t *testing.T) {

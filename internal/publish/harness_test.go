@@ -198,8 +198,10 @@ func (n *memNode) Record(_ context.Context, name ipns.Name) ([]byte, error) {
 	return nil, fmt.Errorf("record of %s: %w", name, ipfs.ErrNotFound)
 }
 
-func (n *memNode) Connect(context.Context, string) error { return nil }
-func (n *memNode) Close() error                          { return nil }
+func (n *memNode) Hold(context.Context, string, []cid.Cid) error { return nil }
+func (n *memNode) Free(context.Context) (uint64, bool, error)    { return 0, false, nil }
+func (n *memNode) Connect(context.Context, string) error         { return nil }
+func (n *memNode) Close() error                                  { return nil }
 func (n *memNode) Info(context.Context) (ipfs.Info, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
