@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/ipfs/go-cid"
@@ -34,6 +35,12 @@ func AddFile(r io.Reader, sink Sink) (Ref, error) {
 			return l.finish()
 		}
 	}
+}
+
+// AddBytes is AddFile of a file in memory, without a copy: the blocks keep
+// data's memory, which must not change.
+func AddBytes(data []byte, sink Sink) (Ref, error) {
+	return AddChunks(slices.Collect(slices.Chunk(data, ChunkSize)), sink)
 }
 
 // AddChunks makes a file in which each chunk is one leaf. Chunks are at most

@@ -66,6 +66,9 @@ func TestAddFileEqualsBoxo(t *testing.T) {
 		if want := boxoFile(t, chunks, Width); got != want {
 			t.Errorf("%d bytes: %v, boxo %v", n, got, want)
 		}
+		if same, err := AddBytes(data[:n], newStore().sink); err != nil || same != got {
+			t.Errorf("%d bytes in memory: %v (%v), read %v", n, same, err, got)
+		}
 		if n > 0 && n <= ChunkSize && got.CID.Prefix().Codec != cid.Raw {
 			t.Errorf("%d bytes are not one raw leaf", n)
 		}
