@@ -101,6 +101,18 @@ func (in Integrity) String() string {
 	return ""
 }
 
+// Weak reports whether SHA-1 is all there is to check by, as for many versions
+// from before 2017: whoever can make colliding files could pass one for the
+// other. The zero value, which nothing passes, is weak too.
+func (in Integrity) Weak() bool {
+	for i, a := range algorithms {
+		if a.name != "sha1" && len(in.digests[i]) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // NewVerifier returns a Verifier of bytes that must match in.
 func (in Integrity) NewVerifier() *Verifier {
 	v := &Verifier{in: in}
