@@ -18,10 +18,13 @@ const maxFile = 255
 
 // ParsePackument reads a full or abbreviated packument. It fails only where the
 // document as a whole cannot be trusted (ErrPackument: no JSON object,
-// duplicate names anywhere, no valid name, a name that `_id` contradicts,
-// versions or dist-tags that are no objects); a version that cannot be used
-// goes to Bad with its reason, beside the others. The result shares no bytes
-// with raw.
+// duplicate names anywhere, a second spelling of a field that is read here,
+// broken Unicode in what is read, no valid name, a name that `_id` contradicts,
+// versions or dist-tags that are no objects, more names or values than any
+// real one has); a version that cannot be used goes to Bad with its reason,
+// beside the others. Of a manifest's fields the second spelling counts for
+// name, version and what is in dist; others occur in what people publish. The
+// result shares no bytes with raw and takes a small multiple of its size.
 func ParsePackument(raw []byte) (*Packument, error) {
 	p := &Packument{DistTags: map[string]string{}, Versions: map[string]*Manifest{}, Bad: map[string]error{}}
 	var name, id, modified string
@@ -60,7 +63,10 @@ func ParsePackument(raw []byte) (*Packument, error) {
 				err = fmt.Errorf("%w: versions is not an object", ErrPackument)
 			}
 		default:
-			err = s.skip()
+			err = s.other(field, "name", "_id", "_rev", "modified", "dist-tags", "time", "versions")
+		}
+		if s.odd != nil && err == nil {
+			err = fmt.Errorf("%w: %w", ErrPackument, s.odd)
 		}
 		return err
 	})
@@ -95,6 +101,7 @@ func (s *scanner) times(p *Packument) error {
 		if key == "unpublished" && s.dec.PeekKind() == '{' {
 			p.Unpublished = true
 		}
+		s.spelled(name, "modified", "unpublished")
 		t, ok, err := s.text()
 		if err == nil && ok {
 			p.Time[key] = t
@@ -108,6 +115,8 @@ func (s *scanner) times(p *Packument) error {
 func (s *scanner) versions(p *Packument) error {
 	_, err := s.object(func(name []byte, _ span) error {
 		version := string(name)
+		// What is odd here is so for this version only.
+		defer func() { s.odd = nil }()
 		if err := tooMany(len(p.Versions) + len(p.Bad) + 1); err != nil {
 			return err
 		}
@@ -120,7 +129,7 @@ func (s *scanner) versions(p *Packument) error {
 		case err != nil:
 			return err
 		case bad == nil:
-			bad = ParseVersion(version)
+			bad = cmp.Or(s.odd, ParseVersion(version))
 		}
 		if bad == nil && m.Version != version {
 			bad = fmt.Errorf("its manifest says version %q", m.Version)
@@ -177,7 +186,7 @@ func (s *scanner) manifest() (m *Manifest, bad, err error) {
 				bad = why
 			}
 		default:
-			err = s.skip()
+			err = s.other(field, "name", "version", "dist")
 		}
 		return err
 	})
@@ -215,7 +224,7 @@ func (s *scanner) dist() (d Dist, bad, err error) {
 			d.Signatures, err = s.signatures()
 			return err
 		default:
-			return s.skip()
+			return s.other(field, "tarball", "shasum", "integrity", "signatures")
 		}
 		if s.dec.PeekKind() == 'n' {
 			return s.skip()
@@ -231,6 +240,10 @@ func (s *scanner) dist() (d Dist, bad, err error) {
 
 func (s *scanner) signatures() (sigs []Signature, err error) {
 	err = s.array(func() error {
+		if len(sigs) == maxSignatures {
+			s.note("it has more than %d signatures", maxSignatures)
+			return s.skip()
+		}
 		if s.dec.PeekKind() != '{' {
 			return s.skip()
 		}
@@ -242,7 +255,7 @@ func (s *scanner) signatures() (sigs []Signature, err error) {
 			case "sig":
 				sig.Sig, _, err = s.text()
 			default:
-				err = s.skip()
+				err = s.other(field, "keyid", "sig")
 			}
 			return err
 		})

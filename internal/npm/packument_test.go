@@ -140,6 +140,26 @@ func TestParsePackumentBounds(t *testing.T) {
 	if _, err := Curate([]byte(`{"name":"n","dist-tags":{`+many(maxVersions+1, `"%d":0`)+`}}`), all); !errors.Is(err, ErrPackument) {
 		t.Errorf("many tags: %v", err)
 	}
+	// Names cost the decoder more memory than the document has, wherever they are.
+	for name, raw := range map[string]string{
+		"OneObject": `{"name":"n","x":{` + many(maxNames+1, `"%d":0`) + `}}`,
+		"Long":      `{"name":"n","x":{` + many(maxNameBytes/500, `"%d`+strings.Repeat("x", 500)+`":0`) + `}}`,
+		"Nested":    `{"name":"n","x":{` + many(maxNames/2, `"%d":0`) + `,"x":[{` + many(maxNames/2, `"%d":0`) + `}]}}`,
+		"Escaped":   `{"name":"n","x":{` + many(maxNames+1, `"\\\"\u007b%d\\":0`) + `}}`,
+	} {
+		if p, err := ParsePackument([]byte(raw)); !errors.Is(err, ErrPackument) || !strings.Contains(err.Error(), "members") {
+			t.Errorf("%s: %v, %v", name, p, err)
+		}
+	}
+	for name, raw := range map[string]string{
+		"Array":     `{"name":"n","x":[` + many(maxNames+1, `{"a%d":{"b":0}}`) + `]}`,
+		"InStrings": `{"name":"n","x":[` + many(maxNames+1, `"{\\\":%d:{:"`) + `]}`,
+		"OneText":   `{"name":"n","x":"` + strings.Repeat(`\"`, 4<<20) + `"}`,
+	} {
+		if _, err := ParsePackument([]byte(raw)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	s := scan([]byte(`{"a":"1"}`))
 	s.kept = maxTexts
 	if _, err := s.texts(); !errors.Is(err, ErrPackument) {
@@ -147,15 +167,91 @@ func TestParsePackumentBounds(t *testing.T) {
 	}
 }
 
-// JavaScript knows only exact case; so do we.
-func TestParsePackumentCase(t *testing.T) {
-	p, err := ParsePackument([]byte(`{"name":"n","NAME":"m","ver\u017fions":{"9.0.0":{}},"Versions":7,"versions":{"1.0.0":{"version":"1.0.0",
-		"dist":{"integrity":"GOOD","INTEGRITY":"EVIL","tarball":"https://r.example.test/n-1.0.0.tgz","Tarball":7}}}}`))
-	if err != nil {
-		t.Fatal(err)
+// What a parser that folds case, or one that is strict about Unicode, would
+// read differently is refused: the document, or the one version that it is in.
+func TestParsePackumentDifferential(t *testing.T) {
+	const good = `"name":"n","version":"1.0.0",` + "\x00"
+	for _, c := range []struct {
+		name, raw string
+		want      string // "document", "version" or "" for nothing refused
+	}{
+		{"Name", `{"name":"n","NAME":"m"}`, "document"},
+		{"ID", `{"name":"n","_ID":"m"}`, "document"},
+		{"Rev", `{"name":"n","_Rev":"m"}`, "document"},
+		{"Versions", `{"name":"n","Versions":7}`, "document"},
+		{"LongS", `{"name":"n","verſions":{}}`, "document"},
+		{"LongSEscaped", `{"name":"n","ver\u017fions":{}}`, "document"},
+		{"DistTags", `{"name":"n","diſt-tags":{}}`, "document"},
+		{"Time", `{"name":"n","Time":{}}`, "document"},
+		{"TimeModified", `{"name":"n","time":{"Modified":"x"}}`, "document"},
+		{"TimeUnpublished", `{"name":"n","time":{"unpubliſhed":{}}}`, "document"},
+		{"BrokenName", `{"name":"n\ud800"}`, "document"},
+		{"BrokenTag", `{"name":"n","dist-tags":{"latest\udc00":"1.0.0"}}`, "document"},
+		{"BrokenTagVersion", `{"name":"n","dist-tags":{"latest":"1.0.0\ud800"}}`, "document"},
+		{"BrokenTagBytes", "{\"name\":\"n\",\"dist-tags\":{\"latest\xff\":\"1.0.0\"}}", "document"},
+		{"BrokenTime", "{\"name\":\"n\",\"time\":{\"1.0.0\":\"\xc3\"}}", "document"},
+		{"BrokenField", `{"name":"n","\ud800":1}`, "document"},
+		{"ByteOrderMark", "\uFEFF" + `{"name":"n"}`, "document"},
+		{"NaN", `{"name":"n","x":NaN}`, "document"},
+		{"Infinity", `{"name":"n","x":-Infinity}`, "document"},
+		{"Hexadecimal", `{"name":"n","x":0x10}`, "document"},
+		{"LeadingZero", `{"name":"n","x":010}`, "document"},
+		{"SingleQuotes", `{"name":'n'}`, "document"},
+		{"NUL", "{\"name\":\"n\"}\x00", "document"},
+		// In places that are not read everything that is JSON may be.
+		{"HugeNumbers", `{"name":"n","x":[1e999999999,` + strings.Repeat("9", 10000) + `,-0.0e-9999]}`, ""},
+		{"Deep", `{"name":"n","x":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`, ""},
+		{"CutReadme", `{"name":"n","readme":"\ud83d","description":"` + "\xf0\x9f" + `"}`, ""},
+		{"OldFields", `{"name":"n","README":"x","Keywords":[],"License":"x","Description":"x","users":{"Name":true}}`, ""},
+		// In a version.
+		{"M_Version", `{"name":"n","versions":{"1.0.0":{` + good + `,"Version":"2.0.0"}}}`, "version"},
+		{"M_Name", `{"name":"n","versions":{"1.0.0":{` + good + `,"NAME":"m"}}}`, "version"},
+		{"M_Dist", `{"name":"n","versions":{"1.0.0":{` + good + `,"diſt":{}}}}`, "version"},
+		{"M_BeforeTheTrueOne", `{"name":"n","versions":{"1.0.0":{"DIST":{},` + good + `}}}`, "version"},
+		{"M_Integrity", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"INTEGRITY":"EVIL"}}}}`, "version"},
+		{"M_Tarball", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"Tarball":7}}}}`, "version"},
+		{"M_Shasum", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"ſhasum":""}}}}`, "version"},
+		{"M_Signatures", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"Signatures":[]}}}}`, "version"},
+		{"M_KeyID", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"signatures":[{"Keyid":"x"}]}}}}`, "version"},
+		{"M_KeyIDKelvin", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"signatures":[{"\u212aeyid":"x"}]}}}}`, "version"},
+		{"M_ManySignatures", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"signatures":[{}` + strings.Repeat(",{}", maxSignatures) + `]}}}}`, "version"},
+		{"M_BrokenIntegrity", `{"name":"n","versions":{"1.0.0":{` + strings.Replace(good, "\x00", "\x01", 1) + `"integrity":"\ud800"}}}}`, "version"},
+		{"M_BrokenDependency", `{"name":"n","versions":{"1.0.0":{` + good + `,"dependencies":{"a\ud800":"1"}}}}`, "version"},
+		{"M_BrokenRange", `{"name":"n","versions":{"1.0.0":{` + good + `,"dependencies":{"a":"\ud800"}}}}`, "version"},
+		{"M_BrokenField", "{\"name\":\"n\",\"versions\":{\"1.0.0\":{" + good + ",\"\xff\":1}}}", "version"},
+		{"M_OldFields", `{"name":"n","versions":{"1.0.0":{` + good + `,"Dependencies":{},"devdependencies":{},"License":"x","Keywords":[],"Scripts":{}}}}`, ""},
+		{"M_CutMessages", `{"name":"n","versions":{"1.0.0":{` + good + `,"deprecated":"\ud83d","description":"\ud83d"}}}`, ""},
+		{"M_ReplacementCharacter", `{"name":"n","versions":{"1.0.0":{` + good + `,"dependencies":{"a":"\ufffd"}}}}`, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			raw := strings.Replace(c.raw, "\x00", dist("1.0.0"), 1)
+			raw = strings.Replace(raw, "\x01", strings.TrimSuffix(dist("1.0.0"), "}")+",", 1)
+			if _, beside, ok := strings.Cut(raw, `"versions":{"1.0.0":`); ok {
+				// A good one beside it must stay.
+				raw = strings.TrimSuffix(raw, beside) + strings.TrimSuffix(beside, "}}") + `,"2.0.0":{"version":"2.0.0",` + dist("2.0.0") + `}}}`
+			}
+			p, err := ParsePackument([]byte(raw))
+			if c.want == "document" {
+				if !errors.Is(err, ErrPackument) {
+					t.Errorf("%+v, %v; want ErrPackument", p, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bad := p.Bad["1.0.0"] != nil; bad != (c.want == "version") || len(p.Bad) > 1 {
+				t.Errorf("bad: %v", p.Bad)
+			}
+			if strings.HasPrefix(c.name, "M_") && p.Versions["2.0.0"] == nil {
+				t.Errorf("the other version is gone: %v", p.Bad)
+			}
+		})
 	}
-	if p.Name != "n" || len(p.Versions) != 1 || p.Versions["1.0.0"].Dist.Integrity != "GOOD" || len(p.Bad) != 0 {
-		t.Errorf("%+v", p)
+	// A version's own name that is broken hides no other.
+	p, err := ParsePackument([]byte(`{"name":"n","versions":{"1.0.0\ud800":{"version":"1.0.0"},"2.0.0":{"version":"2.0.0",` + dist("2.0.0") + `}}}`))
+	if err != nil || p.Versions["2.0.0"] == nil || len(p.Bad) != 1 {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -13,7 +14,14 @@ import (
 // above every real one, which has at most some ten thousand versions.
 const (
 	maxVersions = 1 << 17 // versions, and as many dist-tags
-	maxTexts    = 4 << 20 // dependencies, times and the like, of all versions together
+	maxTexts    = 2 << 20 // dependencies, times and the like, of all versions together
+
+	// To see duplicates the decoder remembers the names in every object that it
+	// is within, at some 70 bytes a name: both bounds are sums over depths.
+	maxNames     = 1 << 18
+	maxNameBytes = 16 << 20
+	// A document smaller than this cannot go far beyond those bounds.
+	fewNames = 2 << 20
 )
 
 // span is a half-open range of bytes in a document.
@@ -25,16 +33,43 @@ func (s span) of(raw []byte) []byte { return raw[s.start:s.end] }
 type member struct{ name, value span }
 
 // scanner walks a JSON document once, in place, and knows where it is. The
-// decoder refuses duplicate names at every depth, so that no two parsers can
-// read a document differently (nor nesting beyond 10,000), and reads names as they are, in exact case.
-// Broken UTF-8 and lone surrogates pass, for descriptions cut off in the
-// middle of a character exist; the fields that matter refuse them by their own
-// syntax.
+// decoder refuses duplicate names at every depth, nesting beyond 10,000, and
+// what is not JSON by RFC 8259 (NaN, comments, a byte order mark), and reads
+// names as they are, in exact case. Numbers are never evaluated.
+//
+// What two parsers may still read differently is noted in odd, where it is
+// something that this package reads: a name that is another's but for case, and
+// broken UTF-8 or a lone surrogate, in a name or a text. Where it is not read it
+// passes, for descriptions cut off in the middle of a character exist.
 type scanner struct {
 	dec  *jsontext.Decoder
 	raw  []byte
 	name []byte // scratch for names with escapes
 	kept int    // texts kept so far
+	odd  error  // the first that was noted; nil for none
+}
+
+func (s *scanner) note(format string, args ...any) {
+	if s.odd == nil {
+		s.odd = fmt.Errorf(format, args...)
+	}
+}
+
+// spelled notes a name that encoding/json and its like take for one of fields,
+// though it is none: they fold case, with "ſ" as "s" and the Kelvin sign as "k".
+func (s *scanner) spelled(name []byte, fields ...string) {
+	for _, f := range fields {
+		if string(name) != f && bytes.EqualFold(name, []byte(f)) {
+			s.note("its field %q is another spelling of %q", name, f)
+		}
+	}
+}
+
+// other skips the value of a member that is not read, whose name must not be
+// another spelling of one of fields, which are.
+func (s *scanner) other(name []byte, fields ...string) error {
+	s.spelled(name, fields...)
+	return s.skip()
 }
 
 // keep counts a text that is kept.
@@ -60,6 +95,9 @@ func scan(raw []byte) *scanner {
 // document calls field for each member of the one object that the document
 // must be. Errors wrap ErrPackument.
 func (s *scanner) document(field func(name []byte, at span) error) error {
+	if err := checkNames(s.raw); err != nil {
+		return err
+	}
 	if s.dec.PeekKind() != '{' {
 		if _, err := s.dec.ReadToken(); err != nil {
 			return fmt.Errorf("%w: %w", ErrPackument, err)
@@ -78,6 +116,76 @@ func (s *scanner) document(field func(name []byte, at span) error) error {
 	return nil
 }
 
+// checkNames refuses a document whose names would fill the decoder's memory
+// before it came to an end. It need not see that raw is no JSON: the decoder will.
+func checkNames(raw []byte) error {
+	if len(raw) < fewNames {
+		return nil
+	}
+	// The decoder keeps, by depth, room for the largest object that it has read there.
+	type level struct{ names, bytes, mostNames, mostBytes int }
+	var levels []level
+	var names, size int // sums of the most
+	depth, last := -1, 0
+	for i := 0; i < len(raw); i++ {
+		switch raw[i] {
+		case '"':
+			end := stringEnd(raw, i)
+			if end < 0 {
+				return nil
+			}
+			last, i = end-i, end
+		case '{':
+			if depth++; depth == len(levels) {
+				levels = append(levels, level{})
+			}
+			levels[depth].names, levels[depth].bytes = 0, 0
+		case '}':
+			if depth--; depth < -1 {
+				return nil
+			}
+		case ':':
+			if depth < 0 {
+				return nil
+			}
+			l := &levels[depth]
+			l.names++
+			l.bytes += last
+			if l.names > l.mostNames {
+				l.mostNames = l.names
+				names++
+			}
+			if l.bytes > l.mostBytes {
+				size += l.bytes - l.mostBytes
+				l.mostBytes = l.bytes
+			}
+			if names > maxNames || size > maxNameBytes {
+				return fmt.Errorf("%w: its objects have more than %d members, or names of more than %d bytes", ErrPackument, maxNames, maxNameBytes)
+			}
+		}
+	}
+	return nil
+}
+
+// stringEnd returns where the string that begins at start ends, at its closing
+// quote; -1 where it does not.
+func stringEnd(raw []byte, start int) int {
+	for end := start + 1; ; end++ {
+		n := bytes.IndexByte(raw[end:], '"')
+		if n < 0 {
+			return -1
+		}
+		end += n
+		escapes := 0
+		for raw[end-1-escapes] == '\\' { // the opening quote ends it
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return end
+		}
+	}
+}
+
 // object reads the object that comes next, calls field with each name, unescaped
 // and valid until field returns, and its place in the document, and returns the
 // object's place. field must read exactly one value.
@@ -94,11 +202,14 @@ func (s *scanner) object(field func(name []byte, at span) error) (span, error) {
 		end := int(s.dec.InputOffset())
 		name := quoted[1 : len(quoted)-1]
 		if bytes.IndexByte(name, '\\') >= 0 {
-			// Broken UTF-8 comes back as U+FFFD, with an error to ignore.
-			s.name, _ = jsontext.AppendUnquote(s.name[:0], quoted)
+			// Broken UTF-8 comes back as U+FFFD, with an error.
+			if s.name, err = jsontext.AppendUnquote(s.name[:0], quoted); err != nil {
+				s.note("the name %q in it is broken Unicode", quoted)
+			}
 			name = s.name
 		}
 		if !utf8.Valid(name) {
+			s.note("the name %q in it is broken Unicode", quoted)
 			name = bytes.ToValidUTF8(name, []byte("\uFFFD"))
 		}
 		if err := field(name, span{end - len(quoted), end}); err != nil {
@@ -132,6 +243,11 @@ func (s *scanner) text() (string, bool, error) {
 		return "", false, err
 	}
 	t, ok := unquote(v)
+	if ok && strings.ContainsRune(t, utf8.RuneError) {
+		if _, err := jsontext.AppendUnquote(nil, v); err != nil {
+			s.note("the text %.200q in it is broken Unicode", v)
+		}
+	}
 	return t, ok, nil
 }
 
