@@ -6,16 +6,20 @@ import (
 )
 
 // maxName is the longest name accepted, in bytes. npm refuses new names of more
-// than 214; a few older ones are longer. It keeps a name one legal component of
-// a path on every file system.
+// than 214, and has no bound for those that exist, of which a few are longer:
+// the bound that is left is that a name is one legal component of a path on
+// every file system.
 const maxName = 255
 
 // ParseName checks s by the rules that npm has for packages that exist already
 // (validate-npm-package-name's validForOldPackages): upper case and any length
 // up to 255 bytes pass, and names that begin with a period or an underscore,
 // that need percent-encoding in a URL, or that npm reserves do not. A base
-// name inside a scope may begin with an underscore, as npm allows. What passes
-// is safe as a path component and as a line of text. Errors wrap ErrName.
+// name inside a scope, and the scope, may begin with an underscore, as npm
+// allows; a scope may not begin with a period, as no npm user's name may. A
+// name that begins with a hyphen passes, for "-" and others exist, though npm's
+// newest rules refuse it. What passes is one safe path component, or two with a
+// scope, and safe in a line of text. Errors wrap ErrName.
 func ParseName(s string) (Name, error) {
 	bad := func(why string) (Name, error) {
 		if len(s) > maxName {
@@ -37,6 +41,8 @@ func ParseName(s string) (Name, error) {
 			return bad("a scoped name is @scope/name")
 		case !urlSafe(scope):
 			return bad("its scope has characters that a URL cannot carry as they are")
+		case scope[0] == '.':
+			return bad("its scope begins with a period")
 		}
 		base = rest
 	}

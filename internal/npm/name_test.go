@@ -11,22 +11,30 @@ import (
 func TestMain(m *testing.M) { loopback.Main(m) }
 
 func TestParseName(t *testing.T) {
-	for _, s := range []string{
-		"express", "@types/node", "JSONStream", "-", "--hepl", "a.b", "@s/_internal", "@_s/x", "x!~*'()", "fs",
-		"@scope/node_modules", strings.Repeat("a", 255), "0", "constructor",
+	for _, c := range []struct {
+		name string
+		ok   bool
+	}{
+		{"express", true}, {"@types/node", true}, {"fs", true}, {"0", true}, {"a.b", true},
+		// Of old packages: capitals, and what RFC 2396 calls marks.
+		{"JSONStream", true}, {"x!~*'()", true}, {"!", true}, {"~", true}, {"(", true}, {"@s/!~*'()", true},
+		{"-", true}, {"--hepl", true}, {"-v", true}, {"constructor", true}, {"toString", true}, {"package.json", true}, {"CON", true},
+		{"@s/_internal", true}, {"@_s/x", true}, {"@s/__proto__", true}, {"@s/-", true}, {"@-/-", true}, {"@scope/node_modules", true},
+		{strings.Repeat("a", 214), true}, {strings.Repeat("a", 255), true}, {"@" + strings.Repeat("s", 200) + "/" + strings.Repeat("a", 53), true},
+
+		{strings.Repeat("a", 256), false}, {"@" + strings.Repeat("s", 200) + "/" + strings.Repeat("a", 55), false},
+		{"", false}, {".", false}, {"..", false}, {"...", false}, {".bin", false}, {"_registry", false}, {"_", false}, {"__proto__", false},
+		{"node_modules", false}, {"Node_Modules", false}, {"favicon.ico", false}, {"Favicon.ico", false},
+		{"@", false}, {"@/", false}, {"@s", false}, {"@s/", false}, {"@/x", false}, {"@@s/x", false}, {"@s/@x", false}, {"@s//x", false}, {"@s/a/b", false},
+		{"@s/..", false}, {"@s/.x", false}, {"@./x", false}, {"@../x", false}, {"@../..", false}, {"@.s/x", false},
+		{"a/b", false}, {"/a", false}, {"../x", false}, {"a/../b", false}, {"a\\b", false}, {"..\\x", false}, {"-/npm/v1/keys", false},
+		{"a%2fb", false}, {"@s%2fx", false}, {"%2e%2e", false}, {"a%00", false}, {"a?b", false}, {"a#b", false}, {"a:b", false}, {"a@1", false}, {"a+b", false}, {"a&b", false}, {"a=b", false},
+		{" a", false}, {"a ", false}, {"a b", false}, {"a\x00", false}, {"a\n", false}, {"a\r", false}, {"a\t", false}, {"a\x7f", false}, {"a\u200b", false},
+		{"é", false}, {"ſ", false}, {"a\xff", false}, {"\ufeffa", false}, {"ａ", false},
 	} {
-		n, err := ParseName(s)
-		if err != nil || string(n) != s {
-			t.Errorf("ParseName(%q) = %q, %v", s, n, err)
-		}
-	}
-	for _, s := range []string{
-		"", ".", "..", ".bin", "_registry", "__proto__", "node_modules", "Favicon.ico", " a", "a ", "a b", "a/b", "@", "@/", "@s", "@s/", "@/x",
-		"@s/..", "@s/.x", "@s/a/b", "@s%2fx", "a%2fb", "../x", "@../..", "a\x00", "a\n", "é", "ſ", "a?b", "a#b", "a\\b", "a:b", "a@1", "a+b",
-		strings.Repeat("a", 256),
-	} {
-		if n, err := ParseName(s); !errors.Is(err, ErrName) {
-			t.Errorf("ParseName(%q) = %q, %v; want ErrName", s, n, err)
+		n, err := ParseName(c.name)
+		if c.ok && (err != nil || string(n) != c.name) || !c.ok && !errors.Is(err, ErrName) {
+			t.Errorf("ParseName(%q) = %q, %v; want it to pass: %v", c.name, n, err, c.ok)
 		}
 	}
 	n := Name("@types/node")
@@ -104,7 +112,7 @@ func FuzzParseName(f *testing.F) {
 			t.Fatalf("%q has the wrong number of components", s)
 		}
 		for _, p := range parts {
-			if p == "" || p == "." || p == ".." || strings.ContainsAny(p, "\x00\\%:\"<>|?\n\r\t ") {
+			if strings.HasPrefix(p, "@") && p != parts[0] || strings.TrimPrefix(p, "@") == "" || strings.HasPrefix(strings.TrimPrefix(p, "@"), ".") || len(s) > maxName || strings.ContainsAny(p, "\x00\\%:\"<>|?\n\r\t ") {
 				t.Fatalf("%q has the unsafe component %q", s, p)
 			}
 		}
@@ -114,6 +122,32 @@ func FuzzParseName(f *testing.F) {
 		spec, err := ParseSpec(s)
 		if err == nil && (spec.Name != n || spec.Range != "") {
 			t.Fatalf("ParseSpec(%q) = %+v", s, spec)
+		}
+	})
+}
+
+// A spec that passes reads the same when it is written down, and its name is one.
+func FuzzParseSpec(f *testing.F) {
+	for _, s := range []string{"express", "@types/node@>=20 <23", "x@npm:@s/y@^1 || ^2", "x@1.x || >=2.5.0 <=3", "x@git+ssh://a/b", "a/b", "x@./a", "x@file:a"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		spec, err := ParseSpec(s)
+		if err != nil {
+			if !errors.Is(err, ErrSpec) && !errors.Is(err, ErrName) {
+				t.Fatalf("ParseSpec(%q): %v is neither ErrSpec nor ErrName", s, err)
+			}
+			return
+		}
+		if _, err := ParseName(string(spec.Name)); err != nil {
+			t.Fatalf("ParseSpec(%q) = %+v: %v", s, spec, err)
+		}
+		again, err := ParseSpec(spec.String())
+		if err != nil || again != spec {
+			t.Fatalf("ParseSpec(%q) = %+v, and of %q %+v, %v", s, spec, spec.String(), again, err)
+		}
+		if !IsRange(spec.Range) && strings.ContainsAny(spec.Range, "/\\:%?# \x00") {
+			t.Fatalf("ParseSpec(%q) has the tag %q", s, spec.Range)
 		}
 	})
 }

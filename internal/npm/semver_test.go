@@ -1,20 +1,41 @@
 package npm
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 )
 
+// The answers are node-semver 7's valid(v, {loose: true}), but where we say
+// that they are our own.
 func TestParseVersion(t *testing.T) {
-	for _, v := range []string{"1.2.3", "0.0.0", "1.2.3-beta.1", "1.2.3+b", "1.2.3-a+b-1", "1.2.3beta", "9007199254740991.0.0", "01.2.3"} {
-		if err := ParseVersion(v); err != nil {
-			t.Error(err)
-		}
-	}
-	for _, v := range []string{"", "1", "1.2", "v1.2.3", "=1.2.3", " 1.2.3", "1.2.3 ", "1.2.x", "*", "latest", "1.2.3/../x", "1.2.3-é", "1.2.3.4", "9007199254740992.0.0", "1.2.3-\x00", "1.2.3-" + strings.Repeat("a", 300), "1.2.3\uFFFD", "__proto__"} {
-		if err := ParseVersion(v); err == nil {
-			t.Errorf("ParseVersion(%q) passes", v)
+	long := func(n int) string { return "1.0.0-" + strings.Repeat("a", n-6) }
+	for _, c := range []struct {
+		version string
+		ok      bool
+	}{
+		{"1.0.0", true}, {"0.0.0", true}, {"1.0.0-beta.1", true}, {"1.0.0-0a", true}, {"1.0.0-0.0", true},
+		{"1.0.0--", true}, {"1.0.0---1", true}, {"1.0.0-9007199254740993", true}, {long(256), true},
+		// Build metadata.
+		{"1.0.0+b-c", true}, {"1.0.0-a+b.c", true}, {"1.0.0--+b", true}, {"1.0.0+01", true}, {"1.0.0+" + strings.Repeat("1", 250), true},
+		{"1.0.0+", false}, {"1.0.0+b..c", false}, {"1.0.0+b+c", false}, {"1.0.0+.a", false},
+		// Loose: leading zeros, no hyphen.
+		{"01.2.3", true}, {"1.02.3", true}, {"0001.0.0", true}, {"1.0.0-01", true}, {"1.0.0-00", true}, {"1.0.0-a.01", true},
+		{"1.0.0beta", true}, {"1.0.01beta", true}, {"1.0.0a+b", true},
+		// Never.
+		{"", false}, {"1", false}, {"1.0", false}, {"1.0.0.4", false}, {"1.0.0.beta", false}, {"1.2.x", false}, {"*", false}, {"latest", false},
+		{"1.0.0-beta..1", false}, {"1.0.0-beta.", false}, {"1.0.0-.", false}, {"1.0.0-a_b", false}, {"1.0.0-a b", false},
+		{"1.0.0-é", false}, {"1.0.0-1.é", false}, {"1.2.3\uFFFD", false}, {"1.2.3-\x00", false}, {"1.2.3/../x", false}, {"__proto__", false},
+		{"9007199254740991.0.0", true}, {"9007199254740992.0.0", false}, {long(257), false},
+		// Our own: node-semver takes these for other versions (without the
+		// prefix; with the hyphen itself as the prerelease; with zeros cut), and
+		// a registry keeps what they were taken for.
+		{"v1.0.0", false}, {"=1.0.0", false}, {" 1.0.0", false}, {"1.0.0 ", false},
+		{"1.0.0-", false}, {"1.0.0-+b", false}, {"1.2.3-.a", false}, {"00000000000000001.0.0", false},
+	} {
+		if err := ParseVersion(c.version); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrVersion) {
+			t.Errorf("ParseVersion(%q): %v, want it to pass: %v", c.version, err, c.ok)
 		}
 	}
 }
@@ -108,4 +129,67 @@ func TestPick(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What passes is safe in paths, URLs and lines, is a range that it satisfies
+// alone, and has one place in a total order.
+func FuzzParseVersion(f *testing.F) {
+	for _, s := range []string{"1.2.3", "1.2.3-beta.1+b", "1.2.3beta", "01.2.3", "v1.2.3", "1.0.0-9007199254740993"} {
+		f.Add(s, "1.2.3-beta.2")
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		if err := ParseVersion(a); err != nil {
+			if !errors.Is(err, ErrVersion) {
+				t.Fatalf("%v is no ErrVersion", err)
+			}
+			if CompareVersions(a, "0.0.0-0") >= 0 {
+				t.Fatalf("%q is no version, and above one", a)
+			}
+			return
+		}
+		if len(a) > maxVersion || strings.ContainsFunc(a, func(c rune) bool {
+			return c > 0x7e || c != '-' && c != '+' && c != '.' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z')
+		}) {
+			t.Fatalf("%q passes", a)
+		}
+		if CompareVersions(a, a) != 0 || CompareVersions(a, b) != -CompareVersions(b, a) || (CompareVersions(a, b) == 0) != (a == b) {
+			t.Fatalf("%q and %q have no order", a, b)
+		}
+		if !Satisfies(a, a) {
+			t.Fatalf("%q does not satisfy itself", a)
+		}
+		if IsPrerelease(a) == Satisfies(a, "*") {
+			t.Fatalf("%q: prerelease %v, and in *: %v", a, IsPrerelease(a), Satisfies(a, "*"))
+		}
+	})
+}
+
+// A range picks what satisfies it, and nothing else.
+func FuzzRange(f *testing.F) {
+	for _, s := range []string{"", "*", "^1.2", "~> 1", "1.x || >=2.5.0 <=3", "1.2.3 - 2", "||", ">1.0.0beta", "latest", "=v1.2.3"} {
+		f.Add(s)
+	}
+	versions := []string{"0.0.1", "1.0.0-a", "1.0.0", "1.2.3", "1.2.4-b.1", "2.0.0", "2.5.1", "10.0.0+b", "x"}
+	p := &Packument{DistTags: map[string]string{"latest": "2.0.0", "gone": "7.0.0"}, Versions: map[string]*Manifest{}}
+	for _, v := range versions {
+		p.Versions[v] = &Manifest{Version: v}
+	}
+	f.Fuzz(func(t *testing.T, rng string) {
+		best := MaxSatisfying(versions, rng)
+		for _, v := range versions {
+			if Satisfies(v, rng) && (!IsRange(rng) || CompareVersions(v, best) > 0) {
+				t.Fatalf("%q: %s satisfies it, above %q", rng, v, best)
+			}
+		}
+		if best != "" && !Satisfies(best, rng) {
+			t.Fatalf("%q: %s does not satisfy it", rng, best)
+		}
+		v, ok := Pick(p, rng)
+		if ok && p.Versions[v] == nil {
+			t.Fatalf("%q picks %q, which is not there", rng, v)
+		}
+		if tag := strings.TrimSpace(rng); ok && !IsRange(tag) && p.DistTags[tag] != v {
+			t.Fatalf("%q is no range, and picks %q", rng, v)
+		}
+	})
 }
