@@ -240,20 +240,39 @@ func (f *Follower) prepare(ctx context.Context, once bool) (engine string, err e
 	if err != nil {
 		return "", err
 	}
-	if _, ok := f.ledger.Cursor(key); ok || info.Engine != couch.EngineNPM || key != f.feedName {
+	if _, ok := f.ledger.Cursor(key); ok || info.Engine != couch.EngineNPM {
 		return info.Engine, nil
 	}
-	// npm's feed has more than a hundred million sequences and no documents in
-	// them: for some packages only, Fill brings all that lies before.
-	head, err := strconv.ParseUint(info.UpdateSeq, 10, 64)
-	if err != nil {
-		return "", fmt.Errorf("head %.40q of feed %s is not a number", info.UpdateSeq, f.feedName)
+	if key != f.feedName {
+		// Every package of a long history: its listing says as much in fewer
+		// rows, and none that is superseded or gone.
+		_, err := f.Resync(ctx, func(n int) { f.progress("names", n, max(n, info.DocCount), 0) })
+		return info.Engine, err
 	}
-	start := strconv.FormatUint(head-min(head, rewind), 10)
+	// For some packages only, Fill brings all that lies before.
+	start, err := beforeHead(info)
+	if err != nil {
+		return "", err
+	}
 	if _, err := f.ledger.Commit(ctx, ledger.Batch{Cursor: &ledger.Cursor{Feed: key, Value: start}}); err != nil {
 		return "", own(err)
 	}
 	return info.Engine, nil
+}
+
+// beforeHead is where to begin to read a feed all of whose past is dealt with
+// otherwise. Packuments lag behind their changes, so one that was asked for a
+// moment ago may be older than the newest change: where sequences are numbers,
+// it is a little before the head.
+func beforeHead(info couch.ServerInfo) (string, error) {
+	if info.Engine != couch.EngineNPM {
+		return info.UpdateSeq, nil
+	}
+	head, err := strconv.ParseUint(info.UpdateSeq, 10, 64)
+	if err != nil {
+		return "", fmt.Errorf("the feed's head %.40q is not a number", info.UpdateSeq)
+	}
+	return strconv.FormatUint(head-min(head, rewind), 10), nil
 }
 
 // read follows the feed from the ledger's cursor: to its head, or with follow

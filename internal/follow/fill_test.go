@@ -204,7 +204,7 @@ func TestCrash(t *testing.T) {
 			w.store.Close()
 		}
 	}
-	for _, kind := range []string{"put", "checkpoint", "commit"} {
+	for _, kind := range []string{"hold", "put", "checkpoint", "commit"} {
 		if kinds[kind] < 3 {
 			t.Errorf("%s was broken only %d times", kind, kinds[kind])
 		}
@@ -217,12 +217,16 @@ func TestOrder(t *testing.T) {
 	w := newWorld(t, small)
 	steps := w.arm(0, false)
 	w.add("app@1")
-	dirty := false
+	dirty, held := false, false
 	puts := 0
 	for _, s := range steps.steps {
 		switch s {
+		case "hold":
+			held = true
 		case "put":
-			dirty = true
+			if dirty = true; !held {
+				t.Fatalf("blocks were put that nothing holds: %v", steps.steps)
+			}
 			puts++
 		case "checkpoint":
 			dirty = false
@@ -401,7 +405,7 @@ func TestAnOldCopyTakesNothingBack(t *testing.T) {
 }
 
 func TestOurOwnFaultsEndTheRun(t *testing.T) {
-	for at, what := range map[int]string{2: "put", 3: "checkpoint", 4: "commit"} {
+	for at, what := range map[int]string{2: "hold", 3: "put", 4: "checkpoint", 5: "commit"} {
 		w := newWorld(t, small)
 		broken := w.arm(at, false)
 		err := w.f.Add(t.Context(), wants(t, "app"))

@@ -60,6 +60,9 @@ type Upstream interface {
 // Node is what the follower needs of an IPFS node. ipfs.Node is one. Methods
 // may run concurrently.
 type Node interface {
+	// Hold keeps garbage collection away from roots and from all below them,
+	// also from what is put later.
+	Hold(ctx context.Context, label string, roots []cid.Cid) error
 	// Put stores blocks. They are durable only once a later Checkpoint
 	// returned nil.
 	Put(ctx context.Context, blks []blocks.Block) error
@@ -72,6 +75,9 @@ type Node interface {
 type Feed interface {
 	Server(ctx context.Context) (couch.ServerInfo, error)
 	Changes(ctx context.Context, since string, follow bool) iter.Seq2[couch.Page, error]
+	// AllDocs lists what the feed's database holds. Only an iteration without
+	// an error is a whole listing.
+	AllDocs(ctx context.Context) iter.Seq2[[]couch.Doc, error]
 }
 
 // Options are what New needs. Ledger, Upstream and Node must be given.
@@ -96,9 +102,10 @@ type Options struct {
 	// causes, before it is refused; 20 if zero, which takes about 12 hours.
 	Attempts int
 	// Signature says what a version's registry signature is worth, by the
-	// policy of whoever gives it: a word for the ledger, or an error that
-	// refuses the version. nil looks at none.
-	Signature func(name npm.Name, version string, d npm.Dist, published time.Time) (string, error)
+	// policy of whoever gives it: a verdict for the ledger, or an error that
+	// refuses the version. published is the version's entry in `time`. nil
+	// looks at none.
+	Signature func(name npm.Name, version string, d npm.Dist, published string) (npm.Verdict, error)
 	// Confirm is how often upstream must say that a package is gone before it
 	// counts, and ConfirmOver how long that must take at the least, while
 	// upstream gives others; 3 times and an hour if zero (law 4).
@@ -135,7 +142,7 @@ type Follower struct {
 	workers            int
 	refresh            time.Duration
 	attempts           int
-	signature          func(name npm.Name, version string, d npm.Dist, published time.Time) (string, error)
+	signature          func(name npm.Name, version string, d npm.Dist, published string) (npm.Verdict, error)
 	confirm            int
 	confirmOver        time.Duration
 	free               func(ctx context.Context) (uint64, error)

@@ -10,6 +10,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -70,10 +71,25 @@ type memNode struct {
 	durable map[cid.Cid]blocks.Block
 	written map[cid.Cid]blocks.Block
 	rotten  map[cid.Cid]bool // corrupt until they are put again
+	held    map[cid.Cid]bool
 }
 
 func newNode() *memNode {
-	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}, rotten: map[cid.Cid]bool{}}
+	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}, rotten: map[cid.Cid]bool{}, held: map[cid.Cid]bool{}}
+}
+
+func (n *memNode) Hold(ctx context.Context, _ string, roots []cid.Cid) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return n.faults.step("hold", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, c := range roots {
+			n.held[c] = true
+		}
+		return nil
+	})
 }
 
 func (n *memNode) Put(ctx context.Context, blks []blocks.Block) error {
@@ -285,6 +301,11 @@ func wants(t *testing.T, specs ...string) []ledger.Want {
 		var want ledger.Want
 		fields := bytes.Fields([]byte(s))
 		if string(fields[0]) != "*" {
+			if scope, ok := strings.CutSuffix(string(fields[0]), "/*"); ok {
+				want.Scope = scope
+				all = append(all, want)
+				continue
+			}
 			spec, err := npm.ParseSpec(string(fields[0]))
 			if err != nil {
 				t.Fatal(err)
@@ -472,6 +493,9 @@ type pages struct {
 	pages  [][]couch.Change
 	more   chan struct{} // closed and replaced when a page comes
 	since  []string      // what was asked for
+
+	docs    []couch.Doc // what AllDocs lists
+	listErr error       // … and how that ends
 }
 
 func newPages(engine string) *pages { return &pages{engine: engine, more: make(chan struct{})} }
@@ -488,6 +512,22 @@ func (p *pages) Server(context.Context) (couch.ServerInfo, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return couch.ServerInfo{Engine: p.engine, UpdateSeq: fmt.Sprint(len(p.pages)), IncludeDocs: p.engine != couch.EngineNPM}, nil
+}
+
+func (p *pages) AllDocs(context.Context) iter.Seq2[[]couch.Doc, error] {
+	return func(yield func([]couch.Doc, error) bool) {
+		p.mu.Lock()
+		docs, err := slices.Clone(p.docs), p.listErr
+		p.mu.Unlock()
+		for page := range slices.Chunk(docs, 2) {
+			if !yield(page, nil) {
+				return
+			}
+		}
+		if err != nil {
+			yield(nil, err)
+		}
+	}
 }
 
 func (p *pages) Changes(ctx context.Context, since string, follow bool) iter.Seq2[couch.Page, error] {

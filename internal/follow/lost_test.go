@@ -144,14 +144,14 @@ func TestALostTarballThatChangedIsRefused(t *testing.T) {
 		return []byte(strings.NewReplacer(from.Integrity, to.Integrity, from.Shasum, to.Shasum).Replace(string(doc)))
 	})
 	w.clock.add(time.Hour)
-	for range 2 { // once more from the ledger's list alone
+	for range 2 { // upstream says the same again: there is nothing to ask for
 		w.fill()
 		w.expectRefused("lib@2.0.0 integrity-changed")
 		if got := w.pkg("lib").Versions; !slices.Equal(got, held) {
 			t.Errorf("versions are %+v, were %+v", got, held)
 		}
 	}
-	if n := w.reg.Requests("/lib/-/lib-2.0.0.tgz"); n != 2 {
+	if n := w.reg.Requests("/lib/-/lib-2.0.0.tgz"); n != 1 {
 		t.Errorf("the tarball was asked for %d times", n)
 	}
 }

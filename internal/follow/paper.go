@@ -429,7 +429,7 @@ func (p *paper) changed(now time.Time) []ledger.Refusal {
 			continue
 		}
 		all = append(all, ledger.Refusal{
-			Name: p.name, Version: v.Version, Reason: ledger.ReasonIntegrityChanged, Time: now,
+			Name: p.name, Version: v.Version, Reason: ledger.ReasonIntegrityChanged, Time: now, Seen: p.seen(v.Version),
 			Detail: fmt.Sprintf("upstream now says %.200s, the stored bytes are %s", want.String(), v.Integrity),
 		})
 	}

@@ -62,7 +62,7 @@ func (f *Follower) room(ctx context.Context) error {
 // passing reports whether an error of ours may be over in a while: the node is
 // away or full.
 func passing(err error) bool {
-	return errors.Is(err, ipfs.ErrAway) || errors.Is(err, syscall.ENOSPC)
+	return errors.Is(err, ipfs.ErrAway) || errors.Is(err, ipfs.ErrFull) || errors.Is(err, syscall.ENOSPC)
 }
 
 // persist calls work again while it fails for a passing cause of our own, each

@@ -68,7 +68,7 @@ func reason(err error) string {
 		return ReasonIntegrity
 	case errors.Is(err, npm.ErrNoIntegrity):
 		return ReasonNoIntegrity
-	case errors.Is(err, npm.ErrSignature), errors.Is(err, npm.ErrUnsigned):
+	case errors.Is(err, npm.ErrSignature):
 		return ReasonSignature
 	case errors.Is(err, upstream.ErrNotFound):
 		return ReasonNotFound

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -28,13 +29,17 @@ func (f *Follower) put(ctx context.Context, blks []blocks.Block) error {
 	return nil
 }
 
+// holdLabel is what the node knows the follower's roots by.
+const holdLabel = "follower"
+
 // store makes items durable. The order is law 2, content before names:
 //
-//  1. Put: the blocks are with the node.
-//  2. Checkpoint: they survive a power cut.
-//  3. Commit: one synced batch names them and moves the cursor.
+//  1. Hold: the roots are safe from a garbage collection.
+//  2. Put: the blocks are with the node.
+//  3. Checkpoint: they survive a power cut.
+//  4. Commit: one synced batch names them and moves the cursor.
 //
-// A crash before 3 leaves blocks that nothing names, and a cursor and a
+// A crash before 4 leaves blocks that nothing names, and a cursor, a queue and a
 // selection that bring the same work again, to the same CIDs. A crash after it
 // leaves nothing undone.
 func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Cursor) error {
@@ -42,15 +47,31 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 		return nil
 	}
 	var blks []blocks.Block
+	var roots []cid.Cid
 	ahead := false
 	for i := range items {
-		blks = append(blks, items[i].blocks...)
-		ahead = ahead || items[i].ahead
-		items[i].blocks = nil
+		it := &items[i]
+		blks = append(blks, it.blocks...)
+		ahead = ahead || it.ahead
+		if it.version != nil {
+			roots = append(roots, it.version.CID)
+		}
+		if it.paper != nil && len(it.blocks) > 0 {
+			roots = append(roots, it.paper.ref.CID)
+		}
+		it.blocks = nil
 	}
 	if len(blks) > 0 || ahead {
+		if err := f.node.Hold(ctx, holdLabel, roots); err != nil {
+			return own(fmt.Errorf("hold %d roots: %w", len(roots), err))
+		}
 		if err := f.put(ctx, blks); err != nil {
 			return err
+		}
+		if ahead {
+			if err := f.checkAhead(ctx, items); err != nil {
+				return err
+			}
 		}
 		if err := f.node.Checkpoint(ctx); err != nil {
 			return own(fmt.Errorf("checkpoint of the node: %w", err))
@@ -78,6 +99,26 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 	}
 	if len(batch.Packages) > 0 {
 		f.stored()
+	}
+	return nil
+}
+
+// checkAhead sends tarballs back to the queue that a garbage collection cut
+// into: some of their blocks were put before anything held them.
+func (f *Follower) checkAhead(ctx context.Context, items []item) error {
+	for i := range items {
+		it := &items[i]
+		if !it.ahead {
+			continue
+		}
+		err := f.whole(ctx, it.version.CID)
+		if err != nil && !lost(err) {
+			return own(err)
+		}
+		if err != nil {
+			row := ledger.Retry{Name: it.name, Version: it.version.Version, Next: f.now(), Detail: detail(err)}
+			items[i] = item{name: it.name, queue: []ledger.Retry{row}}
+		}
 	}
 	return nil
 }

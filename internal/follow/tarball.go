@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	blocks "github.com/ipfs/go-block-format"
 
@@ -60,22 +59,18 @@ func (f *Follower) tarball(ctx context.Context, pap *paper, version string) (ite
 	it.version = &ledger.Version{
 		Version: version, Integrity: t.SRI, Shasum: t.Shasum, File: file,
 		CID: ref.CID, Size: ref.Size, Tsize: ref.Tsize, FirstSeen: f.now().UTC(),
-		Proof: proof(m.Dist), Signature: signature,
+		Proof: proof(m.Dist), Signature: string(signature),
 	}
 	return it, nil
 }
 
-func (f *Follower) checkSignature(pap *paper, m *npm.Manifest) (string, error) {
+func (f *Follower) checkSignature(pap *paper, m *npm.Manifest) (npm.Verdict, error) {
 	if f.signature == nil {
 		return "", nil
 	}
-	published, err := time.Parse(time.RFC3339, pap.doc.Time[m.Version])
-	if err != nil {
-		published = time.Time{} // as npm's clients take a missing date
-	}
-	word, err := f.signature(pap.name, m.Version, m.Dist, published)
+	verdict, err := f.signature(pap.name, m.Version, m.Dist, pap.doc.Time[m.Version])
 	if err != nil {
 		return "", fmt.Errorf("signature of %s@%s: %w", pap.name, m.Version, err)
 	}
-	return word, nil
+	return verdict, nil
 }

@@ -62,8 +62,8 @@ type Version struct {
 	// Proof is the strongest digest by which upstream vouched for the bytes:
 	// "sha512", or "sha1" where that was all there was.
 	Proof string `json:"proof,omitempty"`
-	// Signature is what became of the registry's own signature: "verified",
-	// "unsigned", "unknown-key", or "" where nobody looked.
+	// Signature is the verdict on the registry's own signature (npm.Verdict),
+	// "" where nobody looked.
 	Signature string `json:"signature,omitempty"`
 }
 
