@@ -311,6 +311,7 @@ func (f *Follower) resolveTouched(ctx context.Context) (bool, error) {
 type resolution struct {
 	f   *Follower
 	age time.Duration
+	dry bool // record nothing
 
 	ctx    context.Context // ends when one part fails
 	cancel context.CancelCauseFunc
@@ -352,6 +353,9 @@ func (r *resolution) cause(err error) error {
 
 // record hands an item to be committed. Its failure ends the resolution.
 func (r *resolution) record(ctx context.Context, it item) error {
+	if r.dry {
+		return nil
+	}
 	return r.gather.post(ctx, it, func(err error) {
 		if err != nil {
 			r.cancel(err)

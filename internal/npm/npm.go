@@ -46,6 +46,9 @@ type Dist struct {
 	Shasum     string      `json:"shasum,omitempty"`
 	Integrity  string      `json:"integrity,omitempty"`
 	Signatures []Signature `json:"signatures,omitempty"`
+	// UnpackedSize is what the registry says that the tarball's files come to,
+	// in bytes; 0 where it does not say. Nothing may rely on it.
+	UnpackedSize int64 `json:"unpackedSize,omitempty"`
 }
 
 // Signature is a registry's signature over "name@version:integrity".

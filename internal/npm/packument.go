@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -223,6 +224,9 @@ func (s *scanner) dist() (d Dist, bad, err error) {
 		case "signatures":
 			d.Signatures, err = s.signatures()
 			return err
+		case "unpackedSize":
+			d.UnpackedSize, err = s.size()
+			return err
 		default:
 			return s.other(field, "tarball", "shasum", "integrity", "signatures")
 		}
@@ -236,6 +240,19 @@ func (s *scanner) dist() (d Dist, bad, err error) {
 		return err
 	})
 	return d, bad, err
+}
+
+// size reads a count of bytes; what is none is 0.
+func (s *scanner) size() (int64, error) {
+	v, err := s.dec.ReadValue()
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(string(v), 10, 64)
+	if err != nil || n < 0 {
+		return 0, nil
+	}
+	return n, nil
 }
 
 func (s *scanner) signatures() (sigs []Signature, err error) {
