@@ -30,6 +30,7 @@ func (c *Client) AllDocs(ctx context.Context) iter.Seq2[[]Doc, error] {
 	return func(yield func([]Doc, error) bool) {
 		l := listing{limit: c.o.Limit, bounds: map[string]bool{}}
 		defaultTo(&l.limit, pageRows)
+		l.limit = min(max(l.limit, leastRows), pageRows)
 		ahead := readAhead[listed]{call: func(ctx context.Context) (listed, error) { return c.list(ctx, &l) }}
 		defer ahead.stop()
 		for {
@@ -51,6 +52,10 @@ func (c *Client) AllDocs(ctx context.Context) iter.Seq2[[]Doc, error] {
 // maxDocs bounds a listing, whatever the server says of its size: twenty times
 // what npm's has.
 const maxDocs = 100_000_000
+
+// leastRows is what a page of a listing must have: it begins with the last one's
+// end, so fewer would lead nowhere.
+const leastRows = 2
 
 // listing is where a walk of _all_docs is.
 type listing struct {
@@ -104,11 +109,10 @@ func (c *Client) listPage(ctx context.Context, l *listing) (docsPage, error) {
 			}
 			return readDocs(body)
 		})
-		// A page begins with the last one's end: fewer than two rows lead nowhere.
-		if !errors.Is(err, ErrTooLarge) || l.limit <= 2 {
+		if !errors.Is(err, ErrTooLarge) || l.limit == leastRows {
 			return page, err
 		}
-		l.limit = max(l.limit/2, 2)
+		l.limit = max(l.limit/2, leastRows)
 		c.o.Log.WarnContext(ctx, "asking for a smaller page", "feed", c.base, "from", l.from, "limit", l.limit, "err", err)
 	}
 }

@@ -31,7 +31,12 @@ func TestAllDocsOfNPM(t *testing.T) {
 			}
 		}
 	}
-	for _, limit := range []int{2, 3, 13, 25, 26, 27, 0} {
+	for _, limit := range []int{1, 2, 3, 13, 25, 26, 27, 0, 20_000} {
+		for _, err := range New(Options{URL: reg.FeedURL, Limit: limit}).Changes(t.Context(), "", false) {
+			if err != nil {
+				t.Errorf("changes, limit %d: %v", limit, err)
+			}
+		}
 		var got []string
 		for run, err := range New(Options{URL: reg.FeedURL, Limit: limit}).AllDocs(t.Context()) {
 			if err != nil {

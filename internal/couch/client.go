@@ -37,7 +37,8 @@ type Options struct {
 	// that brings no whole line for three times as long is given up. 0 means 20 s.
 	Heartbeat time.Duration
 	// Limit is how many rows a page may have; 0 means 10,000 without
-	// documents, which is npm's own limit, and 50 with them.
+	// documents, which is npm's own limit, and 50 with them. Of npm, and in a
+	// listing, it is never more than 10,000.
 	Limit int
 	// MaxBody bounds an answer, decompressed, in bytes, and a line of a
 	// continuous feed; 0 means 256 MiB. A page of documents beyond it is asked
@@ -251,10 +252,10 @@ func (c *Client) meet(ctx context.Context, at *position) error {
 				at.full = pageDocs
 			}
 		}
-		at.limit = at.full
 		if info.Engine == EngineNPM {
-			at.wait = waitPoll
+			at.full, at.wait = min(at.full, pageRows), waitPoll
 		}
+		at.limit = at.full
 	}
 	at.info = info
 	return nil

@@ -278,7 +278,7 @@ func (s *stream) send() error {
 	if err := s.Flush(); err != nil {
 		return err
 	}
-	if err := s.rc.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := timed(s.rc, s.rc.Flush); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	return nil
@@ -303,11 +303,21 @@ type timedWriter struct {
 
 func (t timedWriter) Write(p []byte) (n int, err error) {
 	for len(p) > 0 && err == nil {
-		// Where there are no deadlines (a test's recorder) nothing is slow.
-		t.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
 		var m int
-		m, err = t.w.Write(p[:min(len(p), chunk)])
+		err = timed(t.rc, func() (err error) {
+			m, err = t.w.Write(p[:min(len(p), chunk)])
+			return err
+		})
 		n, p = n+m, p[m:]
 	}
 	return n, err
+}
+
+// timed gives write writeTimeout. The deadline is taken away again: HTTP/2 would
+// end a feed that waits when it passes. Where there are no deadlines (a test's
+// recorder) nothing is slow.
+func timed(rc *http.ResponseController, write func() error) error {
+	rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer rc.SetWriteDeadline(time.Time{})
+	return write()
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -523,10 +524,11 @@ func TestASlowReader(t *testing.T) {
 	}
 	for _, reads := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			h, ended := couch.Handler(src), time.Duration(0)
+			h := couch.Handler(src)
+			var ended atomic.Int64
 			begun := time.Now()
 			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				defer func() { ended = time.Since(begun) }()
+				defer func() { ended.Store(int64(time.Since(begun))) }()
 				h.ServeHTTP(w, r)
 			})}
 			l := one{make(chan net.Conn, 1), make(chan struct{})}
@@ -547,8 +549,8 @@ func TestASlowReader(t *testing.T) {
 			if reads && !strings.Contains(got.String(), `"last_seq":"5000-abc"`) {
 				t.Errorf("cut after %d bytes", got.Len())
 			}
-			if !reads && (ended == 0 || ended > time.Minute) {
-				t.Errorf("held for %v", ended)
+			if held := time.Duration(ended.Load()); !reads && (held == 0 || held > time.Minute) {
+				t.Errorf("held for %v", held)
 			}
 			client.Close()
 			srv.Close()
