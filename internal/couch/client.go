@@ -310,7 +310,7 @@ func (c *Client) page(ctx context.Context, at *position, wait bool) (rawPage, er
 			}
 			return readPage(body)
 		})
-		heavy := errors.Is(err, ErrTooLarge) || errors.Is(err, ErrMalformed) || errors.Is(err, context.DeadlineExceeded)
+		heavy := errors.Is(err, ErrTooLarge) || errors.Is(err, ErrMalformed) || !wait && errors.Is(err, context.DeadlineExceeded)
 		switch {
 		case err == nil || ctx.Err() != nil || !docs || !heavy:
 			return page, err

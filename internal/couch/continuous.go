@@ -40,7 +40,7 @@ func (c *Client) stream(ctx context.Context, at *position, yield func(Page, erro
 	go func() {
 		defer close(lines)
 		var err error
-		heard, err = c.listen(call, at.since, at.info.IncludeDocs, lines)
+		heard, err = c.listen(call, since, at.info.IncludeDocs, lines)
 		ended <- err
 	}()
 	defer func() { // joined before anything else happens
