@@ -25,11 +25,15 @@ type hosts struct {
 	anyPort      map[string]bool // of further ones given without a port
 	allowPrivate bool
 	proxies      *sync.Map // proxies from the environment, which are the operator's choice too
+	lookup       func(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
 func newHosts(o Options) hosts {
 	h := hosts{configured: map[string]bool{}, further: map[string]bool{}, anyPort: map[string]bool{},
-		allowPrivate: o.AllowPrivate, proxies: &sync.Map{}}
+		allowPrivate: o.AllowPrivate, proxies: &sync.Map{},
+		lookup: func(ctx context.Context, network, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, network, host)
+		}}
 	h.public = hostOf(npm.DefaultRegistry())
 	registries := []string{o.Registry.RegistryFor("")}
 	for _, r := range o.Registry.Scopes {
@@ -59,7 +63,7 @@ func hostOf(rawURL string) string {
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
 	}
 	return strings.ToLower(net.JoinHostPort(u.Hostname(), port))
 }
@@ -119,6 +123,15 @@ func (h hosts) isFurther(u *url.URL) bool {
 	return h.further[hostPort(u)] || h.anyPort[strings.ToLower(u.Hostname())]
 }
 
+// limited names the host that a request to u counts for. All ports of a host
+// that was given without one are the same.
+func (h hosts) limited(u *url.URL) string {
+	if name := strings.ToLower(u.Hostname()); h.anyPort[name] {
+		return name
+	}
+	return hostPort(u)
+}
+
 // listed reports whether a request that began at from may go on to to.
 func (h hosts) listed(from, to *url.URL) bool {
 	if to.User != nil || to.Scheme != "https" && to.Scheme != "http" {
@@ -129,11 +142,13 @@ func (h hosts) listed(from, to *url.URL) bool {
 }
 
 // transport returns a transport that dials private addresses only for hosts
-// that may have them. It is made from http.DefaultTransport as it is now.
-func (h hosts) transport() *http.Transport {
+// that may have them, and has at most connections to each. It is made from
+// http.DefaultTransport as it is now.
+func (h hosts) transport(connections int) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConnsPerHost = 64
-	t.MaxIdleConns = 128
+	t.MaxConnsPerHost = connections
+	t.MaxIdleConnsPerHost = connections
+	t.MaxIdleConns = 2 * connections
 	t.ResponseHeaderTimeout = 60 * time.Second
 	t.MaxResponseHeaderBytes = 256 << 10
 	if proxy := t.Proxy; proxy != nil {
@@ -150,7 +165,7 @@ func (h hosts) transport() *http.Transport {
 		if h.mayBePrivate(addr) {
 			return dial(ctx, network, addr)
 		}
-		return dialPublic(ctx, network, addr, dial)
+		return dialPublic(ctx, network, addr, h.lookup, dial)
 	}
 	return t
 }
@@ -165,15 +180,18 @@ func (h hosts) mayBePrivate(addr string) bool {
 	return err == nil && port == "443" && h.configured[net.JoinHostPort(host, "80")]
 }
 
-// dialPublic looks addr's host up, refuses it where any of its addresses is
-// not public, and dials the very addresses that it looked at, so that a
-// second answer of the name server cannot differ.
-func dialPublic(ctx context.Context, network, addr string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (net.Conn, error) {
+// dialPublic looks addr's host up, once, refuses it where any of its addresses
+// is not public, and dials the very addresses that it looked at, so that a
+// second answer of the name server cannot differ. Spellings of an address that
+// only some resolvers know ("0x7f.1", "2130706433") are names here like others:
+// what they resolve to is looked at.
+func dialPublic(ctx context.Context, network, addr string, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error),
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	ips, err := lookup(ctx, "ip", host)
 	if err != nil {
 		return nil, err
 	}
@@ -194,21 +212,30 @@ func dialPublic(ctx context.Context, network, addr string, dial func(ctx context
 }
 
 // special are the address blocks beside those netip knows that are not on the
-// public internet or lead to some that are not (IANA's special-purpose registries).
-var special = func() (blocks []netip.Prefix) {
-	for _, s := range []string{
-		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",
-		"198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4",
-		"64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "fec0::/10",
-	} {
+// public internet or lead to some that are not (IANA's special-purpose
+// registries). Of IPv6 only global is on it at all, but for nat64, of which the
+// address behind it counts.
+var (
+	special = prefixes("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",
+		"198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+	global = netip.MustParsePrefix("2000::/3")
+	nat64  = netip.MustParsePrefix("64:ff9b::/96")
+)
+
+func prefixes(all ...string) (blocks []netip.Prefix) {
+	for _, s := range all {
 		blocks = append(blocks, netip.MustParsePrefix(s))
 	}
 	return blocks
-}()
+}
 
 func isPublic(ip netip.Addr) bool {
 	ip = ip.Unmap().WithZone("")
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() {
+	if nat64.Contains(ip) {
+		b := ip.As16()
+		ip = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	if !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.Is6() && !global.Contains(ip) {
 		return false // IsGlobalUnicast excludes loopback, link-local, multicast and unspecified
 	}
 	for _, block := range special {
@@ -219,29 +246,59 @@ func isPublic(ip netip.Addr) bool {
 	return true
 }
 
-var errSlow = errors.New("the transfer stalled or took too long")
+var (
+	errSlow    = errors.New("the transfer stalled or took too long")
+	errTimeout = errors.New("the call took too long")
+)
 
 // watch is a reader that calls stalled when stallBytes have not come within
-// stallTime, counted from its making.
+// stallTime, or all within maxAttempt of its making. What pace makes it wait is
+// not counted.
 type watch struct {
-	r     io.Reader
-	cause func() error // why the reader's context ended, if it did
-	timer *time.Timer
-	since int
+	r          io.Reader
+	cause      func() error      // why the reader's context ended, if it did
+	pace       func(n int) error // waits until n bytes more may have come; nil does not
+	timer      *time.Timer       // fires at the earlier of the two
+	stall, end time.Time
+	since      int
 }
 
 func newWatch(stalled func()) *watch {
 	// The first wait also covers the connection and the header.
-	return &watch{timer: time.AfterFunc(4*stallTime, stalled)}
+	w := &watch{stall: time.Now().Add(4 * stallTime), end: time.Now().Add(maxAttempt)}
+	w.timer = time.AfterFunc(4*stallTime, stalled)
+	return w
 }
 
 func (w *watch) stop() { w.timer.Stop() }
 
+func (w *watch) rearm() {
+	until := w.stall
+	if w.end.Before(until) {
+		until = w.end
+	}
+	w.timer.Reset(time.Until(until))
+}
+
 func (w *watch) Read(p []byte) (int, error) {
 	if w.since == 0 {
-		w.timer.Reset(stallTime)
+		w.stall = time.Now().Add(stallTime)
+		w.rearm()
+	}
+	if w.pace != nil && len(p) > maxBurst {
+		p = p[:maxBurst]
 	}
 	n, err := w.r.Read(p)
+	if w.pace != nil && n > 0 {
+		w.timer.Stop()
+		began := time.Now()
+		if paced := w.pace(n); paced != nil && (err == nil || err == io.EOF) {
+			err = paced
+		}
+		waited := time.Since(began)
+		w.stall, w.end = w.stall.Add(waited), w.end.Add(waited)
+		w.rearm()
+	}
 	if w.since += n; w.since >= stallBytes {
 		w.since = 0
 	}

@@ -1,14 +1,17 @@
 package upstream
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,15 +69,132 @@ func TestTarballURL(t *testing.T) {
 }
 
 func TestIsPublic(t *testing.T) {
-	for _, s := range []string{"1.1.1.1", "8.8.8.8", "192.0.3.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"} {
+	for _, s := range []string{"1.1.1.1", "8.8.8.8", "192.0.3.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"} {
 		if !isPublic(netip.MustParseAddr(s)) {
 			t.Errorf("%s is public", s)
 		}
 	}
 	for _, s := range []string{"127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "0.1.2.3", "255.255.255.255", "224.0.0.1",
-		"198.18.0.1", "192.0.0.192", "240.0.0.1", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1"} {
+		"198.18.0.1", "192.0.0.192", "240.0.0.1", "::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00::1", "fd00:ec2::254", "ff02::1", "fec0::1", "2002:7f00:1::", "2001:db8::1", "2001::1",
+		// IPv4 within IPv6: mapped, compatible, translated, by NAT64 and its local form.
+		"::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::8.8.8.8", "::ffff:0:127.0.0.1",
+		"64:ff9b::7f00:1", "64:ff9b::a00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::808:808", "100::1", "5f00::1", "4000::1"} {
 		if isPublic(netip.MustParseAddr(s)) {
 			t.Errorf("%s is not public", s)
+		}
+	}
+}
+
+// What is dialed is what was looked at, whatever the name server says next; a
+// host of which one address is private is not dialed at all.
+func TestDialPublic(t *testing.T) {
+	public, private := netip.MustParseAddr("93.184.216.34"), netip.MustParseAddr("127.0.0.1")
+	mapped := netip.MustParseAddr("::ffff:93.184.216.34")
+	errDown := errors.New("down")
+	for _, c := range []struct {
+		name, addr string
+		answers    [][]netip.Addr // of the name server, one after the other
+		down       int            // dials that fail
+		want       error
+		dialed     []string
+	}{
+		{"Public", "cdn.example.test:443", [][]netip.Addr{{public}}, 0, nil, []string{"93.184.216.34:443"}},
+		{"Mapped", "cdn.example.test:443", [][]netip.Addr{{mapped}}, 0, nil, []string{"93.184.216.34:443"}},
+		{"Rebinding", "cdn.example.test:443", [][]netip.Addr{{public}, {private}}, 1, errDown, []string{"93.184.216.34:443"}},
+		{"NextAddress", "cdn.example.test:443", [][]netip.Addr{{public, mapped}}, 1, nil, []string{"93.184.216.34:443", "93.184.216.34:443"}},
+		{"Private", "cdn.example.test:443", [][]netip.Addr{{private}}, 0, ErrRefused, nil},
+		{"OneOfTwo", "cdn.example.test:443", [][]netip.Addr{{public, private}}, 0, ErrRefused, nil},
+		{"Decimal", "2130706433:80", [][]netip.Addr{{private}}, 0, ErrRefused, nil},
+		{"Hexadecimal", "0x7f.1:80", [][]netip.Addr{{private}}, 0, ErrRefused, nil},
+		{"MappedPrivate", "cdn.example.test:80", [][]netip.Addr{{netip.MustParseAddr("::ffff:10.0.0.1")}}, 0, ErrRefused, nil},
+		{"NAT64", "cdn.example.test:80", [][]netip.Addr{{netip.MustParseAddr("64:ff9b::7f00:1")}}, 0, ErrRefused, nil},
+		{"Zone", "cdn.example.test:80", [][]netip.Addr{{netip.MustParseAddr("fe80::1%eth0")}}, 0, ErrRefused, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHosts(Options{Hosts: []string{"cdn.example.test"}})
+			asked := 0
+			lookup := func(context.Context, string, string) ([]netip.Addr, error) {
+				asked++
+				return c.answers[min(asked, len(c.answers))-1], nil
+			}
+			var dialed []string
+			dial := func(_ context.Context, _, addr string) (net.Conn, error) {
+				dialed = append(dialed, addr)
+				if len(dialed) <= c.down {
+					return nil, errDown
+				}
+				here, _ := net.Pipe()
+				return here, nil
+			}
+			if h.mayBePrivate(c.addr) {
+				t.Fatal("not looked at")
+			}
+			conn, err := dialPublic(t.Context(), "tcp", c.addr, lookup, dial)
+			if !errors.Is(err, c.want) || (conn != nil) != (c.want == nil) || asked != 1 || !slices.Equal(dialed, c.dialed) {
+				t.Errorf("%v after %d lookups and dials of %q", err, asked, dialed)
+			}
+		})
+	}
+}
+
+// The same through a whole client: the transport's dial is the one that looks.
+func TestRebinding(t *testing.T) {
+	asked := 0
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ }))
+	defer s.Close()
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(s.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"cdn.example.test", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost", "127.0.0.1"} {
+		c := client("https://r.example.test", func(o *Options) { o.Hosts = []string{strings.Trim(host, "[]"), host} })
+		c.hosts.lookup = func(context.Context, string, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+		}
+		c.http.Transport = c.hosts.transport(1)
+		_, err := c.Tarball(t.Context(), "n", "1.0.0", npm.Dist{Tarball: "http://" + host + ":" + port + "/n.tgz", Integrity: sri(nil)})
+		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "private address") || asked != 0 {
+			t.Errorf("%s: %v after %d requests", host, err, asked)
+		}
+	}
+}
+
+// A proxy of the environment may be where it likes; that makes no way to it
+// for what a registry says.
+func TestProxy(t *testing.T) {
+	body := []byte("tarball")
+	var asked []string
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		asked = append(asked, req.URL.String())
+		w.Write(body)
+	}))
+	defer proxy.Close()
+	at, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := http.DefaultTransport
+	defer func() { http.DefaultTransport = transport }()
+	through := transport.(*http.Transport).Clone()
+	through.Proxy = http.ProxyURL(at)
+	http.DefaultTransport = through
+	c := client("http://r.example.test")
+	d := npm.Dist{Tarball: "http://r.example.test/n.tgz", Integrity: sri(body)}
+	tb, err := c.Tarball(t.Context(), "n", "1.0.0", d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tb.Close()
+	d.Tarball = proxy.URL + "/n.tgz"
+	if _, err := c.Tarball(t.Context(), "n", "1.0.0", d); !errors.Is(err, ErrRefused) {
+		t.Errorf("the proxy itself: %v", err)
+	}
+	if !slices.Equal(asked, []string{"http://r.example.test/n.tgz"}) {
+		t.Errorf("asked for %q", asked)
+	}
+	for proxy, want := range map[string]string{"socks5://P.example.test": "p.example.test:1080", "https://p.example.test": "p.example.test:443"} {
+		if got := hostOf(proxy); got != want {
+			t.Errorf("%s is dialed at %s, and allowed at %s", proxy, want, got)
 		}
 	}
 }
@@ -212,4 +332,50 @@ func TestRedirectRules(t *testing.T) {
 			t.Errorf("%s to %s: %v", r.from, r.to, err)
 		}
 	}
+}
+
+// What is fetched is on the registry's host or a listed one, and never climbs.
+func FuzzTarballURL(f *testing.F) {
+	for _, s := range []string{npm.DefaultRegistry() + "/n/-/n-1.tgz", "https://r.example.test/npm/../x", "https://r.example.test\\@evil.example/", "http://0x7f.1/",
+		"https://cdn.example.test:99/%2e%2e/x?y#z", "https://R.example.test:443/..;x/n.tgz", "//r.example.test"} {
+		f.Add(s)
+	}
+	h := newHosts(Options{Hosts: []string{"cdn.example.test", "blob.example.test:8443"}})
+	const registry = "https://r.example.test/npm"
+	f.Fuzz(func(t *testing.T, raw string) {
+		out, err := h.tarballURL(registry, raw)
+		if err != nil {
+			if !errors.Is(err, ErrRefused) || out != "" {
+				t.Fatalf("%q: %q, %v", raw, out, err)
+			}
+			return
+		}
+		req, err := http.NewRequest(http.MethodGet, out, nil)
+		if err != nil {
+			t.Fatalf("%q gives %q: %v", raw, out, err)
+		}
+		u := req.URL
+		switch u.Host {
+		case "r.example.test":
+			if u.Scheme != "https" {
+				t.Fatalf("%q gives %q", raw, out)
+			}
+		default:
+			if u.Hostname() != "cdn.example.test" && !strings.EqualFold(u.Hostname(), "cdn.example.test") && !strings.EqualFold(u.Host, "blob.example.test:8443") {
+				t.Fatalf("%q gives %q", raw, out)
+			}
+		}
+		if u.User != nil || u.Fragment != "" || climbs(u) {
+			t.Fatalf("%q gives %q", raw, out)
+		}
+		// A server that cleans the path ends where it was written to.
+		for segment := range strings.SplitSeq(strings.ReplaceAll(u.Path, "\\", "/"), "/") {
+			if segment == "." || segment == ".." {
+				t.Fatalf("%q gives %q", raw, out)
+			}
+		}
+		if again, err := h.tarballURL(registry, out); err != nil || again != out {
+			t.Fatalf("%q gives %q, and that %q, %v", raw, out, again, err)
+		}
+	})
 }

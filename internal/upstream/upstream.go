@@ -1,7 +1,8 @@
-// Package upstream fetches packuments and tarballs from an npm registry:
-// bounded in size and time, with retries that end, from no host but the
-// registry's own, and, for tarballs, verified before anybody sees a byte. It
-// knows nothing of feeds, stores, IPFS or what is done with what it fetched.
+// Package upstream fetches packuments, tarballs and signing keys from an npm
+// registry: bounded in size, time, rate and requests at once, with retries that
+// end, from no host but the registry's own, and, for tarballs, verified before
+// anybody sees a byte. It knows nothing of feeds, stores, IPFS or what is done
+// with what it fetched.
 package upstream
 
 import (
@@ -10,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/time/rate"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -39,14 +42,21 @@ var (
 const (
 	// memoryTarball is how much of a tarball is held in memory before it is
 	// spooled to a file, in bytes.
-	memoryTarball = 8 << 20
+	memoryTarball = 2 << 20
+	// maxChunk is how much more memory is taken at once while a body comes, in bytes.
+	maxChunk = 4 << 20
 	// A transfer that does not bring stallBytes within stallTime has stalled (1 KiB/s).
 	stallBytes = 30 << 10
 	stallTime  = 30 * time.Second
-	// maxAttempt bounds one attempt at a body, its time to the last byte.
+	// maxAttempt bounds one attempt at a body, its time to the last byte. What
+	// MaxRate makes it wait is not counted, here and above.
 	maxAttempt = 20 * time.Minute
 	// maxRetryAfter bounds how long a Retry-After header is obeyed.
 	maxRetryAfter = time.Minute
+	// maxKeys bounds the document of a registry's keys, in bytes.
+	maxKeys = 1 << 20
+	// maxBurst bounds what one read takes of MaxRate, in bytes.
+	maxBurst = 64 << 10
 )
 
 // Options configure a Client. Only Registry is needed.
@@ -64,11 +74,26 @@ type Options struct {
 	// registries of the configuration they always are: where those lie is the
 	// operator's word.
 	AllowPrivate bool
-	// Spool is the directory for tarballs of more than 8 MiB while they are in
+	// Spool is the directory for tarballs of more than 2 MiB while they are in
 	// use; "" means the system's. The files have no name there.
 	Spool string
-	// Attempts bounds how often one thing is asked for; 0 means 5.
+	// Attempts bounds how often one thing is asked for; 0 means 5. 1 is for a
+	// caller that keeps a queue of its own: then a tarball that does not match
+	// is not fetched again past caches either.
 	Attempts int
+	// Timeout bounds one call as a whole, waiting for its turn, attempts and the
+	// waits between them included; 0 means no bound but those of each attempt. A
+	// call that reaches it ends in ErrUnavailable.
+	Timeout time.Duration
+	// Parallel bounds the requests in flight, and the connections, to one host;
+	// 0 means 64. Below it the number follows what the host bears: see HostLimit.
+	Parallel int
+	// MaxRate bounds the bodies of all transfers together, in bytes a second; 0
+	// means no bound.
+	MaxRate int64
+	// MaxRequests bounds the requests to all hosts together, in requests a
+	// second; 0 means no bound.
+	MaxRequests float64
 	// Backoff is the first wait between attempts; it doubles, with
 	// jitter. 0 means half a second.
 	Backoff time.Duration
@@ -76,9 +101,12 @@ type Options struct {
 
 // Client fetches from npm registries. Its methods may run concurrently.
 type Client struct {
-	o     Options
-	hosts hosts
-	http  *http.Client
+	o        Options
+	hosts    hosts
+	http     *http.Client
+	limits   limiters
+	bytes    *rate.Limiter // nil: no bound
+	requests *rate.Limiter // nil: no bound
 }
 
 // New returns a client. It opens no connection.
@@ -95,8 +123,17 @@ func New(o Options) *Client {
 	if o.Backoff <= 0 {
 		o.Backoff = 500 * time.Millisecond
 	}
-	c := &Client{o: o, hosts: newHosts(o)}
-	c.http = &http.Client{Transport: c.hosts.transport(), CheckRedirect: c.redirect}
+	if o.Parallel <= 0 {
+		o.Parallel = 64
+	}
+	c := &Client{o: o, hosts: newHosts(o), limits: limiters{most: o.Parallel, of: map[string]*limiter{}}}
+	if o.MaxRate > 0 {
+		c.bytes = rate.NewLimiter(rate.Limit(o.MaxRate), maxBurst)
+	}
+	if o.MaxRequests > 0 {
+		c.requests = rate.NewLimiter(rate.Limit(o.MaxRequests), 1)
+	}
+	c.http = &http.Client{Transport: c.hosts.transport(o.Parallel), CheckRedirect: c.redirect}
 	return c
 }
 
@@ -112,7 +149,7 @@ type Packument struct {
 // by its first and last byte and no more is checked: npm.ParsePackument does.
 func (c *Client) Packument(ctx context.Context, name npm.Name, etag string) (Packument, error) {
 	url := c.o.Registry.RegistryFor(name) + "/" + name.Escape()
-	p, err := retry(ctx, c.o, func() (Packument, error) {
+	p, err := retry(ctx, c.o, func(ctx context.Context) (Packument, error) {
 		resp, body, done, err := c.get(ctx, url, http.Header{
 			// Exactly this: any mention of the abbreviated form makes npm send it.
 			"Accept":        {"application/json"},
@@ -145,6 +182,43 @@ func (c *Client) Packument(ctx context.Context, name npm.Name, etag string) (Pac
 		return Packument{}, fmt.Errorf("fetch packument of %s: %w", name, err)
 	}
 	return p, nil
+}
+
+// Keys fetches the signing keys that the default registry of the configuration
+// gives for its own: none where it has no such document. Of npm's public
+// registry they are npm.PublicKeys, and nobody is asked. The error wraps
+// npm.ErrKeys where the document is no list of keys.
+func (c *Client) Keys(ctx context.Context) ([]npm.Key, error) {
+	registry := c.o.Registry.RegistryFor("")
+	if hostOf(registry) == c.hosts.public {
+		return npm.PublicKeys(), nil
+	}
+	ring, err := retry(ctx, c.o, func(ctx context.Context) ([]npm.Key, error) {
+		resp, body, done, err := c.get(ctx, registry+"/-/npm/v1/keys", http.Header{"Accept": {"application/json"}})
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+		}
+		raw, err := readAll(body, resp.ContentLength, maxKeys)
+		if err != nil {
+			return nil, err
+		}
+		ring, err := npm.ParseKeys(raw)
+		if err != nil {
+			return nil, backoff.Permanent(err)
+		}
+		return ring, nil
+	})
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("fetch the registry's keys: %w", err)
+	}
+	return ring, nil
 }
 
 // Tarball is a whole, verified tarball. Close frees it.
@@ -188,7 +262,7 @@ func (c *Client) tarball(ctx context.Context, name npm.Name, d npm.Dist) (*Tarba
 		return nil, err
 	}
 	mismatches := 0
-	return retry(ctx, c.o, func() (*Tarball, error) {
+	return retry(ctx, c.o, func(ctx context.Context) (*Tarball, error) {
 		header := http.Header{
 			// Set, so that a .tgz labelled Content-Encoding: gzip is not unpacked.
 			"Accept-Encoding": {"identity"},
@@ -285,34 +359,49 @@ func spool(f *os.File, first []byte, in io.Reader, limit int64) (int64, error) {
 }
 
 // readAll reads r to its end; more than limit bytes is ErrTooLarge. length is
-// what the header promised, -1 for nothing.
+// what the header promised, -1 for nothing. It takes twice the body's size and
+// a chunk at most while it reads, and what it returns has no room to spare.
 func readAll(r io.Reader, length, limit int64) ([]byte, error) {
-	var buf bytes.Buffer
-	if length > 0 {
-		// A promise is only worth so much memory before any byte has come.
-		buf.Grow(int(min(length, limit, memoryTarball)) + bytes.MinRead)
+	r = io.LimitReader(r, limit+1)
+	var chunks [][]byte
+	var total int64
+	// A promise is only worth so much memory before any byte has come. One byte
+	// more shows the end.
+	size := max(min(length, limit, memoryTarball)+1, 8<<10)
+	for end := false; !end; {
+		chunk := make([]byte, 0, size)
+		for !end && len(chunk) < cap(chunk) {
+			n, err := r.Read(chunk[len(chunk):cap(chunk)])
+			chunk = chunk[:len(chunk)+n]
+			if err == io.EOF {
+				end = true
+			} else if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
+		chunks = append(chunks, chunk)
+		if total += int64(len(chunk)); total > limit {
+			return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+		}
+		size = min(total, maxChunk)
 	}
-	n, err := buf.ReadFrom(io.LimitReader(r, limit+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case n > limit:
-		return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+	if len(chunks) == 1 && cap(chunks[0]) <= len(chunks[0])+8<<10 {
+		return chunks[0], nil
 	}
-	return buf.Bytes(), nil
+	all := make([]byte, 0, total)
+	for i, chunk := range chunks {
+		all = append(all, chunk...)
+		chunks[i] = nil
+	}
+	return all, nil
 }
 
-// get sends one request and returns a response of status 200 or 304, with a body that
-// ends in an error when it stalls. done must be called. Any other status is an error.
+// get sends one request, once it is its turn, and returns a response of status
+// 200 or 304, with a body that ends in an error when it stalls. done must be
+// called. Any other status is an error.
 func (c *Client) get(ctx context.Context, url string, header http.Header) (resp *http.Response, body io.Reader, done func(), err error) {
-	attempt, cancel := context.WithTimeoutCause(ctx, maxAttempt, errSlow)
-	attempt, stalled := context.WithCancelCause(attempt)
-	fail := func(err error) (*http.Response, io.Reader, func(), error) {
-		stalled(nil)
-		cancel()
-		return nil, nil, nil, err
-	}
-	req, err := http.NewRequestWithContext(attempt, http.MethodGet, url, nil)
+	fail := func(err error) (*http.Response, io.Reader, func(), error) { return nil, nil, nil, err }
+	req, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
 		return fail(backoff.Permanent(fmt.Errorf("%w: %w", ErrRefused, err)))
 	}
@@ -327,10 +416,42 @@ func (c *Client) get(ctx context.Context, url string, header http.Header) (resp 
 	if a := c.o.Registry.Authorization(url); a != "" {
 		req.Header.Set("Authorization", a)
 	}
-	watch := newWatch(func() { stalled(errSlow) })
-	resp, err = c.http.Do(req)
+
+	limit := c.limits.host(c.hosts.limited(req.URL))
+	slot, err := limit.acquire(ctx)
 	if err != nil {
+		return fail(backoff.Permanent(err))
+	}
+	if c.requests != nil {
+		if err := c.requests.Wait(ctx); err != nil {
+			limit.release(slot, unknown, 0, 0)
+			return fail(fmt.Errorf("%w: %w", ErrUnavailable, err))
+		}
+	}
+	attempt, end := context.WithCancelCause(ctx)
+	watch := newWatch(func() { end(errSlow) })
+	watch.cause = func() error { return context.Cause(attempt) }
+	if c.bytes != nil {
+		watch.pace = func(n int) error { return c.bytes.WaitN(attempt, n) }
+	}
+	asked := time.Now()
+	var told outcome
+	var latency, pause time.Duration
+	done = func() {
 		watch.stop()
+		if resp != nil {
+			resp.Body.Close()
+		}
+		if context.Cause(attempt) == errSlow {
+			told = throttled
+		}
+		end(nil)
+		limit.release(slot, told, latency, pause)
+	}
+	resp, err = c.http.Do(req.WithContext(attempt))
+	latency = time.Since(asked)
+	if err != nil {
+		var timeout net.Error
 		switch {
 		case errors.Is(err, ErrRefused):
 			err = backoff.Permanent(err)
@@ -338,24 +459,26 @@ func (c *Client) get(ctx context.Context, url string, header http.Header) (resp 
 			if cause := context.Cause(attempt); cause != nil {
 				err = cause
 			}
+			if errors.As(err, &timeout) && timeout.Timeout() {
+				told = throttled
+			}
 			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
+		done()
 		return fail(err)
 	}
-	done = func() {
-		watch.stop()
-		resp.Body.Close()
-		stalled(nil)
-		cancel()
+	told = answered
+	switch resp.StatusCode {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		told, pause = throttled, retryAfter(resp.Header.Get("Retry-After"), time.Now())
 	}
 	if err := statusError(resp); err != nil {
 		// A little is read, so that the connection can be used again.
 		io.CopyN(io.Discard, resp.Body, 4<<10)
 		done()
-		return nil, nil, nil, err
+		return fail(err)
 	}
 	watch.r = resp.Body
-	watch.cause = func() error { return context.Cause(attempt) }
 	return resp, watch, done, nil
 }
 
@@ -399,15 +522,28 @@ type delayed struct {
 func (d delayed) Unwrap() []error { return []error{d.error, d.after} }
 
 // retry calls op until it succeeds, fails for good, has failed Attempts times,
-// or ctx ends.
-func retry[T any](ctx context.Context, o Options, op func() (T, error)) (T, error) {
+// or ctx or Timeout ends.
+func retry[T any](ctx context.Context, o Options, op func(context.Context) (T, error)) (T, error) {
+	bounded := ctx
+	if o.Timeout > 0 {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeoutCause(ctx, o.Timeout, errTimeout)
+		defer cancel()
+	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.Multiplier, wait.MaxInterval = o.Backoff, 2, max(30*time.Second, o.Backoff)
-	v, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(uint(o.Attempts)),
-		backoff.WithMaxElapsedTime(2*maxAttempt))
+	v, err := backoff.Retry(bounded, func() (T, error) { return op(bounded) }, backoff.WithBackOff(wait),
+		backoff.WithMaxTries(uint(o.Attempts)), backoff.WithMaxElapsedTime(2*maxAttempt))
 	var permanent *backoff.PermanentError
 	if errors.As(err, &permanent) {
 		err = permanent.Err // the last attempt's comes wrapped
+	}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case bounded.Err() != nil:
+		err = fmt.Errorf("%w: %w (%v)", ErrUnavailable, errTimeout, o.Timeout)
 	}
 	return v, err
 }
@@ -433,6 +569,7 @@ func (c *Client) redirect(req *http.Request, via []*http.Request) error {
 		return fmt.Errorf("%w: a redirect to %.200q, which leads elsewhere", ErrRefused, req.URL.EscapedPath())
 	}
 	req.Header.Del("Authorization")
+	req.Header.Del("Referer") // the registry's paths are none of another host's business
 	if a := c.o.Registry.Authorization(req.URL.String()); a != "" {
 		req.Header.Set("Authorization", a)
 	}

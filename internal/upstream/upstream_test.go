@@ -242,7 +242,7 @@ func sri(b []byte) string {
 }
 
 func TestTarballSpool(t *testing.T) {
-	body := make([]byte, memoryTarball+100_000)
+	body := make([]byte, memoryTarball+maxChunk+100_000)
 	for i := range body {
 		body[i] = byte(i * i >> 8)
 	}
@@ -380,6 +380,50 @@ func TestTarballFaults(t *testing.T) {
 	}
 }
 
+func TestKeys(t *testing.T) {
+	ring := npm.PublicKeys()
+	if got, err := client(npm.DefaultRegistry()).Keys(t.Context()); err != nil || len(got) != len(ring) {
+		t.Errorf("npm's own: %d keys, %v", len(got), err)
+	}
+	const list = `{"keys":[{"keyid":"SHA256:a","keytype":"ecdsa-sha2-nistp256","scheme":"ecdsa-sha2-nistp256","expires":null,` +
+		`"key":"MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEY6Ya7W++7aUPzvMTrezH6Ycx3c+HOKYCcNGybJZSCJq/fd7Qa8uuAKtdIkUQtQiEKERhAmE5lMMJhP8OkDOa2g=="}]}`
+	for _, c := range []struct {
+		name     string
+		handler  http.HandlerFunc
+		keys     int
+		want     error
+		requests int
+	}{
+		{"One", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, list) }, 1, nil, 1},
+		{"None", http.NotFound, 0, nil, 1},
+		{"Gone", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusGone) }, 0, nil, 1},
+		{"Refused", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }, 0, ErrRefused, 1},
+		{"Down", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, 0, ErrUnavailable, 3},
+		{"HTML", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }, 0, npm.ErrKeys, 1},
+		{"Endless", func(w http.ResponseWriter, req *http.Request) {
+			for req.Context().Err() == nil {
+				w.Write(make([]byte, 64<<10))
+			}
+		}, 0, ErrTooLarge, 1},
+		{"304", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) }, 0, ErrUnavailable, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			requests := 0
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if requests++; req.URL.Path != "/npm/-/npm/v1/keys" {
+					t.Errorf("asked for %s", req.URL)
+				}
+				c.handler(w, req)
+			}))
+			defer s.Close()
+			ring, err := client(s.URL + "/npm").Keys(t.Context())
+			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) || len(ring) != c.keys || requests != c.requests {
+				t.Errorf("%d keys, %v after %d requests", len(ring), err, requests)
+			}
+		})
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for header, want := range map[string]time.Duration{
@@ -392,11 +436,22 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+func FuzzRetryAfter(f *testing.F) {
+	for _, s := range []string{"0", "5", "-1", "1e9", "NaN", "Wed, 21 Oct 2015 07:28:00 GMT", "9999999999999999999999", "1h"} {
+		f.Add(s, int64(1_700_000_000))
+	}
+	f.Fuzz(func(t *testing.T, header string, now int64) {
+		if wait := retryAfter(header, time.Unix(now%(1<<40), 0)); wait < 0 || wait > maxRetryAfter {
+			t.Fatalf("Retry-After %q: %v", header, wait)
+		}
+	})
+}
+
 func TestRetryWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start, tries := time.Now(), 0
 		resp := &http.Response{StatusCode: 429, Header: http.Header{"Retry-After": {"20"}}}
-		_, err := retry(t.Context(), Options{Attempts: 3, Backoff: time.Second}, func() (int, error) {
+		_, err := retry(t.Context(), Options{Attempts: 3, Backoff: time.Second}, func(context.Context) (int, error) {
 			tries++
 			return 0, statusError(resp)
 		})
