@@ -29,10 +29,12 @@ const maxFile = 255
 func ParsePackument(raw []byte) (*Packument, error) {
 	p := &Packument{DistTags: map[string]string{}, Versions: map[string]*Manifest{}, Bad: map[string]error{}}
 	var name, id, modified string
+	var named bool
 	s := scan(raw)
 	err := s.document(func(field []byte, _ span) (err error) {
 		switch string(field) {
 		case "name":
+			named = true
 			name, _, err = s.text()
 		case "_id":
 			id, _, err = s.text()
@@ -74,7 +76,7 @@ func ParsePackument(raw []byte) (*Packument, error) {
 	if err != nil {
 		return nil, err
 	}
-	if name == "" {
+	if !named {
 		name = id
 	}
 	if id != "" && id != name {

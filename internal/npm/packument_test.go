@@ -87,6 +87,8 @@ func TestParsePackumentRefused(t *testing.T) {
 		"NoName":            `{"versions":{}}`,
 		"BadName":           `{"name":"../n"}`,
 		"NameNoString":      `{"name":{}}`,
+		"NameEmptyBesideID": `{"_id":"n","name":""}`,
+		"NameNullBesideID":  `{"_id":"n","name":null}`,
 		"IDContradicts":     `{"_id":"m","name":"n"}`,
 		"VersionsArray":     `{"name":"n","versions":[]}`,
 		"TagsString":        `{"name":"n","dist-tags":"latest"}`,
@@ -109,7 +111,7 @@ func TestParsePackumentRefused(t *testing.T) {
 				"Rewrite":    func() ([]byte, error) { return RewriteTarballs([]byte(raw), func(_, u string) string { return u }) },
 			} {
 				_, err := f()
-				if structural := !slices.Contains([]string{"NoName", "BadName", "NameNoString", "IDContradicts", "VersionsArray", "TagsString"}, name); structural && !errors.Is(err, ErrPackument) {
+				if structural := !slices.Contains([]string{"NoName", "BadName", "NameNoString", "NameEmptyBesideID", "NameNullBesideID", "IDContradicts", "VersionsArray", "TagsString"}, name); structural && !errors.Is(err, ErrPackument) {
 					t.Errorf("%s: %v; want ErrPackument", what, err)
 				}
 			}
