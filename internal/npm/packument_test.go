@@ -1,11 +1,13 @@
 package npm
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -337,4 +339,52 @@ func BenchmarkDocuments(b *testing.B) {
 		_, err := RewriteTarballs(raw, func(_, u string) string { return "http://127.0.0.1:4873" + u[len("https://r.example.test"):] })
 		return err
 	})
+}
+
+// However a document is made, reading it takes a bounded amount of memory.
+func TestParsePackumentMemory(t *testing.T) {
+	const size = 24 << 20
+	for _, c := range []struct {
+		name, before, each, after string
+		most                      uint64 // bytes allocated in all
+	}{
+		{"EmptyObjects", `"x":[`, `{}`, `]`, 1 << 20},
+		{"Nested", `"x":[`, `{"a":{"b":{"c":[{}]}}}`, `]`, 1 << 20},
+		{"Names", `"x":{`, `"%x":0`, `}`, 1 << 20},
+		{"TopNames", ``, `"%x":0`, ``, 1 << 20},
+		{"ManifestNames", `"versions":{"1.0.0":{`, `"%x":0`, `}}`, 1 << 20},
+		{"Signatures", `"versions":{"1.0.0":{"dist":{"signatures":[`, `{}`, `]}}}`, 1 << 20},
+		{"Bundled", `"versions":{"1.0.0":{"bundledDependencies":[`, `""`, `]}}`, 256 << 20},
+		{"Dependencies", `"versions":{`, `"1.0.%[1]d":{"version":"1.0.%[1]d","dependencies":{"a":"","b":"","c":"","d":"","e":"","f":"","g":"","h":"","i":"","j":"","k":"","l":"","m":"","n":"","o":"","p":""},"dist":{"tarball":"http://a/%[1]d.tgz"}}`, `}`, 640 << 20},
+		{"LongTexts", `"versions":{`, `"1.0.%[1]d":{"version":"1.0.%[1]d","dist":{"tarball":"http://a/%[1]d.tgz","integrity":"` + strings.Repeat("x", 10_000) + `"}}`, `}`, 3 * size},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b bytes.Buffer
+			b.Grow(size + 1<<20)
+			b.WriteString(`{"name":"n",` + c.before)
+			for i := 0; b.Len() < size; i++ {
+				if i > 0 {
+					b.WriteByte(',')
+				}
+				if strings.Contains(c.each, "%") {
+					fmt.Fprintf(&b, c.each, i)
+				} else {
+					b.WriteString(c.each)
+				}
+			}
+			b.WriteString(c.after + "}")
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := ParsePackument(b.Bytes())
+			runtime.ReadMemStats(&after)
+			if err != nil && !errors.Is(err, ErrPackument) {
+				t.Error(err)
+			}
+			if grown := after.TotalAlloc - before.TotalAlloc; grown > c.most {
+				t.Errorf("allocated %d MiB, of at most %d: %v", grown>>20, c.most>>20, err)
+			} else {
+				t.Logf("allocated %d KiB: %v", grown>>10, err)
+			}
+		})
+	}
 }
