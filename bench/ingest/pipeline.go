@@ -18,8 +18,8 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
 
-// The follower's bounds: requests to the registry that run at once, and what
-// one checkpoint gathers.
+// Bounds: requests to the registry that run at once; and what one batch gathers,
+// which is what one CAR to Kubo may hold.
 const (
 	workers     = 16
 	gatherItems = 1000
