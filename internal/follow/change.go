@@ -43,7 +43,7 @@ func (f *Follower) page(ctx context.Context, page couch.Page, key, engine string
 	}
 	f.note(func(s *seen) {
 		s.Cursor, s.LastSuccess = page.LastSeq, f.now()
-		s.rows += uint64(len(page.Changes))
+		s.total.rows += uint64(len(page.Changes))
 		if newer(page.LastSeq, s.Head) {
 			s.Head = page.LastSeq
 		}
@@ -173,9 +173,11 @@ func (f *Follower) changed(ctx context.Context, row ledger.Retry) (*paper, error
 }
 
 // withoutAttachments drops `_attachments` from a CouchDB document, where old
-// registries keep tarballs and new ones stubs of them; every other member keeps
-// its bytes.
-func withoutAttachments(raw []byte) ([]byte, error) {
+// registries keep tarballs and new ones stubs of them.
+func withoutAttachments(raw []byte) ([]byte, error) { return without(raw, "_attachments") }
+
+// without drops a member of a JSON object; every other member keeps its bytes.
+func without(raw []byte, member string) ([]byte, error) {
 	dec := jsontext.NewDecoder(bytes.NewReader(raw))
 	if t, err := dec.ReadToken(); err != nil {
 		return nil, err
@@ -193,7 +195,7 @@ func withoutAttachments(raw []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if string(quoted) == `"_attachments"` {
+		if string(quoted) == `"`+member+`"` {
 			found = true
 			continue
 		}

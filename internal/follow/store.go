@@ -97,10 +97,23 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 			}
 		}
 	}
+	f.count(batch)
 	if len(batch.Packages) > 0 {
 		f.stored()
 	}
 	return nil
+}
+
+// count notes what a commit did.
+func (f *Follower) count(b ledger.Batch) {
+	versions, bytes := 0, uint64(0)
+	for _, u := range b.Packages {
+		versions += len(u.Versions)
+		for _, v := range u.Versions {
+			bytes += v.Size
+		}
+	}
+	f.note(func(s *seen) { s.count(f.now(), len(b.Done)+len(b.Refused), versions, bytes) })
 }
 
 // checkAhead sends tarballs back to the queue that a garbage collection cut

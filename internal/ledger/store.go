@@ -426,6 +426,37 @@ func (s *Store) Packages(ctx context.Context) iter.Seq2[Package, error] {
 	}
 }
 
+// PackagesFrom lists packages and tombstones from a name on, in bytewise order,
+// at most limit, without versions.
+func (s *Store) PackagesFrom(ctx context.Context, from npm.Name, limit int) ([]Package, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	// A term sorts as the name does, and from may be no whole name.
+	start := append([]byte{rowPackage}, strings.ReplaceAll(string(from), "\x00", "\x00\x01")...)
+	var all []Package
+	for kv, err := range scan(s.db, []byte{rowPackage}, start) {
+		var p Package
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil {
+			p, err = readPackage(kv)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list packages from %s: %w", from, err)
+		}
+		if p.Name < from {
+			continue
+		}
+		if all = append(all, p); len(all) == limit {
+			break
+		}
+	}
+	return all, nil
+}
+
 // Changes returns the changes after since in ascending order, at most limit
 // (at most 10,000, which is also what 0 stands for). Fewer than limit means
 // that there were no more.
