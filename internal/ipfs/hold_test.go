@@ -114,6 +114,17 @@ func TestHoldAgainstGC(t *testing.T) {
 	}
 }
 
+// TestHoldOften: Kubo bounds how much of MFS may be unflushed, and Hold goes on.
+func TestHoldOften(t *testing.T) {
+	t.Parallel()
+	n := newKubo(t, kubod.Start(t))
+	for i := range 600 {
+		if err := n.Hold(t.Context(), "often", []cid.Cid{leaf(fmt.Append(nil, i)).Cid()}); err != nil {
+			t.Fatalf("hold %d: %v", i, err)
+		}
+	}
+}
+
 // TestHoldIsKept: the embedded node records what is held, from a checkpoint
 // on, also when it is told over the socket.
 func TestHoldIsKept(t *testing.T) {

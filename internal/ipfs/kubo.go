@@ -418,10 +418,19 @@ func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
 	}
 	defer k.holding.Store(true) // whatever the call ends with: it may have been done
 	return k.insist(ctx, fmt.Sprintf("hold %q", label), time.Minute, func(ctx context.Context) error {
-		err := k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.CID.String(), path.Join(heldDir, label, dir.CID.String())).
-			Option("parents", true).
-			Option("flush", false).
-			Option("offline", true), nil)
+		copy := func() error {
+			return k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.CID.String(), path.Join(heldDir, label, dir.CID.String())).
+				Option("parents", true).
+				Option("flush", false).
+				Option("offline", true), nil)
+		}
+		err := copy()
+		if err != nil && strings.Contains(err.Error(), "unflushed MFS operations") {
+			// Kubo bounds how many there may be, whoever made them: 256.
+			if err = k.call(ctx, k.api.Request("files/flush"), nil); err == nil {
+				err = copy()
+			}
+		}
 		if err != nil && strings.Contains(err.Error(), "already has entry by that name") {
 			return nil
 		}
