@@ -9,6 +9,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/couch"
+	"github.com/registry-mirror/registry-mirror/internal/follow"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -27,7 +28,10 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME` begins one"},
-	{Is: couch.ErrReset, Code: cli.CodeFailed, Hint: "the feed began anew; follow it into a new --state and compare"},
+	{Is: couch.ErrReset, Code: cli.CodeFailed, Hint: "the feed began anew; `follower resync` compares the ledger with its listing and goes on from its new head"},
+	{Is: follow.ErrNoFeed, Code: cli.CodeUsage, Hint: "name one with --feed"},
+	{Is: follow.ErrSelection, Code: cli.CodeUsage},
+	{Is: errBroken, Code: codeBroken, Hint: "`follower check --fetch` has it fetched again"},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
 	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
@@ -43,14 +47,16 @@ func root() *cobra.Command {
 stored, refused or to be tried again stands in its ledger, which publisher
 turns into releases.
 
-Exit codes: 0 done, 1 failed, 64 usage or configuration, 69 node or
-registry away, 75 another follower has this state.`,
+Exit codes: 0 done, 1 failed, 10 the node lost something (check), 64 usage or
+configuration, 69 node or registry away, 75 another follower has this state.`,
 		Example: `  follower add express@4 @types/node lodash
   follower run --once --feed none     # fetch what is selected, then end
   follower run                        # ... and keep it up to date
-  follower status`,
+  follower status --watch`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(addCommand(common), removeCommand(common), runCommand(common), statusCommand(common), refusedCommand(common), cli.VersionCommand())
+	cmd.AddCommand(addCommand(common), removeCommand(common), planCommand(common), runCommand(common), statusCommand(common),
+		refusedCommand(common), retryCommand(common), whyCommand(common),
+		reconcileCommand(common), resyncCommand(common), checkCommand(common), cli.VersionCommand())
 	return cmd
 }

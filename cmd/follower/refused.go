@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,12 +14,14 @@ import (
 )
 
 func refusedCommand(common *cli.Common) *cobra.Command {
-	return &cobra.Command{
+	var reason string
+	cmd := &cobra.Command{
 		Use:   "refused",
 		Short: "List what was refused, and what is tried again, with the reasons",
 		Long: `Lists every package and version that is not stored though it should be: refused,
 with a reason that will not pass by itself, or waiting to be tried again.`,
 		Example: `  follower refused
+  follower refused --reason mass-removal
   follower refused --json | jq '.refused[] | select(.reason == "integrity")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,6 +38,11 @@ with a reason that will not pass by itself, or waiting to be tried again.`,
 			if err != nil {
 				return err
 			}
+			if reason != "" {
+				refused = slices.DeleteFunc(refused, func(r ledger.Refusal) bool { return r.Reason != reason })
+				retries = []ledger.Retry{}
+			}
+			retries = slices.DeleteFunc(retries, ledger.Retry.Fresh) // not tried yet
 			out := cmd.OutOrStdout()
 			if common.JSON {
 				return cli.PrintJSON(out, map[string]any{"refused": refused, "retrying": retries})
@@ -48,6 +56,8 @@ with a reason that will not pass by itself, or waiting to be tried again.`,
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&reason, "reason", "", "only those refused for this reason")
+	return cmd
 }
 
 // item names a package, or one version of it.

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
@@ -18,91 +22,192 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
 
+// settings are the flags of the commands that fetch.
+type settings struct {
+	*cli.Common
+	share          bool
+	feed, registry string
+	listen         string
+	signatures     string
+	reserve        cli.Size
+	maxTarball     cli.Size
+	maxRate        cli.Size
+	hosts          []string
+	private        bool
+	confirmOver    time.Duration
+	removals       int
+}
+
+// bindSource adds the flags that say where things come from.
+func (s *settings) bindSource(f *pflag.FlagSet) {
+	f.StringVar(&s.feed, "feed", "", "URL of the feed's database, or none (default: npm's, where the upstream registry is npm's)")
+	f.StringVar(&s.registry, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
+}
+
 func runCommand(common *cli.Common) *cobra.Command {
-	var once, share bool
-	var feed, registry string
+	var once bool
+	s := settings{Common: common, reserve: 1 << 30, maxTarball: 1 << 30}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Fetch what is selected, and follow the feed",
 		Long: `Fetches what is selected and not stored yet, then follows a feed of changes:
 npm's replicate service, or any CouchDB database of packuments. With --once it
 ends when the selection is stored and the feed is read to its head. It can be
-stopped at any time and goes on where it was.`,
+stopped at any time and goes on where it was; a node that is away, or a disk
+that is full, is waited for.
+
+With --listen it serves, on loopback: the ledger as a feed of its own at
+/registry (docs/ledger-feed.md), /metrics for Prometheus, /healthz and /readyz.`,
 		Example: `  follower run
   follower run --once --feed none
-  follower run --feed http://127.0.0.1:5984/registry`,
+  follower run --feed http://127.0.0.1:5984/registry --listen 127.0.0.1:4874`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := common.Logger(cmd.ErrOrStderr(), !once)
 			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
 			defer progress.End()
-			return run(cmd.Context(), settings{common, once, share, feed, registry}, log, progress)
+			if err := checkLoopback(s.listen); err != nil {
+				return err
+			}
+			return run(cmd.Context(), s, once, log, progress)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&once, "once", false, "end when everything is stored and the feed is read to its head")
-	f.BoolVar(&share, "share", false, state.ShareUsage)
-	f.StringVar(&feed, "feed", "", "URL of the feed's database, or none (default: npm's, where the upstream registry is npm's)")
-	f.StringVar(&registry, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
+	f.BoolVar(&s.share, "share", false, state.ShareUsage)
+	s.bindSource(f)
+	f.StringVar(&s.listen, "listen", "", "loopback address for the ledger's feed, metrics and health (default: none)")
+	f.StringVar(&s.signatures, "signatures", "prefer", "npm's registry signatures: prefer (one that is present must verify), require or ignore")
+	f.Var(&s.reserve, "reserve", "free disk space below which no work is begun")
+	f.Var(&s.maxTarball, "max-tarball", "largest tarball that is stored")
+	f.Var(&s.maxRate, "max-rate", "bytes a second to fetch at the most, 0 for no bound")
+	f.StringArrayVar(&s.hosts, "tarball-host", nil, "further host from which tarballs may come; may be repeated")
+	f.BoolVar(&s.private, "allow-private", false, "let further hosts have private addresses")
+	f.DurationVar(&s.confirmOver, "confirm-over", time.Hour, "how long upstream must say that a package is gone before it counts")
+	f.IntVar(&s.removals, "max-removals", 0, "packages that may lose something within an hour; more wait for `follower retry` (default: 50, or a thousandth of what is held)")
 	return cmd
 }
 
-type settings struct {
-	*cli.Common
-	once, share    bool
-	feed, registry string
+// checkLoopback refuses to serve the ledger to other machines: it asks for no
+// credentials.
+func checkLoopback(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return cli.Usagef("--listen %s: it is HOST:PORT", addr)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return cli.Hint(cli.Usagef("--listen %s: it is not a loopback address", addr), "the feed asks for no credentials; put a proxy that does before it")
+	}
+	return nil
 }
 
-func run(ctx context.Context, s settings, log *slog.Logger, progress *cli.Progress) (err error) {
+// house is what the commands that fetch hold open.
+type house struct {
+	store    *ledger.Store
+	node     *state.Node
+	upstream *upstream.Client
+	follower *follow.Follower
+}
+
+// open opens the ledger and the node for their owner.
+func (s settings) open(ctx context.Context, attempts int, log *slog.Logger, progress func(stage string, done, total int, bytes int64)) (h *house, err error) {
+	policy, err := npm.ParseSignaturePolicy(s.signatures)
+	if err != nil {
+		return nil, cli.Usagef("--signatures: %w", err)
+	}
 	dir := state.Dir(s.State)
 	if err := dir.Make(); err != nil {
-		return err
+		return nil, err
 	}
-	up, config, err := dir.OpenUpstream(s.registry)
+	h = &house{}
+	up, config, err := dir.OpenUpstream(s.registry, upstream.Options{
+		Attempts: attempts, MaxTarball: int64(s.maxTarball), MaxRate: int64(s.maxRate), Hosts: s.hosts, AllowPrivate: s.private,
+	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	store, err := dir.OpenLedger(ctx, ledger.Options{Log: log})
+	h.upstream = up
+	if h.store, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
+		return nil, err
+	}
+	h.node, err = dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Share: s.share, Log: log})
 	if err != nil {
-		return err
+		return nil, errors.Join(err, h.store.Close())
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), Peers: s.Peers, Share: s.share, Log: log})
-	if err != nil {
-		return err
+	o := follow.Options{
+		Ledger: h.store, Upstream: up, Node: h.node, Log: log, Progress: progress, Workers: 32,
+		Signature: state.NewSignatures(up, policy, log).Check, Free: dir.Free(h.node), Reserve: uint64(s.reserve),
+		ConfirmOver: s.confirmOver, Removals: s.removals,
 	}
-	defer func() { err = errors.Join(err, node.Close()) }()
-
-	o := follow.Options{Ledger: store, Upstream: up, Node: node, Log: log, Progress: progress.Update}
 	if url := feedURL(s.feed, config); url != "" {
 		o.Feed = couch.New(couch.Options{URL: url, UserAgent: state.UserAgent, Log: log})
 		o.FeedName = url
 	}
-	f, err := follow.New(o)
+	if h.follower, err = follow.New(o); err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	return h, nil
+}
+
+func (h *house) close() error { return errors.Join(h.node.Close(), h.store.Close()) }
+
+// inline is how often something is asked for before it goes to the queue, whose
+// waits are longer: a follower that runs on has time.
+const inline = 2
+
+func run(ctx context.Context, s settings, once bool, log *slog.Logger, progress *cli.Progress) (err error) {
+	attempts := inline
+	if once {
+		attempts = 0 // the client's own number
+	}
+	h, err := s.open(ctx, attempts, log, progress.Update)
 	if err != nil {
 		return err
 	}
-	l, err := socket.Listen(dir.Socket("follower"))
+	defer func() { err = errors.Join(err, h.close()) }()
+	l, err := socket.Listen(state.Dir(s.State).Socket("follower"))
 	if err != nil {
 		return err
+	}
+	var web net.Listener
+	if s.listen != "" {
+		if web, err = net.Listen("tcp", s.listen); err != nil {
+			return errors.Join(cli.Hint(err, "another program has that address; choose another --listen"), l.Close())
+		}
+		log.Info("serving the ledger", "feed", "http://"+web.Addr().String()+"/registry", "metrics", "http://"+web.Addr().String()+"/metrics")
 	}
 	asked := ctx
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, stop := context.WithCancel(ctx)
+	feed := couch.Handler(follow.NewLedgerFeed(h.store, h.node))
 	group.Go(func() error {
-		return socket.Serve(ctx, l, ledger.Serve(store, ledger.WithLoop(func(context.Context) any { return f.Status() })))
+		return socket.Serve(ctx, l, ledger.Serve(h.store,
+			ledger.WithLoop(func(context.Context) any { return h.follower.Status() }),
+			ledger.WithRoute("POST /reconcile", answering(func(r *http.Request) (any, error) { return h.follower.Reconcile(r.Context(), nil) })),
+			ledger.WithRoute("POST /check", answering(func(r *http.Request) (any, error) {
+				return h.follower.Check(r.Context(), r.URL.Query().Get("fetch") == "true", nil)
+			})),
+			ledger.WithRoute("/registry/", http.StripPrefix("/registry", feed)),
+		))
 	})
+	if web != nil {
+		group.Go(func() error { return socket.Serve(ctx, web, serveWeb(h, feed)) })
+	}
 	group.Go(func() error {
 		defer stop() // without the loop there is nothing to serve
-		if !s.once {
-			return f.Run(ctx, false)
+		if !once {
+			return h.follower.Run(ctx, false)
 		}
-		return runOnce(ctx, f, store, log)
+		return runOnce(ctx, h.follower, h.store, log)
 	})
 	err = group.Wait()
-	if !s.once && asked.Err() != nil && errors.Is(err, context.Canceled) {
+	if !once && asked.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil // stopped by hand or by its service: the ordinary end
 	}
 	return err

@@ -220,7 +220,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	if err := dir.Make(); err != nil {
 		return err
 	}
-	up, config, err := dir.OpenUpstream(s.upstream)
+	up, config, err := dir.OpenUpstream(s.upstream, upstream.Options{})
 	if err != nil {
 		return err
 	}
@@ -237,7 +237,10 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	if err != nil {
 		return err
 	}
-	if h.follower, err = follow.New(follow.Options{Ledger: h.ledger, Upstream: up, Node: h.node, Log: log, Progress: progress.Update}); err != nil {
+	if h.follower, err = follow.New(follow.Options{
+		Ledger: h.ledger, Upstream: up, Node: h.node, Log: log, Progress: progress.Update,
+		Signature: state.NewSignatures(up, npm.PreferSignatures, log).Check, Free: dir.Free(h.node),
+	}); err != nil {
 		return err
 	}
 	if s.pull {

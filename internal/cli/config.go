@@ -83,8 +83,10 @@ func Configure(cmd *cobra.Command, environ []string) error {
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"all", "config", "every", "feed", "from-file", "gateway", "gateway-origin", "ipfs", "ipfs-api", "json", "listen",
-	"lockfile", "name", "network", "no-deps", "node", "once", "peer", "pull-through", "share", "state", "upstream", "verbose",
+	"all", "allow-private", "config", "confirm-over", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
+	"ipfs", "ipfs-api", "json", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
+	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "reserve", "scope", "share", "signatures", "state",
+	"tarball-host", "upstream", "verbose", "watch",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

@@ -2,10 +2,14 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -111,3 +115,46 @@ func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
+
+// Size is a flag for a count of bytes: "1048576", "64MiB", "1.5GiB", "10MB".
+type Size int64
+
+var sizeUnits = []struct {
+	suffix string
+	bytes  float64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+	{"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
+}
+
+// Set implements pflag.Value.
+func (s *Size) Set(text string) error {
+	for _, u := range sizeUnits {
+		digits, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(digits), 64)
+		if n *= u.bytes; err != nil || n < 0 || n > math.MaxInt64/2 || math.IsNaN(n) {
+			break
+		}
+		*s = Size(n)
+		return nil
+	}
+	return fmt.Errorf("%.40q is no size, like 64MiB", text)
+}
+
+// String implements pflag.Value.
+func (s *Size) String() string {
+	for _, u := range []string{"GiB", "MiB", "KiB"} {
+		for _, unit := range sizeUnits {
+			if unit.suffix == u && *s != 0 && int64(*s)%int64(unit.bytes) == 0 {
+				return strconv.FormatInt(int64(*s)/int64(unit.bytes), 10) + u
+			}
+		}
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+// Type implements pflag.Value.
+func (*Size) Type() string { return "size" }

@@ -17,9 +17,9 @@ func syncFilesystem(dir string) error {
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
-// freeSpace is what an unprivileged process may still write to the file system
+// FreeSpace is what an unprivileged process may still write to the file system
 // that holds dir, in bytes.
-func freeSpace(dir string) (uint64, error) {
+func FreeSpace(dir string) (uint64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}

@@ -350,7 +350,7 @@ func (n *Embedded) Hold(_ context.Context, label string, roots []cid.Cid) error 
 
 // Free implements Node.
 func (n *Embedded) Free(context.Context) (bytes uint64, known bool, err error) {
-	bytes, err = freeSpace(n.dir)
+	bytes, err = FreeSpace(n.dir)
 	return bytes, err == nil, err
 }
 

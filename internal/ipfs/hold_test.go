@@ -212,7 +212,7 @@ func TestFreeIsUnknownElsewhere(t *testing.T) {
 	if _, known, err := (&Kubo{}).Free(t.Context()); known || err != nil {
 		t.Errorf("known %v, %v", known, err)
 	}
-	if _, err := freeSpace(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := FreeSpace(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a directory that is not there: %v", err)
 	}
 }

@@ -463,7 +463,7 @@ func (k *Kubo) Free(ctx context.Context) (bytes uint64, known bool, err error) {
 		return 0, false, nil
 	}
 	for _, dir := range k.disks() {
-		free, err := freeSpace(dir)
+		free, err := FreeSpace(dir)
 		if err != nil {
 			return 0, false, err
 		}

@@ -135,11 +135,14 @@ func Client(path string) *http.Client {
 const maxAnswer = 16 << 20
 
 // Call asks the process at path and decodes its JSON answer into out, within
-// five minutes. An answer that is no success is an error with what it says:
+// five minutes unless ctx has a deadline of its own. An answer that is no success is an error with what it says:
 // {"error": text}, or the text itself.
 func Call(ctx context.Context, path, method, what string, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 5*time.Minute)
+		defer cancel()
+	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, nil)
 	if err != nil {
 		return err

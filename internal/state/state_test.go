@@ -15,6 +15,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/loopback"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
 
 func TestMain(m *testing.M) { loopback.Main(m) }
@@ -317,7 +318,7 @@ func TestOpenUpstream(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Setenv("npm_config_registry", test.env)
-			up, config, err := d.OpenUpstream(test.url)
+			up, config, err := d.OpenUpstream(test.url, upstream.Options{})
 			if !errors.Is(err, test.err) || err == nil && (up == nil || config.Registry != test.want) {
 				t.Errorf("%v, %q, %v, want %q, %v", up, config.Registry, err, test.want, test.err)
 			}

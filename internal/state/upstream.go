@@ -13,8 +13,8 @@ const UserAgent = "registry-mirror (https://github.com/registry-mirror/registry-
 
 // OpenUpstream is a client of the npm registry at url; where url is empty, of
 // the one that npm's own configuration names. It also returns that
-// configuration.
-func (d Dir) OpenUpstream(url string) (*upstream.Client, npm.Config, error) {
+// configuration. Of o, Registry, UserAgent and Spool are set here.
+func (d Dir) OpenUpstream(url string, o upstream.Options) (*upstream.Client, npm.Config, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		dir = "" // no project to read .npmrc from
@@ -35,5 +35,6 @@ func (d Dir) OpenUpstream(url string) (*upstream.Client, npm.Config, error) {
 	if err := os.MkdirAll(d.Temp(), 0o700); err != nil {
 		return nil, npm.Config{}, err
 	}
-	return upstream.New(upstream.Options{Registry: config, UserAgent: UserAgent, Spool: d.Temp()}), config, nil
+	o.Registry, o.UserAgent, o.Spool = config, UserAgent, d.Temp()
+	return upstream.New(o), config, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
+	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
 
 // A command's test binary runs that command alone. What another command's tests
@@ -27,7 +28,7 @@ type follower struct {
 	*follow.Follower
 }
 
-func openFollower(ctx context.Context, dir state.Dir, upstream string) (_ *follower, err error) {
+func openFollower(ctx context.Context, dir state.Dir, registry string) (_ *follower, err error) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	f := &follower{dir: dir}
 	defer func() {
@@ -38,7 +39,7 @@ func openFollower(ctx context.Context, dir state.Dir, upstream string) (_ *follo
 	if err := dir.Make(); err != nil {
 		return nil, err
 	}
-	up, _, err := dir.OpenUpstream(upstream)
+	up, _, err := dir.OpenUpstream(registry, upstream.Options{})
 	if err != nil {
 		return nil, err
 	}
