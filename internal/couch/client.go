@@ -22,6 +22,9 @@ type Options struct {
 	// Authorization is sent as the header of that name; "" for none. It goes
 	// to the host of URL only.
 	Authorization string
+	// MirrorDocs asks a feed of EngineMirror for documents too. They carry that
+	// feed's revisions: whoever wants the registry's own asks the registry.
+	MirrorDocs bool
 	// HTTP is what requests go through; nil: http.DefaultClient. Its rule for
 	// redirects is replaced by ours. Its Timeout, if it has one, also ends
 	// feeds that are held open.
@@ -92,7 +95,11 @@ func (c *Client) Server(ctx context.Context) (ServerInfo, error) {
 		if err != nil {
 			return ServerInfo{}, err
 		}
-		return readServer(body)
+		info, err := readServer(body)
+		if info.Engine == EngineMirror && !c.o.MirrorDocs {
+			info.IncludeDocs = false
+		}
+		return info, err
 	})
 	if err != nil {
 		return ServerInfo{}, fmt.Errorf("feed %s: %w", c.base, err)

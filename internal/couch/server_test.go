@@ -36,7 +36,7 @@ func TestTheHandlerIsAFeedOfOurOwn(t *testing.T) {
 		}
 		srv := httptest.NewServer(http.StripPrefix("/feed", couch.Handler(source)))
 		ctx, cancel := context.WithCancel(t.Context())
-		c := couch.New(couch.Options{URL: srv.URL + "/feed"})
+		c := couch.New(couch.Options{URL: srv.URL + "/feed", MirrorDocs: true})
 		want := couch.ServerInfo{Engine: couch.EngineMirror, Name: "registry", UUID: "abc", UpdateSeq: "4-abc", DocCount: 2, IncludeDocs: docs}
 		if info, err := c.Server(ctx); err != nil || info != want {
 			t.Fatalf("server %+v, %v", info, err)

@@ -109,7 +109,7 @@ func (f *Follower) announce(ctx context.Context, name npm.Name, row couch.Change
 		return []item{f.tombstone(ledger.Retry{Name: name, Rev: rev + deletedMark}, rev, ledger.RemovedDeleted)}, nil
 	case row.Deleted:
 		rev += deletedMark
-	case row.Doc != nil:
+	case row.Doc != nil && own: // another ledger's documents carry its own revisions
 		return f.brought(ctx, name, row.Doc, rev, w)
 	case rev != "" && head.Known && !head.Deleted && !head.Waiting && (rev == head.Rev || older(rev, head.Rev)):
 		return nil, nil // it is known
