@@ -13,11 +13,39 @@ import (
 	"time"
 )
 
-// step is between two rows' sequences: npm's are sparse.
-const step = 4
+const (
+	// step is between two rows' sequences: npm's are sparse.
+	step = 4
+	// revision is that of every document.
+	revision = "37-0123456789abcdef0123456789abcdef"
+)
+
+// isDeleted reports whether document n is gone.
+func isDeleted(n int) bool { return n%25 == 0 }
+
+// scattered is the document of row n: sequences and names have nothing to do
+// with each other.
+func scattered(n, rows int) int {
+	stride := 611_953
+	for rows%stride == 0 || gcd(stride, rows) != 1 {
+		stride += 2
+	}
+	return (n*stride)%rows + 1
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// nameOf is the id of document n.
+func nameOf(n int) string { return fmt.Sprintf("package-%09d", n) }
 
 // serve is npm's replicate service with so many rows, until in ends. Row n has
-// sequence 4n and document "package-n"; the listing has the same in its order.
+// sequence 4n and one of the documents "package-N"; the listing has them in the
+// order of their names.
 func serve(ctx context.Context, rows int, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -72,9 +100,10 @@ func replicate(rows int) http.Handler {
 			body = append(body, `{"seq":`...)
 			body = strconv.AppendInt(body, int64(last), 10)
 			body = append(body, `,"id":`...)
-			body = appendName(body, n)
-			body = append(body, `,"changes":[{"rev":"37-0123456789abcdef0123456789abcdef"}]`...)
-			if n%25 == 0 {
+			document := scattered(n, rows)
+			body = appendName(body, document)
+			body = append(body, `,"changes":[{"rev":"`+revision+`"}]`...)
+			if isDeleted(document) {
 				body = append(body, `,"deleted":true`...)
 			}
 			body = append(body, '}')
@@ -106,7 +135,7 @@ func replicate(rows int) http.Handler {
 			body = appendName(body, n)
 			body = append(body, `,"key":`...)
 			body = appendName(body, n)
-			body = append(body, `,"value":{"rev":"37-0123456789abcdef0123456789abcdef"}}`...)
+			body = append(body, `,"value":{"rev":"`+revision+`"}}`...)
 		}
 		answer(w, append(body, "]}"...))
 	})

@@ -42,7 +42,6 @@ with a reason that will not pass by itself, or waiting to be tried again.`,
 				refused = slices.DeleteFunc(refused, func(r ledger.Refusal) bool { return r.Reason != reason })
 				retries = []ledger.Retry{}
 			}
-			retries = slices.DeleteFunc(retries, ledger.Retry.Fresh) // not tried yet
 			out := cmd.OutOrStdout()
 			if common.JSON {
 				return cli.PrintJSON(out, map[string]any{"refused": refused, "retrying": retries})

@@ -397,8 +397,16 @@ func (j *job) came(row ledger.Retry, pap *paper, err error) (item, error) {
 	if err == nil {
 		return item{name: j.name, done: []ledger.Done{{Key: ledger.Key{Name: j.name}, Stamp: row.Stamp}}}, nil
 	}
-	if pap != nil && errors.Is(err, upstream.ErrNotFound) {
+	switch gone := errors.Is(err, upstream.ErrNotFound); {
+	case gone && pap != nil:
 		return j.f.missed(j.ctx, row)
+	case gone && strings.HasSuffix(row.Rev, deletedMark):
+		// It was never held: there is nothing to take away.
+		return item{name: j.name, pardon: []ledger.Key{{Name: j.name}}, done: []ledger.Done{{Key: ledger.Key{Name: j.name}, Stamp: row.Stamp}}}, nil
+	case gone && row.Rev != "":
+		if it, ok := j.f.expected(row, err); ok {
+			return it, nil
+		}
 	}
 	stub := (*unpublished)(nil)
 	if pap != nil && errors.As(err, &stub) && !older(stub.rev, strings.TrimSuffix(row.Rev, deletedMark)) {

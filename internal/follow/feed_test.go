@@ -549,3 +549,70 @@ func TestDelay(t *testing.T) {
 		}
 	}
 }
+
+// TestANewPackageThatIsNotThereYet: the registry's copies lag behind its feed by
+// more than a revision.
+func TestANewPackageThatIsNotThereYet(t *testing.T) {
+	w := newWorld(t, small)
+	feed := w.follow(couch.EngineNPM)
+	if _, err := w.store.Commit(t.Context(), ledger.Batch{Wants: wants(t, "*"), Cursor: &ledger.Cursor{Feed: feedName + allMark, Value: "0"}}); err != nil {
+		t.Fatal(err)
+	}
+	feed.push(changed("newcomer", "1-x"), changed("never", "1-y"), couch.Change{ID: "gone", Revs: []string{"2-z"}, Deleted: true})
+	w.run()
+	w.expectRefused()
+	if r := w.retries(); len(r) != 2 || r[0].Missing != 1 || r[0].Next.Sub(w.clock.Now()) > 2*time.Second {
+		t.Fatalf("the queue is %+v", r)
+	}
+	w.reg.Publish("-- newcomer@1.0.0/index.js --\n1\n")
+	w.clock.add(time.Minute)
+	if err := w.f.drain(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	w.expect("newcomer@1.0.0")
+	w.clock.add(time.Hour)
+	if err := w.f.drain(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	w.expectRefused("never@ not-found")
+}
+
+// TestMassRemoval: more deletions than are likely wait for an operator, also
+// after a restart.
+func TestMassRemoval(t *testing.T) {
+	w := newWorld(t, small)
+	feed := w.follow(couch.EngineCouch)
+	w.opts.Removals = 1
+	w.start()
+	feed.push(w.couchDoc("app"), w.couchDoc("lib"), w.couchDoc("other"))
+	if _, err := w.store.Commit(t.Context(), ledger.Batch{Wants: wants(t, "*")}); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	gone := func(name string) couch.Change { return couch.Change{ID: name, Revs: []string{"9-x"}, Deleted: true} }
+	w.reg.Delete("app")
+	w.reg.Delete("lib")
+	feed.push(gone("app"), gone("lib"))
+	w.run()
+	w.expectRefused("lib@ mass-removal")
+	if !w.pkg("app").Deleted || w.pkg("lib").Deleted {
+		t.Error("the breaker held the wrong one")
+	}
+	// An hour later, and in another process, the first still waits.
+	w.clock.add(2 * time.Hour)
+	w.crash()
+	w.reg.Delete("other")
+	feed.push(gone("other"))
+	w.run()
+	w.expectRefused("lib@ mass-removal", "other@ mass-removal")
+	if n, err := w.store.TryAgain(t.Context(), ledger.Again{Reason: ledger.ReasonMassRemoval}); err != nil || n != 2 {
+		t.Fatal(n, err)
+	}
+	if err := w.f.drain(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	w.expectRefused()
+	if !w.pkg("lib").Deleted || !w.pkg("other").Deleted {
+		t.Error("an approved removal was not done")
+	}
+}

@@ -456,13 +456,24 @@ func (w *world) expectRefused(rows ...string) {
 	}
 }
 
+// retries is the whole queue, by name and version.
 func (w *world) retries() []ledger.Retry {
 	w.t.Helper()
-	rows, err := w.store.Retries(w.t.Context())
+	var all []ledger.Retry
+	names := map[npm.Name]bool{}
+	keys, _, _, err := w.store.Due(w.t.Context(), ledger.Due{}, w.clock.Now().AddDate(1, 0, 0), 1000)
+	for _, k := range keys {
+		if names[k.Name] {
+			continue
+		}
+		names[k.Name] = true
+		rows, errRows := w.store.Queue(w.t.Context(), k.Name)
+		all, err = append(all, rows...), errors.Join(err, errRows)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return rows
+	return all
 }
 
 // queued lists "name@version" of what is in the queue, due or not.

@@ -87,6 +87,21 @@ func (f *Follower) missed(ctx context.Context, row ledger.Retry) (item, error) {
 	return f.tombstone(row, strings.TrimSuffix(row.Rev, deletedMark), ledger.RemovedDeleted), nil
 }
 
+// expected is what to record of a package that a feed announced and upstream does
+// not have yet: a registry's copies lag behind its feed. Past ConfirmOver it is
+// not expected any more.
+func (f *Follower) expected(row ledger.Retry, err error) (item, bool) {
+	now := f.now()
+	if row.Missing++; row.Missing == 1 || row.Since.IsZero() {
+		row.Since = now
+	}
+	if now.Sub(row.Since) >= f.confirmOver {
+		return item{}, false
+	}
+	row.Next, row.Detail = now.Add(min(delay(row.Missing, true), f.confirmOver)), detail(err)
+	return item{name: row.Name, queue: []ledger.Retry{row}}, true
+}
+
 // tombstone is what to record of a package that is gone, unless the breaker
 // holds it back.
 func (f *Follower) tombstone(row ledger.Retry, rev, why string) item {

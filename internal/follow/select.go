@@ -267,14 +267,19 @@ func (f *Follower) resolve(ctx context.Context, wants []ledger.Want, age time.Du
 				named = append(named, want)
 			}
 		}
-		for group := range slices.Chunk(named, groupWants) {
-			picked, wrong, err := r.selectVersions(group)
-			if err != nil {
+		for some := range slices.Chunk(named, aheadWants) {
+			if err := r.prefetch(some); err != nil {
 				return err
 			}
-			maps.Copy(problems, wrong)
-			if err := r.queueMissing(picked, true); err != nil {
-				return err
+			for group := range slices.Chunk(some, groupWants) {
+				picked, wrong, err := r.selectVersions(group)
+				if err != nil {
+					return err
+				}
+				maps.Copy(problems, wrong)
+				if err := r.queueMissing(picked, true); err != nil {
+					return err
+				}
 			}
 		}
 		return r.settleProblems(problems)
@@ -341,6 +346,25 @@ func (f *Follower) resolution(ctx context.Context, age time.Duration, work func(
 	}
 	err = errors.Join(err, r.gather.close())
 	return r.cause(err)
+}
+
+// aheadWants is for how many wants documents are asked for before they are
+// resolved, a multiple of groupWants.
+const aheadWants = 32 * groupWants
+
+// prefetch loads the documents of wants, all at once.
+func (r *resolution) prefetch(wants []ledger.Want) error {
+	g, ctx := errgroup.WithContext(r.ctx)
+	g.SetLimit(r.f.workers)
+	for _, want := range wants {
+		g.Go(func() error {
+			if _, err := r.paper(ctx, want.Spec.Name); err != nil && ours(ctx, err) {
+				return err
+			}
+			return nil // else it is recorded
+		})
+	}
+	return g.Wait()
 }
 
 // cause returns what ended the resolution, where err is only its echo.

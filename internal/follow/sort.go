@@ -21,6 +21,7 @@ const (
 	ReasonNotFound    = "not-found"             // upstream says 404 or 410
 	ReasonTooLarge    = "too-large"             // beyond the size bound
 	ReasonName        = "name"                  // no package name by npm's rule
+	ReasonUnpublished = "unpublished"           // upstream says that all versions were taken back
 	ReasonPackument   = "packument"             // not a packument, or two parsers could read it differently
 	ReasonManifest    = "manifest"              // one version of a good packument is of no use
 	ReasonRefused     = "refused"               // upstream says another 4xx, or its address is not allowed
@@ -63,7 +64,10 @@ func ours(ctx context.Context, err error) bool {
 // reason sorts an error of upstream's: a reason code where trying again would
 // not help, "" where it may.
 func reason(err error) string {
+	stub := (*unpublished)(nil)
 	switch {
+	case errors.As(err, &stub):
+		return ReasonUnpublished
 	case errors.Is(err, npm.ErrIntegrity):
 		return ReasonIntegrity
 	case errors.Is(err, npm.ErrNoIntegrity):

@@ -15,19 +15,19 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
-// Retries is the queue, by name and version, due or not, of those that were
-// tried and of those that were not.
+// Retries lists those rows of the queue that were tried in vain, by name and
+// version, due or not. Those that were not tried yet may be millions.
 func (s *Store) Retries(ctx context.Context) ([]Retry, error) {
-	return s.queue(ctx, []byte{rowRetry})
+	return s.queue(ctx, []byte{rowRetry}, func(r Retry) bool { return !r.Fresh() })
 }
 
 // Queue lists the queue's rows of one package: its own first, if there is one,
 // then those of its versions.
 func (s *Store) Queue(ctx context.Context, name npm.Name) ([]Retry, error) {
-	return s.queue(ctx, appendTerm([]byte{rowRetry}, string(name)))
+	return s.queue(ctx, appendTerm([]byte{rowRetry}, string(name)), func(Retry) bool { return true })
 }
 
-func (s *Store) queue(ctx context.Context, prefix []byte) ([]Retry, error) {
+func (s *Store) queue(ctx context.Context, prefix []byte, among func(Retry) bool) ([]Retry, error) {
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
@@ -44,7 +44,9 @@ func (s *Store) queue(ctx context.Context, prefix []byte) ([]Retry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list the queue: %w", err)
 		}
-		all = append(all, r)
+		if among(r) {
+			all = append(all, r)
+		}
 	}
 	return all, nil
 }
@@ -250,7 +252,7 @@ func (s *Store) TryAgain(ctx context.Context, which Again) (int, error) {
 			return n, err
 		}
 		for _, r := range rows {
-			if r.Attempts == 0 && r.Missing == 0 || !matches(r.Name, r.Version) {
+			if !matches(r.Name, r.Version) {
 				continue
 			}
 			r.Attempts, r.Next = 0, time.Time{}

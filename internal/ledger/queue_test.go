@@ -144,9 +144,11 @@ func TestTryAgain(t *testing.T) {
 			t.Errorf("a removal is not approved: %+v", rows[0])
 		}
 		var clear Batch
-		rows, _ := s.Retries(t.Context())
-		for _, r := range rows {
-			clear.Done = append(clear.Done, Done{Key: Key{r.Name, r.Version}})
+		for _, name := range []npm.Name{"a", "b", "d", "e", "f", "g"} {
+			rows, _ := s.Queue(t.Context(), name)
+			for _, r := range rows {
+				clear.Done = append(clear.Done, Done{Key: Key{r.Name, r.Version}})
+			}
 		}
 		commit(t, s, clear)
 	}

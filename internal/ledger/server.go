@@ -73,7 +73,8 @@ type server struct {
 //	GET    /package/{name}   a package with its versions; a scope's slash as %2f
 //	GET    /packages         every package without versions, one JSON a line
 //	GET    /status           Status
-//	GET    /refused /retries the lists; /refused/{name} and /queue/{name} of one package
+//	GET    /refused /retries what is refused, and what was tried in vain so far;
+//	                         /refused/{name} and /queue/{name} of one package
 //	POST   /again            an Again: what is to be tried again; answers how many
 //	GET    /wants            the selection
 //	POST   /wants            a list of Want to add
