@@ -44,7 +44,7 @@ func (f *Follower) tarball(ctx context.Context, pap *paper, version string) (ite
 	}
 	it := item{name: pap.name, done: []ledger.Done{{Key: ledger.Key{Name: pap.name, Version: version}}}, doc: pap, bytes: t.Size}
 	held := 0
-	ref, err := unixfs.AddFile(t, func(b blocks.Block) error {
+	sink := func(b blocks.Block) error {
 		it.blocks = append(it.blocks, b)
 		if held += len(b.RawData()); held < f.early {
 			return nil
@@ -52,7 +52,13 @@ func (f *Follower) tarball(ctx context.Context, pap *paper, version string) (ite
 		err := f.put(ctx, it.blocks)
 		it.blocks, it.ahead, held = nil, true, 0
 		return err
-	})
+	}
+	var ref unixfs.Ref
+	if data := t.Bytes(); data != nil {
+		ref, err = unixfs.AddBytes(data, sink)
+	} else {
+		ref, err = unixfs.AddFile(t, sink)
+	}
 	if err = errors.Join(err, t.Close()); err != nil {
 		return item{}, own(fmt.Errorf("store tarball of %s@%s: %w", pap.name, version, err))
 	}

@@ -40,9 +40,12 @@ var (
 )
 
 const (
-	// memoryTarball is how much of a tarball is held in memory before it is
-	// spooled to a file, in bytes.
+	// memoryTarball is up to how many bytes a tarball is held in memory; larger
+	// ones are spooled to a file. So are those of up to largeTarball that say
+	// their size, while maxLarge others of them are in use.
 	memoryTarball = 2 << 20
+	largeTarball  = 8 << 20
+	maxLarge      = 8
 	// maxChunk is how much more memory is taken at once while a body comes, in bytes.
 	maxChunk = 4 << 20
 	// A transfer that does not bring stallBytes within stallTime has stalled (1 KiB/s).
@@ -74,8 +77,9 @@ type Options struct {
 	// registries of the configuration they always are: where those lie is the
 	// operator's word.
 	AllowPrivate bool
-	// Spool is the directory for tarballs of more than 2 MiB while they are in
-	// use; "" means the system's. The files have no name there.
+	// Spool is the directory for tarballs that are too large for memory (over
+	// 8 MiB, or over 2 MiB where eight such are in memory) while they are in use;
+	// "" means the system's. The files have no name there.
 	Spool string
 	// Attempts bounds how often one thing is asked for; 0 means 5. 1 is for a
 	// caller that keeps a queue of its own: then a tarball that does not match
@@ -105,6 +109,7 @@ type Client struct {
 	hosts    hosts
 	http     *http.Client
 	limits   limiters
+	large    chan struct{} // a token per large tarball in memory
 	bytes    *rate.Limiter // nil: no bound
 	requests *rate.Limiter // nil: no bound
 }
@@ -126,7 +131,7 @@ func New(o Options) *Client {
 	if o.Parallel <= 0 {
 		o.Parallel = 64
 	}
-	c := &Client{o: o, hosts: newHosts(o), limits: limiters{most: o.Parallel, of: map[string]*limiter{}}}
+	c := &Client{o: o, hosts: newHosts(o), large: make(chan struct{}, maxLarge), limits: limiters{most: o.Parallel, of: map[string]*limiter{}}}
 	if o.MaxRate > 0 {
 		c.bytes = rate.NewLimiter(rate.Limit(o.MaxRate), maxBurst)
 	}
@@ -168,7 +173,7 @@ func (c *Client) Packument(ctx context.Context, name npm.Name, etag string) (Pac
 		if resp.ContentLength > c.o.MaxPackument {
 			return Packument{}, backoff.Permanent(fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, resp.ContentLength, c.o.MaxPackument))
 		}
-		raw, err := readAll(body, resp.ContentLength, c.o.MaxPackument)
+		raw, err := readAll(body, min(resp.ContentLength, memoryTarball), c.o.MaxPackument)
 		if err != nil {
 			return Packument{}, err
 		}
@@ -202,7 +207,7 @@ func (c *Client) Keys(ctx context.Context) ([]npm.Key, error) {
 		if resp.StatusCode != http.StatusOK {
 			return nil, fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
 		}
-		raw, err := readAll(body, resp.ContentLength, maxKeys)
+		raw, err := readAll(body, min(resp.ContentLength, maxKeys), maxKeys)
 		if err != nil {
 			return nil, err
 		}
@@ -227,11 +232,21 @@ type Tarball struct {
 	Size   int64
 	SRI    string // sha512 of the bytes, "sha512-<base64>"
 	Shasum string // sha1 of the bytes, hexadecimal
+	bytes  []byte
 	file   *os.File
+	large  <-chan struct{} // holds a token of this tarball's, if not nil
 }
 
-// Close frees what the tarball occupies.
+// Bytes is the tarball where it is in memory, else nil. It is the caller's, also
+// after Close.
+func (t *Tarball) Bytes() []byte { return t.bytes }
+
+// Close frees what the tarball occupies, but for what Bytes gave. It is called
+// once.
 func (t *Tarball) Close() error {
+	if t.large != nil {
+		<-t.large
+	}
 	if t.file == nil {
 		return nil
 	}
@@ -288,41 +303,53 @@ func (c *Client) tarball(ctx context.Context, name npm.Name, d npm.Dist) (*Tarba
 	})
 }
 
-// receive reads a tarball whole and verifies it.
-func (c *Client) receive(body io.Reader, length int64, integrity npm.Integrity) (*Tarball, error) {
+// receive reads a tarball whole and verifies it. length is what the header
+// promised, -1 for nothing.
+func (c *Client) receive(body io.Reader, length int64, integrity npm.Integrity) (_ *Tarball, err error) {
 	if length > c.o.MaxTarball {
 		return nil, backoff.Permanent(fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, length, c.o.MaxTarball))
 	}
+	t := &Tarball{}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	room := int64(memoryTarball)
+	if length > room && length <= largeTarball {
+		select {
+		case c.large <- struct{}{}:
+			t.large, room = c.large, length
+		default:
+		}
+	}
 	verifier := integrity.NewVerifier()
 	in := io.TeeReader(body, verifier)
-	first, err := readAll(io.LimitReader(in, memoryTarball+1), length, memoryTarball+1)
+	first, err := readAll(io.LimitReader(in, room+1), min(length, room), room+1)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tarball{Size: int64(len(first))}
-	if len(first) <= memoryTarball {
+	t.Size = int64(len(first))
+	if t.Size <= room {
 		if t.Size > c.o.MaxTarball {
 			return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, c.o.MaxTarball))
 		}
-		t.ReadSeeker = bytes.NewReader(first)
+		t.bytes, t.ReadSeeker = first, bytes.NewReader(first)
 	} else {
 		f, err := os.CreateTemp(c.o.Spool, "tarball-*")
 		if err != nil {
 			return nil, backoff.Permanent(fmt.Errorf("spool: %w", err))
 		}
+		t.file, t.ReadSeeker = f, f
 		// Without a name it is gone with the process, however that ends.
 		if err := os.Remove(f.Name()); err != nil {
-			f.Close()
 			return nil, backoff.Permanent(fmt.Errorf("spool: %w", err))
 		}
-		t.file, t.ReadSeeker = f, f
 		if t.Size, err = spool(f, first, in, c.o.MaxTarball); err != nil {
-			f.Close()
 			return nil, err
 		}
 	}
 	if err := verifier.Check(); err != nil {
-		t.Close()
 		return nil, err
 	}
 	t.SRI, t.Shasum = verifier.SRI(), verifier.Shasum()
@@ -358,16 +385,18 @@ func spool(f *os.File, first []byte, in io.Reader, limit int64) (int64, error) {
 	return size, nil
 }
 
-// readAll reads r to its end; more than limit bytes is ErrTooLarge. length is
-// what the header promised, -1 for nothing. It takes twice the body's size and
-// a chunk at most while it reads, and what it returns has no room to spare.
-func readAll(r io.Reader, length, limit int64) ([]byte, error) {
+// readAll reads r to its end; more than limit bytes is ErrTooLarge. hint is the
+// size that it makes room for before any byte has come, negative for nothing
+// known. Without one it takes twice the body's size and a chunk at most while it
+// reads; what it returns has little room to spare.
+func readAll(r io.Reader, hint, limit int64) ([]byte, error) {
 	r = io.LimitReader(r, limit+1)
 	var chunks [][]byte
 	var total int64
-	// A promise is only worth so much memory before any byte has come. One byte
-	// more shows the end.
-	size := max(min(length, limit, memoryTarball)+1, 8<<10)
+	size := min(hint, limit) + 1 // one byte more shows the end
+	if hint < 0 {
+		size = 8 << 10
+	}
 	for end := false; !end; {
 		chunk := make([]byte, 0, size)
 		for !end && len(chunk) < cap(chunk) {
@@ -383,7 +412,7 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		if total += int64(len(chunk)); total > limit {
 			return nil, backoff.Permanent(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
 		}
-		size = min(total, maxChunk)
+		size = max(min(total, maxChunk), 8<<10)
 	}
 	if len(chunks) == 1 && cap(chunks[0]) <= len(chunks[0])+8<<10 {
 		return chunks[0], nil

@@ -242,16 +242,18 @@ func sri(b []byte) string {
 }
 
 func TestTarballSpool(t *testing.T) {
-	body := make([]byte, memoryTarball+maxChunk+100_000)
+	body := make([]byte, largeTarball+100_000)
 	for i := range body {
 		body[i] = byte(i * i >> 8)
 	}
 	for _, c := range []struct {
 		name    string
 		size    int
-		spooled bool
+		crowded bool // all large ones that may be in memory are
+		spooled bool // where the size was said; without it, all beyond memoryTarball are
 	}{
-		{"Empty", 0, false}, {"Small", 1000, false}, {"JustInMemory", memoryTarball, false}, {"JustBeyond", memoryTarball + 1, true}, {"Large", len(body), true},
+		{"Empty", 0, false, false}, {"Small", 1000, false, false}, {"JustInMemory", memoryTarball, true, false}, {"JustBeyond", memoryTarball + 1, false, false},
+		{"JustBeyondCrowded", memoryTarball + 1, true, true}, {"JustLarge", largeTarball, false, false}, {"TooLargeForMemory", len(body), false, true},
 	} {
 		for _, chunked := range []bool{false, true} {
 			t.Run(fmt.Sprint(c.name, chunked), func(t *testing.T) {
@@ -272,12 +274,23 @@ func TestTarballSpool(t *testing.T) {
 				defer s.Close()
 				spool := t.TempDir()
 				client := client(s.URL, func(o *Options) { o.Spool = spool; o.MaxTarball = int64(max(1, len(body))) })
+				for range maxLarge - 1 {
+					client.large <- struct{}{}
+				}
+				if c.crowded {
+					client.large <- struct{}{}
+				}
+				taken := len(client.large)
 				tb, err := client.Tarball(t.Context(), "n", "1.0.0", npm.Dist{Tarball: s.URL + "/n.tgz", Integrity: sri(body)})
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got, err := io.ReadAll(tb); err != nil || !bytes.Equal(got, body) || tb.Size != int64(len(body)) || (tb.file != nil) != c.spooled {
+				spooled := c.spooled || chunked && c.size > memoryTarball
+				if got, err := io.ReadAll(tb); err != nil || !bytes.Equal(got, body) || tb.Size != int64(len(body)) || (tb.file != nil) != spooled {
 					t.Errorf("%d of %d bytes, spooled %v, %v", len(got), len(body), tb.file != nil, err)
+				}
+				if data := tb.Bytes(); (data == nil) != spooled || data != nil && !bytes.Equal(data, body) {
+					t.Errorf("%d bytes in memory, spooled %v", len(data), spooled)
 				}
 				if left, err := filepath.Glob(filepath.Join(spool, "*")); err != nil || len(left) != 0 {
 					t.Errorf("the spool has a name: %q", left)
@@ -285,12 +298,18 @@ func TestTarballSpool(t *testing.T) {
 				if err := tb.Close(); err != nil {
 					t.Error(err)
 				}
+				if len(client.large) != taken {
+					t.Errorf("%d large tarballs count as in memory, want %d", len(client.large), taken)
+				}
 				if c.size < 2 {
 					return
 				}
 				client.o.MaxTarball = int64(len(body)) - 1
 				if _, err := client.Tarball(t.Context(), "n", "1.0.0", npm.Dist{Tarball: s.URL + "/n.tgz", Integrity: sri(body)}); !errors.Is(err, ErrTooLarge) {
 					t.Errorf("one byte too large: %v", err)
+				}
+				if len(client.large) != taken {
+					t.Errorf("%d large tarballs count as in memory after a refusal, want %d", len(client.large), taken)
 				}
 			})
 		}
