@@ -13,6 +13,7 @@ import (
 	"iter"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -163,6 +164,11 @@ type Follower struct {
 	// recording is held from the read of the ledger's row to the commit that
 	// depends on it.
 	recording sync.Mutex
+
+	// checkpointing is held while the node makes a checkpoint and, if it failed,
+	// until that is counted.
+	checkpointing     sync.Mutex
+	failedCheckpoints atomic.Int64
 
 	removals  breaker
 	parsed    parsed

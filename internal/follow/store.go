@@ -2,7 +2,9 @@ package follow
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,10 +44,33 @@ const holdLabel = "follower"
 // A crash before 4 leaves blocks that nothing names, and a cursor, a queue and a
 // selection that bring the same work again, to the same CIDs. A crash after it
 // leaves nothing undone.
+//
+// bring is 1 and 2, settle 3 and 4. One batch may be brought while others are
+// settled (see gathering): 3 covers a batch only where it began after 2 had
+// ended, and only where no checkpoint failed since 2 began. One that failed may
+// have lost what others put.
 func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Cursor) error {
 	if len(items) == 0 && cursor == nil {
 		return nil
 	}
+	b, err := f.bring(ctx, items)
+	if err != nil {
+		return err
+	}
+	return f.settle(ctx, []brought{b}, cursor)
+}
+
+// brought is a batch whose blocks are with the node, not yet durable.
+type brought struct {
+	items  []item
+	dirty  bool  // it has blocks
+	failed int64 // checkpoints that had failed before they were put
+	done   func(error)
+}
+
+// bring holds what items bring and puts it.
+func (f *Follower) bring(ctx context.Context, items []item) (brought, error) {
+	b := brought{items: items, failed: f.failedCheckpoints.Load()}
 	var blks []blocks.Block
 	var roots []cid.Cid
 	ahead := false
@@ -61,22 +86,57 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 		}
 		it.blocks = nil
 	}
-	if len(blks) > 0 || ahead {
-		if err := f.node.Hold(ctx, holdLabel, roots); err != nil {
-			return own(fmt.Errorf("hold %d roots: %w", len(roots), err))
-		}
-		if err := f.put(ctx, blks); err != nil {
-			return err
-		}
-		if ahead {
-			if err := f.checkAhead(ctx, items); err != nil {
-				return err
-			}
-		}
-		if err := f.node.Checkpoint(ctx); err != nil {
-			return own(fmt.Errorf("checkpoint of the node: %w", err))
+	if b.dirty = len(blks) > 0 || ahead; !b.dirty {
+		return b, nil
+	}
+	if err := f.node.Hold(ctx, holdLabel, roots); err != nil {
+		return b, own(fmt.Errorf("hold %d roots: %w", len(roots), err))
+	}
+	if err := f.put(ctx, blks); err != nil {
+		return b, err
+	}
+	if ahead {
+		return b, f.checkAhead(ctx, items)
+	}
+	return b, nil
+}
+
+// settle makes batches durable, together, and commits them, in their order.
+func (f *Follower) settle(ctx context.Context, batches []brought, cursor *ledger.Cursor) error {
+	if err := f.checkpoint(ctx, batches); err != nil {
+		return err
+	}
+	var items []item
+	for _, b := range batches {
+		items = append(items, b.items...)
+	}
+	return f.commit(ctx, items, cursor)
+}
+
+// errCheckpoint is for a batch that was put when another's checkpoint failed.
+var errCheckpoint = errors.New("a checkpoint failed after the blocks were put")
+
+// checkpoint makes the blocks of batches durable, or fails.
+func (f *Follower) checkpoint(ctx context.Context, batches []brought) error {
+	if !slices.ContainsFunc(batches, func(b brought) bool { return b.dirty }) {
+		return nil
+	}
+	f.checkpointing.Lock()
+	defer f.checkpointing.Unlock()
+	if err := f.node.Checkpoint(ctx); err != nil {
+		f.failedCheckpoints.Add(1)
+		return own(fmt.Errorf("checkpoint of the node: %w", err))
+	}
+	for _, b := range batches {
+		if b.dirty && b.failed != f.failedCheckpoints.Load() {
+			return own(errCheckpoint)
 		}
 	}
+	return nil
+}
+
+// commit writes items and cursor to the ledger as one batch.
+func (f *Follower) commit(ctx context.Context, items []item, cursor *ledger.Cursor) error {
 	f.recording.Lock()
 	defer f.recording.Unlock()
 	batch, err := f.batch(ctx, items)
