@@ -3,8 +3,12 @@
 package main
 
 import (
+	"crypto/sha1"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -12,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,16 +34,19 @@ const (
 	maxSize    = 5e6
 )
 
-// file is one tarball: random bytes, which nothing can compress.
+// perPackage is how many versions a package has; npm's mean is a little more.
+const perPackage = 10
+
+// file is one version's tarball: random bytes, which nothing can compress.
 type file struct {
-	name npm.Name
-	data []byte
-	sri  string
+	name    npm.Name
+	version string
+	data    []byte
+	sri     string
+	shasum  string
 }
 
-const version = "1.0.0"
-
-func (f file) path() string { return fmt.Sprintf("/%s/-/%s-%s.tgz", f.name, f.name, version) }
+func (f file) path() string { return fmt.Sprintf("/%s/-/%s-%s.tgz", f.name, f.name, f.version) }
 
 // corpus is the same for the same number of files. Its bytes lie outside of
 // Go's heap, for gigabytes of them would spare the pipelines most of the
@@ -71,11 +79,13 @@ func newCorpus(n int) (*corpus, error) {
 		data := rest[:size:size]
 		rest = rest[size:]
 		random.Read(data)
-		sum := sha512.Sum512(data)
+		strong, weak := sha512.Sum512(data), sha1.Sum(data)
 		c.files[i] = file{
-			name: npm.Name("package-" + strconv.Itoa(i)),
-			data: data,
-			sri:  "sha512-" + base64.StdEncoding.EncodeToString(sum[:]),
+			name:    npm.Name("package-" + strconv.Itoa(i/perPackage)),
+			version: fmt.Sprintf("1.%d.0", i%perPackage),
+			data:    data,
+			sri:     "sha512-" + base64.StdEncoding.EncodeToString(strong[:]),
+			shasum:  hex.EncodeToString(weak[:]),
 		}
 	}
 	return c, nil
@@ -101,45 +111,80 @@ func (c *corpus) writeTree(dir string) error {
 				return err
 			}
 		}
-		if err := os.WriteFile(filepath.Join(sub, string(f.name)+".tgz"), f.data, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(sub, strconv.Itoa(i)+".tgz"), f.data, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// registry serves the corpus's tarballs on loopback, as npm's would.
+// packages are the corpus's packages, each with its files.
+func (c *corpus) packages() [][]file {
+	return slices.Collect(slices.Chunk(c.files, perPackage))
+}
+
+// registry serves the corpus on loopback, as npm's would.
 type registry struct {
 	url string
 	srv *http.Server
 }
 
 func (c *corpus) serve() (*registry, error) {
-	byPath := make(map[string]file, len(c.files))
-	for _, f := range c.files {
-		byPath[f.path()] = f
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	r := &registry{url: "http://" + l.Addr().String()}
-	r.srv = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f, ok := byPath[r.URL.Path]
+	type answer struct {
+		kind string
+		body []byte
+	}
+	answers := make(map[string]answer, len(c.files))
+	for _, f := range c.files {
+		answers[f.path()] = answer{"application/octet-stream", f.data}
+	}
+	for _, files := range c.packages() {
+		doc, err := json.Marshal(r.packument(files))
+		if err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+		answers["/"+string(files[0].name)] = answer{"application/json", doc}
+	}
+	r.srv = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		a, ok := answers[req.URL.Path]
 		if !ok {
-			http.NotFound(w, r)
+			http.NotFound(w, req)
 			return
 		}
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Content-Length", strconv.Itoa(len(f.data)))
-		w.Write(f.data)
+		w.Header().Set("Content-Type", a.kind)
+		w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
+		w.Write(a.body)
 	})}
 	go r.srv.Serve(l)
 	return r, nil
 }
 
+// packument is the document of a package with these files.
+func (r *registry) packument(files []file) map[string]any {
+	const published = "2026-01-02T03:04:05.678Z"
+	last := files[len(files)-1]
+	versions, times := map[string]any{}, map[string]any{"created": published, "modified": published}
+	for _, f := range files {
+		d := r.dist(f)
+		versions[f.version] = map[string]any{
+			"name": f.name, "version": f.version, "description": "random bytes", "main": "index.js", "license": "MIT",
+			"dist": map[string]any{"tarball": d.Tarball, "integrity": d.Integrity, "shasum": d.Shasum, "fileCount": 1, "unpackedSize": len(f.data)},
+		}
+		times[f.version] = published
+	}
+	return map[string]any{
+		"_id": last.name, "_rev": "1-0123456789abcdef", "name": last.name, "description": "random bytes",
+		"dist-tags": map[string]any{"latest": last.version}, "versions": versions, "time": times,
+	}
+}
+
 func (r *registry) dist(f file) npm.Dist {
-	return npm.Dist{Tarball: r.url + f.path(), Integrity: f.sri}
+	return npm.Dist{Tarball: r.url + f.path(), Integrity: f.sri, Shasum: f.shasum}
 }
 
 func (r *registry) config() npm.Config {

@@ -65,6 +65,7 @@ type drain struct {
 	tarballs chan struct{} // a token per tarball that is fetched
 	work     sync.WaitGroup
 	ended    chan struct{} // something in work has ended
+	looked   time.Duration // what this pass spent on looking at rows; owned by run
 
 	mu        sync.Mutex
 	flying    map[npm.Name]bool // packages whose rows are in work, or being committed
@@ -78,7 +79,7 @@ func (d *drain) run(follow bool) error {
 	for {
 		queued := d.f.ledger.Queued() // before the queue is read
 		idle := d.idle()
-		began := time.Now()
+		d.looked = 0
 		started, later, err := d.pass()
 		if err != nil {
 			return err
@@ -98,7 +99,7 @@ func (d *drain) run(follow bool) error {
 			wait = min(wait, later.Sub(d.f.now()))
 		}
 		// Rows in work are passed over each time: looking at them must cost little.
-		pause := 5*time.Millisecond + 4*time.Since(began)
+		pause := 5*time.Millisecond + 4*d.looked
 		timer := time.NewTimer(max(wait, pause))
 		select {
 		case <-d.ctx.Done():
@@ -148,7 +149,9 @@ func (d *drain) pass() (started int, later time.Time, err error) {
 // start looks at some rows from at on and works on those that are due by then
 // and not in work. It waits for others to end where enough are.
 func (d *drain) start(at *ledger.Due, due time.Time) (started int, more bool, later time.Time, err error) {
+	began := time.Now()
 	keys, next, later, err := d.f.ledger.Due(d.ctx, *at, due, look)
+	d.looked += time.Since(began) // but not what waiting for others takes
 	if err != nil {
 		return 0, false, later, own(err)
 	}
