@@ -121,6 +121,7 @@ func (d *Daemon) env() []string {
 func (d *Daemon) Restart(ctx context.Context) error {
 	d.cmd = exec.Command(d.Binary, "daemon")
 	d.cmd.Env = d.env()
+	endWithParent(d.cmd)
 	pr, pw := io.Pipe()
 	d.cmd.Stdout = io.MultiWriter(&d.log, pw)
 	d.cmd.Stderr = &d.log
@@ -222,6 +223,19 @@ func (d *Daemon) Stop() error {
 		return errors.Join(errors.New("the daemon had to be killed"), err)
 	}
 }
+
+// Kill ends the daemon with SIGKILL, as a crash of it would, and waits for it.
+func (d *Daemon) Kill() error {
+	err := d.cmd.Process.Kill()
+	<-d.exited
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// Process is the daemon's process ID.
+func (d *Daemon) Process() int { return d.cmd.Process.Pid }
 
 // logBuffer keeps what a daemon prints.
 type logBuffer struct {

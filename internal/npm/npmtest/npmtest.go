@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"path"
@@ -46,6 +47,7 @@ type Registry struct {
 	clock    time.Time
 	faults   []fault
 	requests map[string]int
+	stale    int // documents from before a change that were served
 }
 
 // Fault handles a request in the registry's place, or returns false.
@@ -71,6 +73,8 @@ type pkg struct {
 	// before and lag are what a slow CDN still serves, and for how many requests.
 	before []byte
 	lag    int
+	// hide keeps the next change out of the feed; hidden says that the last one is.
+	hide, hidden bool
 }
 
 type version struct {
@@ -250,6 +254,28 @@ func (r *Registry) Unpublish(name, version string) {
 	r.bump(p)
 }
 
+// Deprecate sets a version's deprecation message.
+func (r *Registry) Deprecate(name, version, message string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.packages[name]
+	if p == nil || p.versions[version] == nil {
+		r.fail("npmtest: deprecate %s@%s: it does not exist", name, version)
+		return
+	}
+	raw, err := json.Marshal(message)
+	if err != nil {
+		panic(err) // a string
+	}
+	p.before = r.document(p)
+	v := p.versions[version]
+	v.manifest = maps.Clone(v.manifest)
+	v.manifest["deprecated"] = raw
+	r.clock = r.clock.Add(time.Hour)
+	p.modified = r.clock
+	r.bump(p)
+}
+
 // Delete removes the whole package: 404, and a deletion in the feed.
 func (r *Registry) Delete(name string) {
 	r.mu.Lock()
@@ -312,6 +338,39 @@ func (r *Registry) Lag(name string, requests int) {
 	p.lag = requests
 }
 
+// Stale tells how many documents from before a change were served, as Lag asks for.
+func (r *Registry) Stale() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stale
+}
+
+// Hide keeps the next change of a package out of the feed, as if its row had
+// been dropped: the listing has it, and the feed never will.
+func (r *Registry) Hide(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.packages[name]
+	if p == nil {
+		p = &pkg{name: name, deleted: true}
+		r.packages[name] = p
+	}
+	p.hide = true
+}
+
+// Announce puts a change of any name at all into the feed and the listing. The
+// registry has no such package: 404.
+func (r *Registry) Announce(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.packages[name]
+	if p == nil {
+		p = &pkg{name: name}
+		r.packages[name] = p
+	}
+	r.bump(p)
+}
+
 // Fault lets handle answer requests whose escaped path begins with prefix; it
 // returns false to leave one to the registry. The last that was set is asked first.
 func (r *Registry) Fault(prefix string, handle func(w http.ResponseWriter, r *http.Request) bool) {
@@ -346,6 +405,7 @@ func (r *Registry) bump(p *pkg) {
 	r.seq += 3 // npm's sequence has gaps
 	p.seq = r.seq
 	p.rev++
+	p.hide, p.hidden = false, p.hide
 }
 
 func (p *pkg) revision() string {

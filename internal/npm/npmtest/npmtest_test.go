@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -327,5 +328,58 @@ func TestArchiveErrors(t *testing.T) {
 			r.Close()
 			t.Errorf("%q passes", bad)
 		}
+	}
+}
+
+// TestFeedFaults: what the feed hides the listing has, until another change; a
+// name that is announced need not exist.
+func TestFeedFaults(t *testing.T) {
+	r := New(t, "-- a@1.0.0/x --\n-- b@1.0.0/x --\n")
+	ids := func(path, key string) string {
+		t.Helper()
+		_, body := get(t, r.FeedURL+path)
+		var page map[string]json.RawMessage
+		var rows []struct{ ID string }
+		if err := errors.Join(json.Unmarshal(body, &page), json.Unmarshal(page[key], &rows)); err != nil {
+			t.Fatalf("%s: %v: %s", path, err, body)
+		}
+		var all []string
+		for _, row := range rows {
+			all = append(all, row.ID)
+		}
+		return strings.Join(all, " ")
+	}
+	feed := func() string { t.Helper(); return ids("/_changes", "results") }
+	docs := func() string { t.Helper(); return ids("/_all_docs", "rows") }
+	r.Hide("a")
+	if got := feed(); got != "a b" {
+		t.Errorf("before the change that is hidden: %s", got)
+	}
+	r.Deprecate("a", "1.0.0", "no longer")
+	r.Hide("c")
+	r.Publish("-- c@1.0.0/x --\n")
+	if got := feed(); got != "b" {
+		t.Errorf("the feed has %s", got)
+	}
+	if got := docs(); got != "a b c" {
+		t.Errorf("the listing has %s", got)
+	}
+	if _, body := get(t, r.URL+"/a"); !strings.Contains(string(body), `"deprecated":"no longer"`) {
+		t.Errorf("not deprecated: %s", body)
+	}
+	r.Lag("a", 1)
+	if _, body := get(t, r.URL+"/a"); strings.Contains(string(body), "no longer") || r.Stale() != 1 {
+		t.Errorf("%d stale: %s", r.Stale(), body)
+	}
+	r.Publish("-- a@2.0.0/x --\n")
+	r.Announce("../up")
+	if got := feed(); got != "b a ../up" {
+		t.Errorf("after a further change: %s", got)
+	}
+	if got := docs(); got != "../up a b c" {
+		t.Errorf("the listing has %s", got)
+	}
+	if resp, _ := get(t, r.URL+"/..%2fup"); resp.StatusCode != 404 {
+		t.Errorf("what was only announced: %s", resp.Status)
 	}
 }

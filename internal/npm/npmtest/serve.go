@@ -143,11 +143,12 @@ func (r *Registry) served(name string) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.packages[name]
-	if p == nil || p.deleted {
+	if p == nil || p.versions == nil {
 		return nil
 	}
 	if p.lag > 0 {
 		p.lag--
+		r.stale++
 		return p.before
 	}
 	doc := r.document(p)
@@ -313,7 +314,7 @@ func (r *Registry) changes(w http.ResponseWriter, q url.Values, limit int) bool 
 	}
 	rows := []row{}
 	for _, p := range r.packages {
-		if p.seq > since && (ids == nil || slices.Contains(ids, p.name)) {
+		if p.seq > since && !p.hidden && (ids == nil || slices.Contains(ids, p.name)) {
 			rows = append(rows, row{p.seq, p.name, []rev{{p.revision()}}, p.deleted})
 		}
 	}
