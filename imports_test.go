@@ -50,7 +50,7 @@ var allowed = map[string][]string{
 var keyless = []string{"cmd/follower", "internal/follow", "internal/mirror", "internal/state", "index", "internal/ipfs"}
 
 // testSupport are imported by tests and by the commands that serve tests.
-var testSupport = []string{"internal/cli/clitest", "internal/couch/couchtest", "internal/loopback", "internal/npm/npmtest", "internal/ipfs/kubod", "internal/ipfs/kubotest", "bench/"}
+var testSupport = []string{"internal/cli/clitest", "internal/couch/couchtest", "internal/loopback", "internal/npm/npmtest", "internal/ipfs/kubod", "internal/ipfs/kubotest", "bench/", "test/"}
 
 func TestImports(t *testing.T) {
 	graph := map[string][]string{}
