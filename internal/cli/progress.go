@@ -18,7 +18,7 @@ type Progress struct {
 	mu    sync.Mutex
 	bar   *progressbar.ProgressBar // of stage; nil off a terminal
 	stage string
-	last  time.Time // of the last log line
+	last  map[string]time.Time // of the last log line of each stage
 	ended bool
 }
 
@@ -27,7 +27,7 @@ const logEvery = 5 * time.Second
 
 // NewProgress shows progress on w when a person reads it, else in log.
 func NewProgress(w io.Writer, log *slog.Logger) *Progress {
-	p := &Progress{log: log}
+	p := &Progress{log: log, last: map[string]time.Time{}}
 	if IsTerminal(w) {
 		p.w = w
 	}
@@ -43,8 +43,9 @@ func (p *Progress) Update(stage string, done, total int, bytes int64) {
 		return
 	}
 	if p.w == nil {
-		if now := time.Now(); stage != p.stage || now.Sub(p.last) >= logEvery {
-			p.stage, p.last = stage, now
+		// By stage: two that run at once must not make each other look new.
+		if now := time.Now(); now.Sub(p.last[stage]) >= logEvery {
+			p.last[stage] = now
 			p.log.Info("progress", "stage", stage, "done", done, "total", total, "bytes", bytes)
 		}
 		return

@@ -29,6 +29,13 @@ func TestProgressOffATerminal(t *testing.T) {
 		if n := strings.Count(logged.String(), "\n"); n != 3 || !strings.Contains(logged.String(), "stage=packuments done=100 total=100 bytes=100") {
 			t.Errorf("%d lines, want 3: %s", n, &logged)
 		}
+		for i := range 100 { // both at once, as the follower does
+			p.Update("packuments", i, 100, 0)
+			p.Update("tarballs", i, 100, 0)
+		}
+		if n := strings.Count(logged.String(), "\n"); n != 3 {
+			t.Errorf("two stages by turns: %d lines, want 3", n)
+		}
 		before := logged.Len()
 		p.End()
 		p.Update("later", 1, 1, 1)
