@@ -136,7 +136,7 @@ func killIn(ctx context.Context, dir, binary string, seed uint64, kills, changes
 	slices.Sort(deleted)
 	figure("seed", seed)
 	figure("kills of the follower", k.kills)
-	figure("kills of Kubo", fmt.Sprintf("%d (started without it, ended with code 69: %d)", k.kuboKills, k.away))
+	figure("kills of Kubo", fmt.Sprintf("%d (the follower just started and ended with code 69: %d)", k.kuboKills, k.away))
 	figure("changes", k.done)
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		figure("  "+kind, kinds[kind])
@@ -162,8 +162,13 @@ func killIn(ctx context.Context, dir, binary string, seed uint64, kills, changes
 	if len(got.excused) > 0 || len(want.excused) > 0 {
 		errs = append(errs, fmt.Errorf("not all was stored: %v; undisturbed: %v", got.excused, want.excused))
 	}
-	if k.reg.Stale() == 0 || hidden != dropped || found.New+found.Changed+found.Vanished != dropped {
-		errs = append(errs, errors.New("a fault did not fire"))
+	// A dropped row is seen all the same where an earlier one of its package is
+	// worked on after it: not of each is the ledger behind.
+	if k.reg.Stale() == 0 || hidden < dropped/4 {
+		errs = append(errs, errors.New("the faults did not fire, or too few"))
+	}
+	if n := found.New + found.Changed + found.Vanished; n != hidden {
+		errs = append(errs, fmt.Errorf("reconcile found %d of the %d packages of which the ledger was behind", n, hidden))
 	}
 	return errors.Join(errs...)
 }
@@ -239,9 +244,7 @@ func (k *killing) once(ctx context.Context, due int) error {
 		}
 		if k.kuboKills%2 == 0 && p.alive() {
 			// The follower goes while Kubo is away.
-			if !p.end(syscall.SIGKILL) {
-				return fmt.Errorf("the follower ended by itself with code %d: %s", p.ProcessState.ExitCode(), k.logTail())
-			}
+			p.end(syscall.SIGKILL)
 		}
 		if err := k.kubo.Restart(ctx); err != nil {
 			return fmt.Errorf("restart Kubo: %w", err)
@@ -257,11 +260,9 @@ func (k *killing) once(ctx context.Context, due int) error {
 	switch code := p.ProcessState.ExitCode(); {
 	case code == -1:
 		return nil // killed while Kubo was away
-	case code == 69 && absent:
+	case code == 69 && withKubo: // it was just starting
 		k.away++
 		return nil
-	case strings.Contains(k.logTail(), "address already in use"):
-		return errors.New("the follower could not listen")
 	default:
 		return fmt.Errorf("the follower ended by itself with code %d: %s", code, k.logTail())
 	}
