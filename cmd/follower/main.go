@@ -29,6 +29,7 @@ var causes = []cli.Cause{
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME` begins one"},
 	{Is: couch.ErrReset, Code: cli.CodeFailed, Hint: "the feed began anew; `follower resync` compares the ledger with its listing and goes on from its new head"},
+	{Is: follow.ErrProfile, Code: cli.CodeFailed, Hint: "use the program that made this state, or begin another with --state"},
 	{Is: follow.ErrNoFeed, Code: cli.CodeUsage, Hint: "name one with --feed"},
 	{Is: follow.ErrSelection, Code: cli.CodeUsage},
 	{Is: errBroken, Code: codeBroken, Hint: "`follower check --fetch` has it fetched again"},

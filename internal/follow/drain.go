@@ -33,6 +33,9 @@ func (f *Follower) drain(ctx context.Context, follow bool) error {
 		return err
 	}
 	defer release(f.draining)
+	if err := f.checkProfile(ctx); err != nil {
+		return err
+	}
 	d := &drain{
 		f: f, flying: make(map[npm.Name]bool), ended: make(chan struct{}, 1),
 		packages: make(chan struct{}, f.workers), tarballs: make(chan struct{}, 2*f.workers),

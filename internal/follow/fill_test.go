@@ -508,3 +508,19 @@ func TestProgress(t *testing.T) {
 }
 
 var _ Ledger = (*ledger.Store)(nil)
+
+func TestALedgerOfAnotherProfileIsRefused(t *testing.T) {
+	w := newWorld(t, small)
+	w.add("lib")
+	if have, ok := w.store.Cursor(profileMark); !ok || have != profile {
+		t.Errorf("the profile is %q", have)
+	}
+	other := ledger.Batch{Cursor: &ledger.Cursor{Feed: profileMark, Value: "unixfs-v0"}}
+	if _, err := w.store.Commit(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.f.Add(t.Context(), wants(t, "other")); !errors.Is(err, ErrProfile) {
+		t.Errorf("Add returned %v", err)
+	}
+	w.expect("lib@2.0.0")
+}

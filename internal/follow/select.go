@@ -149,8 +149,8 @@ func inRange(doc *npm.Packument, rng string) map[string]bool {
 }
 
 // direct are the versions that a want selects of a package itself: what it asks
-// for and, unless that is exact, what the tag latest names. With a bound on the
-// number or the age of versions, what any tag names is selected too.
+// for and, unless that is exact, what the tag latest names; where it asks for
+// every version within bounds, what any tag names.
 func direct(doc *npm.Packument, want ledger.Want, now time.Time) map[string]bool {
 	picked := make(map[string]bool)
 	if want.Known {
@@ -172,7 +172,7 @@ func direct(doc *npm.Packument, want ledger.Want, now time.Time) map[string]bool
 			delete(picked, v)
 		}
 	}
-	if want.Newest > 0 || want.Days > 0 {
+	if want.Every {
 		for _, v := range doc.DistTags {
 			if doc.Versions[v] != nil {
 				picked[v] = true

@@ -26,6 +26,8 @@ var (
 )
 
 const (
+	// Profile names how files become blocks: another way is another name.
+	Profile = "unixfs-v1-2025"
 	// ChunkSize is the greatest size of a leaf in bytes (profile unixfs-v1-2025).
 	ChunkSize = 1 << 20
 	// Width is the greatest number of links of a file's inner node.
