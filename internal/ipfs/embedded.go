@@ -334,7 +334,7 @@ func (n *Embedded) Put(ctx context.Context, blks []blocks.Block) error {
 }
 
 // Checkpoint implements Node: all earlier Puts and Holds are fsynced together.
-func (n *Embedded) Checkpoint(context.Context) error { return n.blocks.Sync() }
+func (n *Embedded) Checkpoint(context.Context) error { return n.blocks.checkpoint() }
 
 // Hold implements Node. Nothing collects garbage here yet; the record is for
 // what will.

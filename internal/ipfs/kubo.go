@@ -72,7 +72,7 @@ var _ Node = (*Kubo)(nil)
 
 // Limits of one dag/import.
 const (
-	carBlocks = 1000
+	carBlocks = 4096
 	carBytes  = 64 << 20
 )
 
@@ -328,7 +328,7 @@ func (k *Kubo) insist(ctx context.Context, what string, limit time.Duration, f f
 	return nil
 }
 
-// Put implements Node: one CAR by dag/import for each 1,000 blocks or 64 MiB,
+// Put implements Node: one CAR by dag/import for each 4,096 blocks or 64 MiB,
 // in one request at a time, the count of blocks compared. Nothing is pinned
 // and nothing announced.
 func (k *Kubo) Put(ctx context.Context, blks []blocks.Block) error {

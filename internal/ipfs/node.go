@@ -54,10 +54,12 @@ type Info struct {
 // Node is what the project needs of an IPFS node. Methods may run concurrently.
 // A block handed out has been checked against its CID.
 type Node interface {
-	// Put stores blocks (in batches of at most a few hundred, or 64 MiB).
+	// Put stores blocks (in batches of at most a few thousand, or 64 MiB).
 	// They are durable only once a later Checkpoint returned nil.
 	Put(ctx context.Context, blks []blocks.Block) error
-	// Checkpoint makes every block that Put returned for durable.
+	// Checkpoint makes every block that Put returned for before it began
+	// durable. One that fails may have lost whatever no checkpoint had covered,
+	// also what others put while it ran.
 	Checkpoint(ctx context.Context) error
 	// Hold keeps garbage collection away from roots, and from all that lies
 	// below them as soon as it is put: called before the Put of a batch, no

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -58,6 +59,8 @@ type store struct {
 	// overwrites. Guarded by badMu.
 	badMu sync.Mutex
 	bad   map[string]struct{}
+
+	lost atomic.Pointer[error] // of a Sync that failed since the last checkpoint
 }
 
 // openStore opens or begins the Pebble in dir, whose lock the caller holds.
@@ -118,6 +121,25 @@ func (s *store) use(f func(*pebble.DB) error) error {
 // as one batch. That batch is synced after all that was written to Pebble
 // before, in one log, and so syncs it too.
 func (s *store) Sync() error {
+	err := s.sync()
+	if err != nil {
+		s.lost.Store(&err)
+	}
+	return err
+}
+
+// checkpoint is Sync. It fails also where a Sync that nobody asked for, or that
+// another asked for, failed since the last checkpoint: blocks of this caller's
+// may have gone with it.
+func (s *store) checkpoint() error {
+	err := s.Sync()
+	if lost := s.lost.Swap(nil); lost != nil {
+		return *lost
+	}
+	return err
+}
+
+func (s *store) sync() error {
 	return s.use(func(db *pebble.DB) error {
 		return s.cars.sync(func(places map[string]place) error {
 			batch := db.NewBatch()
