@@ -7,11 +7,13 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -211,33 +213,134 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestOrder holds the order of law 2: no commit that names new blocks before a
-// checkpoint after their put.
-func TestOrder(t *testing.T) {
-	w := newWorld(t, small)
-	steps := w.arm(0, false)
-	w.add("app@1")
-	dirty, held := false, false
-	puts := 0
-	for _, s := range steps.steps {
-		switch s {
-		case "hold":
-			held = true
-		case "put":
-			if dirty = true; !held {
-				t.Fatalf("blocks were put that nothing holds: %v", steps.steps)
+// lawful is a ledger that looks, at each commit, at what law 2 promises of what
+// the commit names: it is held, and durable in the node.
+type lawful struct {
+	*ledger.Store
+	w     *world
+	named int
+}
+
+func (l *lawful) Commit(ctx context.Context, b ledger.Batch) (ledger.Seq, error) {
+	l.w.node.mu.Lock()
+	for _, u := range b.Packages {
+		roots := []cid.Cid{u.Document.CID}
+		for _, v := range u.Versions {
+			roots = append(roots, v.CID)
+		}
+		for _, c := range roots {
+			if !c.Defined() {
+				continue
 			}
-			puts++
-		case "checkpoint":
-			dirty = false
-		case "commit":
-			if dirty {
-				t.Fatalf("a commit before a checkpoint: %v", steps.steps)
+			l.named++
+			if !l.w.node.held[c] || l.w.node.durable[c] == nil {
+				l.w.t.Errorf("%s of %s was committed: held %v, durable %v", c, u.Name, l.w.node.held[c], l.w.node.durable[c] != nil)
 			}
 		}
 	}
-	if puts == 0 {
-		t.Fatal("nothing was put")
+	l.w.node.mu.Unlock()
+	return l.Store.Commit(ctx, b)
+}
+
+// TestOrder holds the order of law 2: nothing is put that is not held, and no
+// commit names new blocks before a checkpoint after their put.
+func TestOrder(t *testing.T) {
+	w := worldOn(t, npmtest.New(t, npmtest.Generate(14, 7)))
+	steps := w.arm(0, false)
+	l := &lawful{Store: w.store, w: w}
+	w.f.ledger = l
+	w.add(npmtest.GeneratedName(13), npmtest.GeneratedName(12)+"@* every")
+	if l.named < 20 || !slices.Contains(steps.steps, "put") {
+		t.Fatalf("only %d roots were committed: %v", l.named, steps.steps)
+	}
+	if first := slices.Index(steps.steps, "hold"); first < 0 || first > slices.Index(steps.steps, "put") {
+		t.Fatalf("blocks were put that nothing holds: %v", steps.steps)
+	}
+}
+
+// hinderedNode lets a test act between the steps.
+type hinderedNode struct {
+	*memNode
+	put, checkpoint func()
+}
+
+func (n *hinderedNode) Put(ctx context.Context, blks []blocks.Block) error {
+	n.put()
+	return n.memNode.Put(ctx, blks)
+}
+
+func (n *hinderedNode) Checkpoint(ctx context.Context) error {
+	n.checkpoint()
+	return n.memNode.Checkpoint(ctx)
+}
+
+// TestStages: a batch is put while the checkpoint of the one before runs, and
+// one checkpoint covers all that were put by then.
+func TestStages(t *testing.T) {
+	w := newWorld(t, small)
+	running, more := make(chan struct{}), make(chan struct{})
+	puts, checkpoints := make(chan struct{}, 8), 0
+	w.f.node = &hinderedNode{w.node, func() { puts <- struct{}{} }, func() {
+		if checkpoints++; checkpoints == 1 {
+			close(running)
+			<-more
+		}
+	}}
+	g := w.f.newGathering(t.Context(), 0)
+	var wait sync.WaitGroup
+	post := func(i byte) {
+		wait.Add(1)
+		it := item{blocks: []blocks.Block{blocks.NewBlock([]byte{i})}}
+		if err := g.post(t.Context(), it, func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			wait.Done()
+		}); err != nil {
+			t.Fatal(err)
+		}
+		<-puts
+	}
+	post(0)
+	<-running
+	post(1) // each is put, though the first is not durable
+	post(2)
+	g.mu.Lock()
+	for len(g.brought) < 2 {
+		if err := g.wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.mu.Unlock()
+	close(more)
+	wait.Wait()
+	if err := g.close(); err != nil || checkpoints != 2 {
+		t.Errorf("%d checkpoints, %v; want 2", checkpoints, err)
+	}
+}
+
+// TestAFailedCheckpoint fails all that was put before it ended: the node may
+// have lost it, whoever put it, and whatever a later checkpoint says.
+func TestAFailedCheckpoint(t *testing.T) {
+	w := newWorld(t, small)
+	put := func(i byte) brought {
+		b, err := w.f.bring(t.Context(), []item{{blocks: []blocks.Block{blocks.NewBlock([]byte{i})}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	first, second := put(1), put(2)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := w.f.checkpoint(ended, []brought{first}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("a checkpoint that fails: %v", err)
+	}
+	if err := w.f.checkpoint(t.Context(), []brought{second}); !errors.Is(err, errCheckpoint) {
+		t.Errorf("the next one: %v, want errCheckpoint", err)
+	}
+	if err := w.f.checkpoint(t.Context(), []brought{put(3)}); err != nil {
+		t.Errorf("of what was put after it: %v", err)
 	}
 }
 

@@ -15,11 +15,15 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
+// putBlocks is how many blocks one Put takes: of a batch's items most have one,
+// and those with more are bounded by their bytes.
+const putBlocks = 4 * gatherItems
+
 // put hands blocks to the node in portions that it takes.
 func (f *Follower) put(ctx context.Context, blks []blocks.Block) error {
 	for len(blks) > 0 {
 		n, size := 0, 0
-		for n < len(blks) && n < gatherItems && (n == 0 || size+len(blks[n].RawData()) <= gatherBytes) {
+		for n < len(blks) && n < putBlocks && (n == 0 || size+len(blks[n].RawData()) <= gatherBytes) {
 			size += len(blks[n].RawData())
 			n++
 		}
