@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command ingest times how fast tarballs get into an IPFS node and onto its
-// disk: by ways that everybody has, by the project's own into either kind of
+// disk: by ways that everybody has, by the project's follower into either kind of
 // node, and by the least work that would do. All take the same files, in one
 // run, each into a new repository.
 //
@@ -52,7 +52,8 @@ type pathResult struct {
 	FilesPerS   float64 `json:"files_per_s"`
 	MBPerS      float64 `json:"mb_per_s"`
 	OverCeiling float64 `json:"over_ceiling"`
-	CPUMs       float64 `json:"cpu_ms_per_file"` // of this process and the daemon, its start included
+	CPUMs       float64 `json:"cpu_ms_per_file"` // of this process, the registry in it, and the daemon, its start included
+	PeakMB      float64 `json:"peak_mb"`         // memory of this process, the registry in it, without the corpus
 }
 
 func main() {
@@ -102,9 +103,9 @@ var errNoKubo = errors.New("no Kubo to measure was named")
 func (r result) print() {
 	fmt.Printf("%d tarballs, %.0f MB, from a registry on loopback; median of %d\n", r.Files, float64(r.Bytes)/1e6, r.Rounds)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "path\tfiles\tfiles_per_s\tMB/s\tof ceiling\tCPU ms/file\t")
+	fmt.Fprintln(w, "path\tfiles\tfiles_per_s\tMB/s\tof ceiling\tCPU ms/file\tpeak MB\t")
 	for _, p := range r.Paths {
-		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.1f\t%.2f\t%.2f\t\n", p.Name, p.Files, p.FilesPerS, p.MBPerS, p.OverCeiling, p.CPUMs)
+		fmt.Fprintf(w, "%s\t%d\t%.0f\t%.1f\t%.2f\t%.2f\t%.0f\t\n", p.Name, p.Files, p.FilesPerS, p.MBPerS, p.OverCeiling, p.CPUMs, p.PeakMB)
 	}
 	w.Flush()
 	fmt.Println("ceiling and the adds have the bytes in memory or in files; fetch is what the registry and its verification cost alone")
@@ -158,11 +159,12 @@ func run(ctx context.Context, base, binary string, files, sampled, rounds int, o
 		}
 	}
 
-	times, cpu := map[string][]float64{}, map[string][]float64{}
+	times, cpu, memory := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 	for i := range rounds {
 		for _, p := range todo {
-			before := cpuTime()
+			before, stop := cpuTime(), peak()
 			took, err := b.once(ctx, p, filepath.Join(dir, fmt.Sprint(p.name, "-", i)), c, sampled)
+			memory[p.name] = append(memory[p.name], float64(stop())/1e6)
 			if err != nil {
 				return r, fmt.Errorf("%s: %w", p.name, err)
 			}
@@ -181,6 +183,7 @@ func run(ctx context.Context, base, binary string, files, sampled, rounds int, o
 			FilesPerS: rates[p.name],
 			MBPerS:    float64(part.bytes) / 1e6 / seconds,
 			CPUMs:     1e3 * median(cpu[p.name]) / float64(len(part.files)),
+			PeakMB:    median(memory[p.name]),
 		})
 	}
 	for i := range r.Paths {
