@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"sync"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -282,121 +281,6 @@ func (f *Follower) load(ctx context.Context, name npm.Name, age time.Duration) (
 		mine.checked = f.now()
 	}
 	return mine, err, nil
-}
-
-// memo is a package's paper within one resolution.
-type memo struct {
-	mu     sync.Mutex // held while it is loaded
-	loaded bool
-	renew  bool // ask upstream, whatever the age of the ledger's own
-	paper  *paper
-	err    error
-}
-
-// maxPapers bounds the papers that a resolution keeps; beyond it the first that
-// come to hand are let go, and are the ledger's own when they are needed again.
-const maxPapers = 20_000
-
-// paper returns a package's paper, the same throughout the resolution, and
-// records the document, or why there is none, on the way.
-func (r *resolution) paper(ctx context.Context, name npm.Name) (*paper, error) {
-	r.mu.Lock()
-	m := r.papers[name]
-	if m == nil {
-		for other := range r.papers {
-			if len(r.papers) < maxPapers {
-				break
-			}
-			delete(r.papers, other)
-		}
-		m = &memo{}
-		r.papers[name] = m
-	}
-	r.mu.Unlock()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.loaded {
-		return m.paper, m.err
-	}
-	pap, err := r.look(ctx, name, m.renew)
-	if err != nil && ours(ctx, err) {
-		return nil, err // of this call, not of the package
-	}
-	m.loaded, m.paper, m.err = true, pap, err
-	return pap, err
-}
-
-func (r *resolution) look(ctx context.Context, name npm.Name, renew bool) (*paper, error) {
-	select {
-	case r.asking <- struct{}{}:
-		defer func() { <-r.asking }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	age := r.age
-	if renew {
-		age = 0
-	}
-	refusals, err := r.f.refusals(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	held, err := r.f.held(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	known := held.Document.CID.Defined() && !held.Deleted
-	if was, ok := refusals[""]; ok && lasting(was.Reason) && r.f.now().Sub(was.Time) < refusedFor {
-		if age = forever; !known {
-			return nil, fmt.Errorf("refused before (%s): %s", was.Reason, was.Detail)
-		}
-	}
-	waiting, err := r.f.waiting(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	r.progress.add("packuments", 0, 1, 0)
-	defer r.progress.add("packuments", 1, 0, 0)
-	pap, late, err := r.f.load(ctx, name, age)
-	row := waiting[""]
-	row.Name = name
-	switch {
-	case err != nil && ours(ctx, err):
-		return nil, err
-	case err != nil:
-		it := r.f.failed(row, err)
-		it.again = it.refused != nil && refusals[""].Reason == it.refused.Reason
-		return nil, errors.Join(err, r.record(ctx, it))
-	case errors.Is(late, upstream.ErrNotFound):
-		r.f.log.WarnContext(ctx, "upstream no longer gives a document, keeping ours", "package", name, "err", late)
-		if row.Stamp == 0 { // from now on it is looked into
-			it, err := r.f.missed(ctx, row)
-			if err == nil {
-				err = r.record(ctx, it)
-			}
-			if err != nil {
-				return nil, err
-			}
-		}
-	case late != nil:
-		if err := r.record(ctx, r.f.failed(row, late)); err != nil {
-			return nil, err
-		}
-	}
-	pap.raw = nil
-	if pap.checked.IsZero() {
-		return pap, nil
-	}
-	var done []ledger.Done
-	if row.Stamp != 0 && late == nil && !older(pap.rev, row.Rev) && !strings.HasSuffix(row.Rev, deletedMark) {
-		done = []ledger.Done{{Key: ledger.Key{Name: name}, Stamp: row.Stamp}}
-	}
-	for _, it := range r.f.document(pap, done, nil) {
-		if err := r.record(ctx, it); err != nil {
-			return nil, err
-		}
-	}
-	return pap, nil
 }
 
 // document are the items that record what upstream said of a package: its
