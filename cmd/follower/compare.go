@@ -22,8 +22,11 @@ const longest = 7 * 24 * time.Hour
 // errBroken is returned by check where the node lacks something.
 var errBroken = errors.New("the node does not have all that the ledger names")
 
-// codeBroken is the exit code for errBroken.
-const codeBroken = 10
+// Exit codes of follower's own.
+const (
+	codeBroken = 10 // errBroken
+	codeReset  = 11 // couch.ErrReset: an operator has to look
+)
 
 // atFollower has the running follower do what, or does it here where none runs.
 func atFollower[T any](cmd *cobra.Command, s settings, what string, here func(context.Context, *follow.Follower, func(done, total int)) (T, error)) (out T, err error) {

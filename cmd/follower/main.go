@@ -28,7 +28,7 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME` begins one"},
-	{Is: couch.ErrReset, Code: cli.CodeFailed, Hint: "the feed began anew; `follower resync` compares the ledger with its listing and goes on from its new head"},
+	{Is: couch.ErrReset, Code: codeReset, Hint: "the feed began anew; `follower resync` compares the ledger with its listing and goes on from its new head"},
 	{Is: follow.ErrProfile, Code: cli.CodeFailed, Hint: "use the program that made this state, or begin another with --state"},
 	{Is: follow.ErrNoFeed, Code: cli.CodeUsage, Hint: "name one with --feed"},
 	{Is: follow.ErrSelection, Code: cli.CodeUsage},
@@ -48,8 +48,9 @@ func root() *cobra.Command {
 stored, refused or to be tried again stands in its ledger, which publisher
 turns into releases.
 
-Exit codes: 0 done, 1 failed, 10 the node lost something (check), 64 usage or
-configuration, 69 node or registry away, 75 another follower has this state.`,
+Exit codes: 0 done, 1 failed, 10 the node lost something (check), 11 the feed
+began anew (run), 64 usage or configuration, 69 node or registry away, 75 another
+follower has this state.`,
 		Example: `  follower add express@4 @types/node lodash
   follower run --once --feed none     # fetch what is selected, then end
   follower run                        # ... and keep it up to date

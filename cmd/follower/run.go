@@ -127,7 +127,7 @@ func (s settings) open(ctx context.Context, attempts int, log *slog.Logger, prog
 	}
 	h = &house{}
 	up, config, err := dir.OpenUpstream(s.registry, upstream.Options{
-		Attempts: attempts, MaxTarball: int64(s.maxTarball), MaxRate: int64(s.maxRate), Hosts: s.hosts, AllowPrivate: s.private,
+		Attempts: attempts, Timeout: callTime, MaxTarball: int64(s.maxTarball), MaxRate: int64(s.maxRate), Hosts: s.hosts, AllowPrivate: s.private,
 	})
 	if err != nil {
 		return nil, err
@@ -160,6 +160,10 @@ func (h *house) close() error { return errors.Join(h.node.Close(), h.store.Close
 // inline is how often something is asked for before it goes to the queue, whose
 // waits are longer: a follower that runs on has time.
 const inline = 2
+
+// callTime bounds one packument or tarball, all attempts together: what drips is
+// not waited for longer, and goes to the queue.
+const callTime = 20 * time.Minute
 
 func run(ctx context.Context, s settings, once bool, log *slog.Logger, progress *cli.Progress) (err error) {
 	attempts := inline
