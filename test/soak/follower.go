@@ -29,6 +29,7 @@ type follower struct {
 	upstream string
 	feed     string
 	flags    []string // of `run`, beside upstream and feed
+	logFile  string
 }
 
 // process is a command of the follower's that runs.
@@ -40,7 +41,8 @@ type process struct {
 
 // newFollower is a follower of every package of a registry, on a new state.
 func newFollower(ctx context.Context, work, name, upstream, feed string, node ...string) (*follower, error) {
-	f := &follower{work: work, state: state.Dir(filepath.Join(work, name)), upstream: upstream, feed: feed}
+	f := &follower{work: work, state: state.Dir(filepath.Join(work, name)), upstream: upstream, feed: feed,
+		logFile: filepath.Join(work, filepath.Base(name)+".log")}
 	_, err := f.command(ctx, append([]string{"add", "--all"}, node...)...)
 	return f, err
 }
@@ -73,7 +75,7 @@ func (f *follower) command(ctx context.Context, args ...string) ([]byte, error) 
 
 // start begins `follower run`.
 func (f *follower) start(args ...string) (*process, error) {
-	log, err := os.OpenFile(string(f.state)+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(f.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +167,7 @@ func (p *process) alive() bool {
 }
 
 func (f *follower) logTail() string {
-	raw, err := os.ReadFile(string(f.state) + ".log")
+	raw, err := os.ReadFile(f.logFile)
 	if err != nil {
 		return err.Error()
 	}

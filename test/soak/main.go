@@ -29,7 +29,7 @@ import (
 
 // scenarios are what the first argument names.
 var scenarios = map[string]func(ctx context.Context, args []string) error{
-	"kill": kill, "run": run, "hostile": hostile, "registry": registry,
+	"kill": kill, "run": run, "full": full, "hostile": hostile, "registry": registry,
 }
 
 func main() {
