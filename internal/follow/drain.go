@@ -127,9 +127,6 @@ func (d *drain) run(follow bool) error {
 func (d *drain) pass() (started int, later time.Time, err error) {
 	var at, urgent ledger.Due
 	for {
-		if err := d.f.room(d.ctx); err != nil {
-			return started, later, err
-		}
 		for more := true; more; {
 			var n int
 			if n, more, _, err = d.start(&urgent, time.Time{}); err != nil {
@@ -165,6 +162,9 @@ func (d *drain) start(at *ledger.Due, due time.Time) (started int, more bool, la
 		d.mu.Unlock()
 		if busy {
 			continue
+		}
+		if err := d.f.room(d.ctx); err != nil {
+			return started, false, later, err
 		}
 		select {
 		case d.packages <- struct{}{}:
@@ -246,14 +246,20 @@ type job struct {
 // record hands an item to be committed. Its failure ends the drain.
 func (j *job) record(it item) error {
 	j.posted.Add(1)
+	size := uint64(it.bytes)
+	j.f.note(func(s *seen) { s.pending += size })
+	arrived := func() {
+		j.f.note(func(s *seen) { s.pending -= size })
+		j.posted.Done()
+	}
 	err := j.gather.post(j.ctx, it, func(err error) {
-		defer j.posted.Done()
+		defer arrived()
 		if err != nil {
 			j.cancel(err)
 		}
 	})
 	if err != nil {
-		j.posted.Done()
+		arrived()
 	}
 	return err
 }
@@ -451,6 +457,9 @@ func (j *job) versions(pap *paper, due map[string]ledger.Retry) error {
 		if over {
 			j.progress.add("tarballs", 0, -1, 0)
 			continue
+		}
+		if err := j.f.room(j.ctx); err != nil {
+			return err
 		}
 		select {
 		case j.tarballs <- struct{}{}:

@@ -158,6 +158,7 @@ type Follower struct {
 
 	resolving chan struct{} // holds one token; who has it resolves the selection
 	draining  chan struct{} // the same, for working the queue off
+	measuring chan struct{} // the same, for looking at what is free on the disk
 	wake      chan struct{} // a Fill is asked for
 	touches   chan struct{} // documents changed that the selection may depend on
 
@@ -192,7 +193,7 @@ func New(o Options) (*Follower, error) {
 		confirm: o.Confirm, confirmOver: o.ConfirmOver, free: o.Free, reserve: o.Reserve,
 		progress: o.Progress, stored: o.OnStored, log: o.Log, now: o.Now,
 		gatherItems: gatherItems, early: early, gatherTime: gatherTime,
-		resolving: make(chan struct{}, 1), draining: make(chan struct{}, 1), wake: make(chan struct{}, 1), touches: make(chan struct{}, 1),
+		resolving: make(chan struct{}, 1), draining: make(chan struct{}, 1), measuring: make(chan struct{}, 1), wake: make(chan struct{}, 1), touches: make(chan struct{}, 1),
 		removals: breaker{limit: o.Removals},
 	}
 	f.selection.dirty = make(map[npm.Name]bool)

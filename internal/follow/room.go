@@ -12,20 +12,24 @@ import (
 )
 
 // roomAgain is how long it is from one look at a full disk to the next, and how
-// long a look at one with room is good for.
+// long a look at one with room is good for at the most.
 const roomAgain = 2 * time.Second
 
 // room returns once there is room to store things: at once, as a rule. While
 // there is none nothing is begun and nothing breaks; the ledger is served, for
-// reading takes no room.
+// reading takes no room. What was fetched and is not stored yet counts as
+// stored. It is asked before each package and each tarball, for of one look's
+// room little may be taken before the next.
 func (f *Follower) room(ctx context.Context) error {
-	if f.free == nil {
+	if f.free == nil || f.roomy() {
 		return nil
 	}
-	f.mu.Lock()
-	recent := time.Since(f.state.roomAt) < roomAgain
-	f.mu.Unlock()
-	if recent {
+	// One looks; the others wait for what it sees.
+	if err := take(ctx, f.measuring); err != nil {
+		return err
+	}
+	defer release(f.measuring)
+	if f.roomy() {
 		return nil
 	}
 	need := f.reserve
@@ -34,12 +38,15 @@ func (f *Follower) room(ctx context.Context) error {
 		if err != nil {
 			return own(err)
 		}
-		if free >= need {
+		f.mu.Lock()
+		pending := f.state.pending
+		f.mu.Unlock()
+		if free >= need+pending {
 			if full {
 				f.log.InfoContext(ctx, "there is room on the disk again", "free", free)
 			}
 			f.note(func(s *seen) {
-				s.roomAt = time.Now()
+				s.roomAt, s.roomUntil = time.Now(), s.total.bytes+s.pending+(free-need-pending)/4
 				if full {
 					s.trouble = ""
 				}
@@ -57,6 +64,14 @@ func (f *Follower) room(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// roomy reports whether the last look at the disk still holds: it was a moment
+// ago, and not much was stored since.
+func (f *Follower) roomy() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Since(f.state.roomAt) < roomAgain && f.state.total.bytes+f.state.pending <= f.state.roomUntil
 }
 
 // passing reports whether an error of ours may be over in a while: the node is

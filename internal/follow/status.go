@@ -53,7 +53,9 @@ type seen struct {
 	trouble              string
 	given                npm.Name // the package that upstream gave last, and when
 	givenAt              time.Time
-	roomAt               time.Time // when there was room on the disk
+	roomAt               time.Time // when there was room on the disk …
+	roomUntil            uint64    // … for total.bytes and pending up to this
+	pending              uint64    // bytes of tarballs that were fetched and are on their way to the node
 	total                tally
 	recent               []tally // of the last minute, oldest first
 }
