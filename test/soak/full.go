@@ -73,7 +73,7 @@ func full(ctx context.Context, args []string) error {
 			return fill(ctx, dir, disk, "embedded/state", reg, "--node", "embedded")
 		})
 		if err != nil {
-			return fmt.Errorf("embedded node: %w", err)
+			return fmt.Errorf("node embedded: %w", err)
 		}
 		if *binary == "" {
 			figure("Kubo", "left out: no binary was named")
@@ -88,7 +88,7 @@ func full(ctx context.Context, args []string) error {
 			return fill(ctx, dir, disk, "beside-kubo", reg, "--node", "kubo", "--ipfs-api", kubo.API)
 		})
 		if err != nil {
-			return fmt.Errorf("Kubo: %w", err)
+			return fmt.Errorf("node kubo: %w", err)
 		}
 		return nil
 	})

@@ -157,7 +157,7 @@ func killIn(ctx context.Context, dir, binary string, seed uint64, kills, changes
 		errs = append(errs, fmt.Errorf("the ledgers differ (killed, undisturbed): %s; tombstones %s, want %s", few(unlike), few(got.tombs), few(deleted)))
 	}
 	if checked.Lost > 0 {
-		errs = append(errs, fmt.Errorf("Kubo lacks %d: %+v", checked.Lost, checked.Broken[0]))
+		errs = append(errs, fmt.Errorf("the node lacks %d: %+v", checked.Lost, checked.Broken[0]))
 	}
 	if len(got.excused) > 0 || len(want.excused) > 0 {
 		errs = append(errs, fmt.Errorf("not all was stored: %v; undisturbed: %v", got.excused, want.excused))
