@@ -56,8 +56,8 @@ func runCommand(common *cli.Common) *cobra.Command {
 		Long: `Fetches what is selected and not stored yet, then follows a feed of changes:
 npm's replicate service, or any CouchDB database of packuments. With --once it
 ends when the selection is stored and the feed is read to its head. It can be
-stopped at any time and goes on where it was; a node that is away, or a disk
-that is full, is waited for.
+stopped at any time and goes on where it was. Once it runs, a node that goes away
+or a disk that is full is waited for, unless with --once.
 
 With --listen it serves, on loopback: the ledger as a feed of its own at
 /registry (docs/ledger-feed.md), /metrics for Prometheus, /healthz and /readyz.`,
