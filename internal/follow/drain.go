@@ -22,20 +22,17 @@ const (
 )
 
 // drain works the queue off: it takes packages as their rows fall due and works
-// on Workers of them at once, so that a slow one holds up nobody else. Without
-// follow it ends once nothing is due, nothing is in work and nothing that was
-// done calls for more; with it, with ctx. Any other error is our own fault.
+// on Workers of them at once, so that a slow one holds up nobody else. It ends
+// once more is closed, or nil, and nothing is due, nothing is in work and nothing
+// that was done calls for more; else with ctx. Any other error is our own fault.
 //
 // The law: a row leaves the queue in the commit that records what came of it.
 // Whatever is cut short is still in the queue.
-func (f *Follower) drain(ctx context.Context, follow bool) error {
+func (f *Follower) drain(ctx context.Context, more <-chan struct{}) error {
 	if err := take(ctx, f.draining); err != nil {
 		return err
 	}
 	defer release(f.draining)
-	if err := f.checkProfile(ctx); err != nil {
-		return err
-	}
 	d := &drain{
 		f: f, flying: make(map[npm.Name]bool), ended: make(chan struct{}, 1),
 		packages: make(chan struct{}, f.workers), tarballs: make(chan struct{}, 2*f.workers),
@@ -43,7 +40,7 @@ func (f *Follower) drain(ctx context.Context, follow bool) error {
 	d.progress.tell = f.progress
 	d.ctx, d.cancel = context.WithCancelCause(ctx)
 	d.gather = f.newGathering(d.ctx, f.gatherTime)
-	err := d.run(follow)
+	err := d.run(more)
 	if err != nil {
 		d.cancel(err)
 	}
@@ -77,10 +74,11 @@ type drain struct {
 	progress meter
 }
 
-func (d *drain) run(follow bool) error {
+func (d *drain) run(more <-chan struct{}) error {
 	var resolved time.Time
 	for {
-		queued := d.f.ledger.Queued() // before the queue is read
+		// Both before the queue is read: what comes after that is seen next time.
+		queued, last := d.f.ledger.Queued(), over(more)
 		idle := d.idle()
 		d.looked = 0
 		started, later, err := d.pass()
@@ -89,7 +87,7 @@ func (d *drain) run(follow bool) error {
 		}
 		if (d.idle() || time.Since(resolved) >= settle) && d.resolve() {
 			resolved = time.Now()
-		} else if started == 0 && d.idle() && idle && !follow {
+		} else if started == 0 && d.idle() && idle && last {
 			return nil
 		} else if !idle && d.idle() {
 			continue // what has just ended may have queued more
@@ -107,6 +105,7 @@ func (d *drain) run(follow bool) error {
 		select {
 		case <-d.ctx.Done():
 		case <-queued:
+		case <-waitFor(more, last):
 		case <-d.f.touches:
 		case <-d.ended:
 		case <-timer.C:
@@ -119,6 +118,27 @@ func (d *drain) run(follow bool) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// over reports whether no more is to come: more is nil or closed.
+func over(more <-chan struct{}) bool {
+	if more == nil {
+		return true
+	}
+	select {
+	case <-more:
+		return true
+	default:
+		return false
+	}
+}
+
+// waitFor is more, until it is over: a closed channel wakes nobody again.
+func waitFor(more <-chan struct{}, over bool) <-chan struct{} {
+	if over {
+		return nil
+	}
+	return more
 }
 
 // pass goes through what is due once, and starts work on what is not in work.

@@ -44,7 +44,7 @@ func TestTheQueueIsNotLeftAloneAfterSlowWork(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		if err := f.drain(t.Context(), false); err != nil {
+		if err := f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		if c := store.Counts(); c.Refused != items {

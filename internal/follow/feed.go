@@ -52,40 +52,27 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 		}
 	}
 	if once {
-		if err := f.fill(ctx); err != nil {
-			return fmt.Errorf("fill: %w", err)
-		}
-		g, ctx := errgroup.WithContext(ctx)
-		read := make(chan struct{})
-		g.Go(func() error {
-			defer close(read)
+		err := f.working(ctx, func(ctx context.Context) error {
+			if err := f.fill(ctx); err != nil {
+				return fmt.Errorf("fill: %w", err)
+			}
 			if f.feed == nil {
 				return nil
 			}
 			return f.read(ctx, engine, false)
 		})
-		g.Go(func() error {
-			for {
-				if err := f.drain(ctx, false); err != nil {
-					return err
-				}
-				select {
-				case <-read: // and what came with its end
-					return f.drain(ctx, false)
-				case <-f.ledger.Queued():
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-		})
-		if err := g.Wait(); err != nil {
+		if err != nil {
 			return fmt.Errorf("follow: %w", err)
 		}
 		f.note(func(s *seen) { s.LastSuccess = f.now() })
 		return nil
 	}
+	if err := f.checkProfile(ctx); err != nil {
+		return fmt.Errorf("follow: %w", err)
+	}
+	never := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return f.persist(ctx, func() error { return f.drain(ctx, true) }) })
+	g.Go(func() error { return f.persist(ctx, func() error { return f.drain(ctx, never) }) })
 	began := f.now()
 	if err := f.persist(ctx, func() error { return f.fill(ctx) }); err != nil {
 		g.Go(func() error { return fmt.Errorf("fill: %w", err) }) // ends the drain

@@ -143,7 +143,7 @@ func TestAPackumentOlderThanItsChangeIsRetried(t *testing.T) {
 			t.Fatal("it is never done")
 		}
 		w.clock.add(time.Minute)
-		if err := w.f.drain(t.Context(), false); err != nil {
+		if err := w.f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -170,7 +170,7 @@ func TestDeletion(t *testing.T) {
 	w.clock.add(time.Hour)
 	for n := 1; n <= 3; n++ {
 		w.expect("app@2.0.0", "lib@2.0.0", "other@1.0.0")
-		if err := w.f.drain(t.Context(), false); err != nil {
+		if err := w.f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		if r := w.retries(); n < 3 && (len(r) != 1 || r[0].Missing != n) {
@@ -566,12 +566,12 @@ func TestANewPackageThatIsNotThereYet(t *testing.T) {
 	}
 	w.reg.Publish("-- newcomer@1.0.0/index.js --\n1\n")
 	w.clock.add(time.Minute)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	w.expect("newcomer@1.0.0")
 	w.clock.add(time.Hour)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	w.expectRefused("never@ not-found")
@@ -608,7 +608,7 @@ func TestMassRemoval(t *testing.T) {
 	if n, err := w.store.TryAgain(t.Context(), ledger.Again{Reason: ledger.ReasonMassRemoval}); err != nil || n != 2 {
 		t.Fatal(n, err)
 	}
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	w.expectRefused()

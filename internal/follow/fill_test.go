@@ -362,7 +362,7 @@ func TestOnePoisonousPackageStopsNothing(t *testing.T) {
 	}
 	// Not due: nothing happens.
 	asked := w.reg.Requests("/lib/-/lib-2.0.0.tgz")
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if n := w.reg.Requests("/lib/-/lib-2.0.0.tgz"); n != asked {
@@ -371,7 +371,7 @@ func TestOnePoisonousPackageStopsNothing(t *testing.T) {
 	// Due, and failing to the limit: it ends refused.
 	for range 2 {
 		w.clock.add(2 * time.Hour)
-		if err := w.f.drain(t.Context(), false); err != nil {
+		if err := w.f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -404,7 +404,7 @@ func TestARetryThatSucceedsLeavesTheQueue(t *testing.T) {
 	}
 	w.reg.Heal()
 	w.clock.add(time.Hour)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	w.expect("app@2.0.0", "lib@2.0.0", "other@1.0.0")
@@ -431,7 +431,7 @@ func TestAVersionThatWaitsForADeletedPackage(t *testing.T) {
 	feed.push(couch.Change{ID: "lib", Revs: []string{"9-a"}, Deleted: true})
 	w.run()
 	w.clock.add(time.Hour)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.retries(); !w.pkg("lib").Deleted || len(r) != 0 {
@@ -508,7 +508,7 @@ func TestAnOldCopyTakesNothingBack(t *testing.T) {
 }
 
 func TestOurOwnFaultsEndTheRun(t *testing.T) {
-	for at, what := range map[int]string{2: "hold", 3: "put", 4: "checkpoint", 5: "commit"} {
+	for at, what := range map[int]string{3: "hold", 4: "put", 5: "checkpoint", 6: "commit"} {
 		w := newWorld(t, small)
 		broken := w.arm(at, false)
 		err := w.f.Add(t.Context(), wants(t, "app"))

@@ -18,6 +18,7 @@ import (
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -259,16 +260,30 @@ func (f *Follower) Remove(ctx context.Context, wants []ledger.Want) error {
 // RefreshAfter are not asked for again. It ends with an error only for
 // our own faults (the node away, a ledger that cannot be written) or with the
 // context; all else ends stored, refused or in the queue. It may be
-// killed at any moment and called again.
+// killed at any moment and called again. While Run runs it waits for that to
+// end: a running one is asked with Wake.
 func (f *Follower) Fill(ctx context.Context) error {
-	if err := f.fill(ctx); err != nil {
-		return fmt.Errorf("fill: %w", err)
-	}
-	if err := f.drain(ctx, false); err != nil {
+	if err := f.working(ctx, f.fill); err != nil {
 		return fmt.Errorf("fill: %w", err)
 	}
 	f.note(func(s *seen) { s.LastSuccess = f.now() })
 	return nil
+}
+
+// working runs queueing, which queues work, while the queue is worked off, and
+// returns once both have come to an end.
+func (f *Follower) working(ctx context.Context, queueing func(context.Context) error) error {
+	if err := f.checkProfile(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	all := make(chan struct{})
+	g.Go(func() error {
+		defer close(all)
+		return queueing(ctx)
+	})
+	g.Go(func() error { return f.drain(ctx, all) })
+	return g.Wait()
 }
 
 // fill resolves the whole selection and queues what is missing of it.

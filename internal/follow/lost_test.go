@@ -96,7 +96,7 @@ func TestALostTarballIsTriedAgain(t *testing.T) {
 	w.node.lose(lost)
 	w.fill()
 	w.clock.add(time.Hour)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.retries(); len(r) != 1 || r[0].Version != "2.0.0" || r[0].Attempts != 2 {
@@ -104,7 +104,7 @@ func TestALostTarballIsTriedAgain(t *testing.T) {
 	}
 	w.reg.Heal()
 	w.clock.add(time.Hour)
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := w.retries(); len(r) != 0 || !slices.Equal(w.stored(), before) {
@@ -171,7 +171,7 @@ func TestALostDocumentAndALaggingUpstream(t *testing.T) {
 			t.Fatalf("retries are %+v", r)
 		}
 		w.clock.add(time.Hour)
-		if err := w.f.drain(t.Context(), false); err != nil {
+		if err := w.f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(w.stored(), before) {
@@ -205,7 +205,7 @@ func TestALostDocumentStopsNoCommit(t *testing.T) {
 				t.Fatalf("retries are %+v", r)
 			}
 			w.clock.add(time.Hour)
-			if err := w.f.drain(ctx, false); err != nil {
+			if err := w.f.drain(ctx, nil); err != nil {
 				t.Fatal(err)
 			}
 			w.expect("lib@1.2.0", "lib@2.2.0")

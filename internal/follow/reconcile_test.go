@@ -50,13 +50,13 @@ func TestReconcileFindsWhatTheFeedDropped(t *testing.T) {
 	if got, err = w.f.Reconcile(t.Context(), nil); err != nil || got.Vanished != 0 || got.New != 0 {
 		t.Errorf("again: %+v, %v", got, err)
 	}
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	w.expect("lib@1.0.0", "lib@1.2.0", "lib@2.0.0", "lib@2.1.0-beta", "lib@3.0.0", "newcomer@1.0.0", "other@1.0.0", "@s/deep@0.1.0")
 	for range 3 {
 		w.clock.add(time.Hour)
-		if err := w.f.drain(t.Context(), false); err != nil {
+		if err := w.f.drain(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -169,7 +169,7 @@ func TestCheckFindsWhatTheNodeLost(t *testing.T) {
 			t.Errorf("fetch %v: the queue has %d rows", fetch, n)
 		}
 	}
-	if err := w.f.drain(t.Context(), false); err != nil {
+	if err := w.f.drain(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := w.stored(); !slices.Equal(got, before) {
