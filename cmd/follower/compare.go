@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,6 +41,20 @@ func atFollower[T any](cmd *cobra.Command, s settings, what string, here func(co
 		ctx, cancel := context.WithTimeout(ctx, longest)
 		defer cancel()
 		return out, socket.Call(ctx, path, http.MethodPost, what, &out)
+	}
+	if _, err := os.Stat(state.Dir(s.State).Ledger()); errors.Is(err, fs.ErrNotExist) {
+		// None of these commands begins a state: a misspelt --state must not
+		// look like one where all is well.
+		if !s.scratch {
+			return out, ledger.ErrNoLedger
+		}
+		if s.State, err = os.MkdirTemp("", "follower-plan-*"); err != nil {
+			return out, err
+		}
+		common := *s.Common
+		common.State = s.State
+		s.Common = &common
+		defer func() { err = errors.Join(err, os.RemoveAll(common.State)) }()
 	}
 	log := s.Logger(cmd.ErrOrStderr(), false)
 	progress := cli.NewProgress(cmd.ErrOrStderr(), log)

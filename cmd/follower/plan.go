@@ -14,7 +14,7 @@ import (
 )
 
 func planCommand(common *cli.Common) *cobra.Command {
-	s := settings{Common: common, reserve: 1 << 30, signatures: "prefer"}
+	s := settings{Common: common, reserve: 1 << 30, signatures: "prefer", scratch: true}
 	var selected follow.Selection
 	cmd := &cobra.Command{
 		Use:   "plan [NAME | NAME@RANGE]...",

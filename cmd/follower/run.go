@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
@@ -39,6 +40,7 @@ type settings struct {
 	private        bool
 	confirmOver    time.Duration
 	removals       int
+	scratch        bool // where there is no state, one that goes with the command
 }
 
 // bindSource adds the flags that say where things come from.
@@ -87,7 +89,7 @@ With --listen it serves, on loopback: the ledger as a feed of its own at
 	f.StringArrayVar(&s.hosts, "tarball-host", nil, "further host from which tarballs may come; may be repeated")
 	f.BoolVar(&s.private, "allow-private", false, "let further hosts have private addresses")
 	f.DurationVar(&s.confirmOver, "confirm-over", time.Hour, "how long upstream must say that a package is gone before it counts")
-	f.IntVar(&s.removals, "max-removals", 0, "packages that may lose something within an hour; more wait for `follower retry` (default: 50, or a thousandth of what is held)")
+	f.IntVar(&s.removals, "max-removals", 0, "packages that may lose something within an hour; more wait for follower retry (default: 50, or a thousandth of what is held)")
 	return cmd
 }
 
@@ -121,6 +123,12 @@ func (s settings) open(ctx context.Context, attempts int, log *slog.Logger, prog
 	if err != nil {
 		return nil, cli.Usagef("--signatures: %w", err)
 	}
+	if u, err := url.Parse(s.feed); s.feed != "" && s.feed != "none" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		return nil, cli.Usagef("--feed %.200s: it is an http or https URL, or none", s.feed)
+	}
+	if s.removals < 0 {
+		return nil, cli.Usagef("--max-removals %d: it is not below 0", s.removals)
+	}
 	dir := state.Dir(s.State)
 	if err := dir.Make(); err != nil {
 		return nil, err
@@ -146,8 +154,11 @@ func (s settings) open(ctx context.Context, attempts int, log *slog.Logger, prog
 		ConfirmOver: s.confirmOver, Removals: s.removals,
 	}
 	if url := feedURL(s.feed, config); url != "" {
-		o.Feed = couch.New(couch.Options{URL: url, UserAgent: state.UserAgent, Log: log})
-		o.FeedName = url
+		c := couch.Options{URL: url, UserAgent: state.UserAgent, Log: log}
+		if attempts == 0 {
+			c.Retry = soon
+		}
+		o.Feed, o.FeedName = couch.New(c), url
 	}
 	if h.follower, err = follow.New(o); err != nil {
 		return nil, errors.Join(err, h.close())
@@ -160,6 +171,9 @@ func (h *house) close() error { return errors.Join(h.node.Close(), h.store.Close
 // inline is how often something is asked for before it goes to the queue, whose
 // waits are longer: a follower that runs on has time.
 const inline = 2
+
+// soon is how long a command that ends asks a feed that is away.
+const soon = 20 * time.Second
 
 // callTime bounds one packument or tarball, all attempts together: what drips is
 // not waited for longer, and goes to the queue.
@@ -236,7 +250,8 @@ func runOnce(ctx context.Context, f *follow.Follower, store *ledger.Store, log *
 		return err
 	}
 	failed := slices.DeleteFunc(after, func(r ledger.Retry) bool {
-		return slices.ContainsFunc(before, func(b ledger.Retry) bool {
+		// What upstream says is gone was answered: it waits to be confirmed.
+		return r.Missing > 0 || slices.ContainsFunc(before, func(b ledger.Retry) bool {
 			return b.Name == r.Name && b.Version == r.Version && b.Attempts == r.Attempts
 		})
 	})

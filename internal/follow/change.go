@@ -42,7 +42,7 @@ func (f *Follower) page(ctx context.Context, page couch.Page, key, engine string
 		}
 	}
 	f.note(func(s *seen) {
-		s.Cursor, s.LastSuccess = page.LastSeq, f.now()
+		s.Cursor, s.LastSuccess, s.away = page.LastSeq, f.now(), ""
 		s.total.rows += uint64(len(page.Changes))
 		if newer(page.LastSeq, s.Head) {
 			s.Head = page.LastSeq

@@ -34,7 +34,7 @@ const maxBroken = 10_000
 // be fetched again. report, where not nil, is told how many packages were looked
 // at.
 func (f *Follower) Check(ctx context.Context, fetch bool, report func(done int)) (Checked, error) {
-	var c Checked
+	c := Checked{Broken: []Broken{}}
 	for p, err := range f.ledger.Packages(ctx) {
 		if err != nil {
 			return c, own(err)

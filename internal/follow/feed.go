@@ -22,6 +22,8 @@ const (
 	// feed, in sequences: packuments lag behind their changes, so the one that
 	// Fill is given may be older than the newest change.
 	rewind = 1000
+	// askTime bounds the question what a feed is.
+	askTime = 30 * time.Second
 	// patience is how long it is at the most until somebody sees that the feed
 	// is to be read under another cursor.
 	patience = 15 * time.Second
@@ -43,11 +45,11 @@ var errSelection = errors.New("what is wanted has changed")
 func (f *Follower) Run(ctx context.Context, once bool) error {
 	changed := f.ledger.WantsChanged()
 	var engine string
-	if f.feed != nil {
+	if f.feed != nil && once {
 		// Before the selection is resolved: what changes while that runs is
 		// then still to be read.
 		var err error
-		if engine, err = f.prepare(ctx, once); err != nil {
+		if engine, err = f.prepare(ctx, true); err != nil {
 			return fmt.Errorf("follow: %w", err)
 		}
 	}
@@ -73,12 +75,37 @@ func (f *Follower) Run(ctx context.Context, once bool) error {
 	never := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.persist(ctx, func() error { return f.drain(ctx, never) }) })
-	began := f.now()
-	if err := f.persist(ctx, func() error { return f.fill(ctx) }); err != nil {
-		g.Go(func() error { return fmt.Errorf("fill: %w", err) }) // ends the drain
+	fill := func() error {
+		err := f.persist(ctx, func() error { return f.fill(ctx) })
+		if err == nil {
+			f.note(func(s *seen) { s.LastSuccess = f.now() })
+		}
+		return err
+	}
+	end := func(err error) error {
+		g.Go(func() error { return err }) // ends the drain
 		return g.Wait()
 	}
-	f.note(func(s *seen) { s.LastSuccess = f.now() })
+	if f.feed != nil {
+		// As with once; but a feed that is away keeps nobody from what upstream
+		// gives. What changed meanwhile is resolved once it is back.
+		var err error
+		engine, err = f.prepare(ctx, true)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, couch.ErrReset) && !errors.Is(err, couch.ErrRefused) && !errors.Is(err, errOwn) {
+			f.feedAway(err)
+			if err := fill(); err != nil {
+				return end(fmt.Errorf("fill: %w", err))
+			}
+			engine, err = f.prepare(ctx, false)
+		}
+		if err != nil {
+			return end(fmt.Errorf("follow: %w", err))
+		}
+	}
+	began := f.now()
+	if err := fill(); err != nil {
+		return end(fmt.Errorf("fill: %w", err))
+	}
 	if f.feed == nil {
 		g.Go(func() error { return f.tend(ctx, changed, began, f.refresh, nil) })
 		return g.Wait()
@@ -208,13 +235,14 @@ func (f *Follower) keyFor(w *wanted) string {
 // where it will be. A feed that is away is waited for, but not with once.
 func (f *Follower) prepare(ctx context.Context, once bool) (engine string, err error) {
 	ask := func() (couch.ServerInfo, error) {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		ctx, cancel := context.WithTimeout(ctx, askTime)
 		defer cancel()
 		return f.feed.Server(ctx)
 	}
 	info, err := ask()
 	if err != nil && !once {
 		f.log.WarnContext(ctx, "the feed is away", "feed", f.feedName, "err", err)
+		f.feedAway(err)
 		slow := backoff.NewExponentialBackOff()
 		slow.MaxInterval = time.Minute
 		info, err = backoff.Retry(ctx, ask, backoff.WithBackOff(slow), backoff.WithMaxElapsedTime(0))
@@ -222,7 +250,7 @@ func (f *Follower) prepare(ctx context.Context, once bool) (engine string, err e
 	if err != nil {
 		return "", fmt.Errorf("ask feed %s: %w", f.feedName, err)
 	}
-	f.note(func(s *seen) { s.Head = info.UpdateSeq })
+	f.note(func(s *seen) { s.Head, s.away = info.UpdateSeq, "" })
 	key, err := f.cursorKey(ctx)
 	if err != nil {
 		return "", err
@@ -279,6 +307,7 @@ func (f *Follower) read(ctx context.Context, engine string, follow bool) error {
 			err = fmt.Errorf("read feed %s: %w", f.feedName, err)
 			if follow && ctx.Err() == nil && !errors.Is(err, couch.ErrReset) && !errors.Is(err, couch.ErrRefused) {
 				f.log.WarnContext(ctx, "the feed is away, asking it again", "err", err)
+				f.feedAway(err)
 				continue // the same page comes again
 			}
 			return err

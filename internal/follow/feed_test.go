@@ -616,3 +616,48 @@ func TestMassRemoval(t *testing.T) {
 		t.Error("an approved removal was not done")
 	}
 }
+
+// awayFeed is a feed that cannot be asked until it is back.
+type awayFeed struct {
+	*pages
+	back chan struct{}
+}
+
+func (a awayFeed) Server(ctx context.Context) (couch.ServerInfo, error) {
+	select {
+	case <-a.back:
+		return a.pages.Server(ctx)
+	default:
+		return couch.ServerInfo{}, fmt.Errorf("connection refused: %w", couch.ErrUnavailable)
+	}
+}
+
+// TestAFeedThatIsAwayHoldsUpNothingElse: what is selected by name is fetched
+// meanwhile, and the status says what is wrong.
+func TestAFeedThatIsAwayHoldsUpNothingElse(t *testing.T) {
+	w := newWorld(t, small)
+	feed := awayFeed{newPages(couch.EngineNPM), make(chan struct{})}
+	w.feed = feed
+	w.start()
+	if err := w.f.Run(t.Context(), true); !errors.Is(err, couch.ErrUnavailable) {
+		t.Errorf("Run returned %v", err)
+	}
+	if _, err := w.store.Commit(t.Context(), ledger.Batch{Wants: wants(t, "lib")}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.f.Run(ctx, false) }()
+	w.until(func() bool { return slices.Equal(w.held(), []string{"lib@2.0.0"}) })
+	if s := w.f.Status(); !strings.Contains(s.Trouble, "the feed is away") {
+		t.Errorf("status says %q", s.Trouble)
+	}
+	w.reg.Publish("-- lib@2.2.0/index.js --\n22\n")
+	feed.push(changed("lib", w.rev("lib")))
+	close(feed.back)
+	w.until(func() bool { return len(w.held()) == 2 })
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Run returned %v", err)
+	}
+}

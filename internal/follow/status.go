@@ -51,6 +51,8 @@ type seen struct {
 	LastSuccess          time.Time
 	key                  string // the cursor's, "" before the feed is read
 	trouble              string
+	away                 string // what the feed's last failure was, and when
+	awayAt               time.Time
 	given                npm.Name // the package that upstream gave last, and when
 	givenAt              time.Time
 	roomAt               time.Time // when there was room on the disk …
@@ -70,6 +72,15 @@ const (
 	rateOver  = time.Minute
 	rateEvery = time.Second
 )
+
+// awayFor is how long a failure of the feed is told: a feed without changes does
+// not say that it is back.
+const awayFor = 10 * time.Minute
+
+// feedAway notes that the feed could not be read.
+func (f *Follower) feedAway(err error) {
+	f.note(func(s *seen) { s.away, s.awayAt = detail(err), f.now() })
+}
 
 // count adds what one commit did.
 func (s *seen) count(now time.Time, items, versions int, bytes uint64) {
@@ -100,6 +111,9 @@ func (f *Follower) Status() Status {
 		Feed: f.feedName, Engine: s.Engine, Cursor: s.Cursor, Head: s.Head, LastSuccess: s.LastSuccess, LagRows: -1, SecondsLeft: -1,
 		Stored: f.ledger.Counts(), Reasons: f.ledger.Reasons(), Trouble: s.trouble,
 		RowsRead: s.total.rows, ItemsDone: s.total.items, VersionsStored: s.total.versions, BytesStored: s.total.bytes,
+	}
+	if st.Trouble == "" && s.away != "" && f.now().Sub(s.awayAt) < awayFor {
+		st.Trouble = "the feed is away: " + s.away
 	}
 	if s.key == "" && f.feedName != "" {
 		// Not read yet by this process: every package's cursor, if there is

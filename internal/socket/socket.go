@@ -27,6 +27,9 @@ const tempPrefix = "regmirror-"
 // ErrInUse is returned by Listen where a living process answers already.
 var ErrInUse = errors.New("another process answers at this socket")
 
+// ErrNoRoute is returned by Call where the process does not know the request.
+var ErrNoRoute = errors.New("the running command does not do this")
+
 // Listen makes a socket at path, mode 0600. A socket left over from a process
 // that died is replaced; one that is answered is ErrInUse.
 //
@@ -160,6 +163,9 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 	}
 	if resp.StatusCode == http.StatusOK {
 		return json.Unmarshal(body, out)
+	}
+	if resp.StatusCode == http.StatusNotFound && resp.Header.Get("Content-Type") != "application/json" {
+		return ErrNoRoute // http.ServeMux's own answer
 	}
 	var failed struct {
 		Error string `json:"error"`

@@ -221,10 +221,13 @@ func TestCall(t *testing.T) {
 	if err := Call(t.Context(), path, http.MethodGet, "/good", &v); err != nil || v.N != 7 {
 		t.Errorf("good: %+v, %v", v, err)
 	}
-	for what, want := range map[string]string{"/bad": "no record", "/plain": "broken", "/none": "404"} {
+	for what, want := range map[string]string{"/bad": "no record", "/plain": "broken"} {
 		if err := Call(t.Context(), path, http.MethodGet, what, &v); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	if err := Call(t.Context(), path, http.MethodGet, "/none", &v); !errors.Is(err, ErrNoRoute) {
+		t.Errorf("none: %v", err)
 	}
 	stop()
 	if err := <-served; err != nil {
