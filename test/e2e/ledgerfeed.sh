@@ -7,12 +7,12 @@ go build -C "$ROOT" -o "$WORK/bin/" ./internal/npm/npmtest/npmtestd
 go build -C "$ROOT" -o "$WORK/bin/" ./internal/couch/couchtest/couchtestd
 
 say "nano and pouchdb from the npm registry"
-[ -d "$WORK/clients/node_modules" ] || npm install --silent --no-save --ignore-scripts --no-audit --no-fund --prefix "$WORK/clients" nano@11.0.7 pouchdb@9.0.0 2>/dev/null
+[ -d "$WORK/couch-clients/node_modules" ] || npm install --silent --no-save --ignore-scripts --no-audit --no-fund --prefix "$WORK/couch-clients" nano@11.0.7 pouchdb@9.0.0 2>/dev/null
 
 port=$(free_port)
 start "$WORK/couchtestd.log" couchtestd -listen "127.0.0.1:$port" -rows 1000 -every 50ms
 until_ok 20 curl -sf "http://127.0.0.1:$port/registry"
-(cd "$WORK/clients" && node "$ROOT/test/e2e/ledgerfeed/check.mjs" "http://127.0.0.1:$port/registry" 1000) ||
+(cd "$WORK/couch-clients" && node "$ROOT/test/e2e/ledgerfeed/check.mjs" "http://127.0.0.1:$port/registry" 1000) ||
   { tail -n 20 "$WORK/couchtestd.log" >&2; fail "a client did not get what it should"; }
 
 say "a feed held open ends with the server"
@@ -33,7 +33,7 @@ follower run --once --feed "$R/-/feed" --upstream "$R" --state "$WORK/ledger-1"
 start "$WORK/ledger-1.log" follower run --feed "$R/-/feed" --upstream "$R" --state "$WORK/ledger-1" --listen "127.0.0.1:$listen"
 until_ok 20 curl -sf "http://127.0.0.1:$listen/readyz"
 curl -sf "http://127.0.0.1:$listen/metrics" | grep -E '^follower_(packages|queue|versions)'
-(cd "$WORK/clients" && node "$ROOT/test/e2e/ledgerfeed/follower.mjs" "http://127.0.0.1:$listen/registry" "$R/-/npmtest/publish") ||
+(cd "$WORK/couch-clients" && node "$ROOT/test/e2e/ledgerfeed/follower.mjs" "http://127.0.0.1:$listen/registry" "$R/-/npmtest/publish") ||
   { tail -n 20 "$WORK/ledger-1.log" >&2; fail "a client did not get what it should"; }
 
 say "another follower follows it"
