@@ -128,7 +128,7 @@ func (f *Follower) resolution(ctx context.Context, age time.Duration, work func(
 
 // aheadWants is for how many wants documents are asked for before they are
 // resolved, a multiple of groupWants.
-const aheadWants = 32 * groupWants
+const aheadWants = 4 * groupWants
 
 // prefetch loads the documents of wants, all at once.
 func (r *resolution) prefetch(wants []ledger.Want) error {

@@ -42,7 +42,7 @@ type group struct {
 
 // groupWants bounds the wants of a group: many share the work of resolving
 // them, few are resolved again when a document changes.
-const groupWants = 32
+const groupWants = 256
 
 // wanted returns the selection as it is now.
 func (f *Follower) wanted(ctx context.Context) (*wanted, error) {
