@@ -78,6 +78,8 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 		Logger:             pebbleLog{log},
 		MemTableSize:       32 << 20,
 	}
+	// Each table that is open costs memory and a file: fewer, larger ones.
+	o.TargetFileSizes[0] = 16 << 20
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
