@@ -23,6 +23,9 @@ var (
 	// ErrMalformed is returned for an answer that is not what a feed says: HTML,
 	// cut JSON, a row without a sequence. It is never taken for the end.
 	ErrMalformed = errors.New("not a feed's answer")
+	// ErrNotOffered is for a Source to return for what it cannot give, such as a
+	// listing backwards. Handler answers it with 501.
+	ErrNotOffered = errors.New("not offered")
 	// ErrTooLarge is returned for an answer beyond Options.MaxBody.
 	ErrTooLarge = errors.New("the feed's answer is too large")
 )

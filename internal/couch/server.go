@@ -121,6 +121,8 @@ func (h *handler) refuse(w http.ResponseWriter, err error) {
 	case errors.Is(err, ErrReset):
 		w.Header().Set(headerReset, h.src.Identity())
 		answer = &refusal{http.StatusConflict, "reset", err.Error()}
+	case errors.Is(err, ErrNotOffered):
+		answer = &refusal{http.StatusNotImplemented, "not_implemented", err.Error()}
 	case !errors.As(err, &answer):
 		answer = &refusal{http.StatusInternalServerError, "failed", err.Error()}
 	}

@@ -70,7 +70,7 @@ func revision(seq ledger.Seq) string { return fmt.Sprintf("%d-ledger", seq) }
 // List implements couch.Listing.
 func (s *LedgerFeed) List(ctx context.Context, from string, descending bool, limit int) ([]couch.Row, error) {
 	if descending {
-		return nil, errors.New("a ledger is not listed backwards")
+		return nil, fmt.Errorf("a ledger backwards: %w", couch.ErrNotOffered)
 	}
 	rows := make([]couch.Row, 0, limit)
 	for len(rows) < limit {
