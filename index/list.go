@@ -112,7 +112,7 @@ func buildFront(ctx context.Context, r pebble.Reader, sink unixfs.Sink) (unixfs.
 
 // frontOf is the front in the release's directory root.
 func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid) (unixfs.Ref, error) {
-	return unixfs.Without(ctx, g, root, registryName, func(blocks.Block) error { return nil })
+	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, func(blocks.Block) error { return nil })
 }
 
 // releaseDir makes the release's directory: front, which is the list's root or
@@ -130,5 +130,5 @@ func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref,
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	return unixfs.With(ctx, g, front.CID, unixfs.Link{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}, sink)
+	return unixfs.Edit(ctx, g, front.CID, []unixfs.Link{{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}}, sink)
 }

@@ -43,14 +43,8 @@ func BuildDir(links []Link, limit int, sink Sink) (ref Ref, overflow []Link, err
 	es := make([]entry, len(links))
 	for i := range links {
 		l := &links[i]
-		if l.Name == "" || strings.Contains(l.Name, "/") {
-			return Ref{}, nil, fmt.Errorf("link %q: %w", l.Name, ErrName)
-		}
-		if !l.CID.Defined() {
-			return Ref{}, nil, fmt.Errorf("link %q has no CID: %w", l.Name, ErrMalformed)
-		}
-		if l.Tsize > math.MaxInt64 {
-			return Ref{}, nil, fmt.Errorf("link %q has Tsize %d: %w", l.Name, l.Tsize, ErrTooLarge)
+		if err := checkLink(l, false); err != nil {
+			return Ref{}, nil, err
 		}
 		es[i] = entry{hash: Hash(l.Name), link: l}
 	}
@@ -65,6 +59,20 @@ func BuildDir(links []Link, limit int, sink Sink) (ref Ref, overflow []Link, err
 	b := builder{sink: sink}
 	c, tsize, err := b.shard(es, 0)
 	return Ref{CID: c, Tsize: tsize}, overflow, err
+}
+
+// checkLink refuses what no directory can hold; a link without a CID too, unless
+// it says what is to go.
+func checkLink(l *Link, gone bool) error {
+	switch {
+	case l.Name == "" || strings.Contains(l.Name, "/"):
+		return fmt.Errorf("link %q: %w", l.Name, ErrName)
+	case !l.CID.Defined() && !gone:
+		return fmt.Errorf("link %q has no CID: %w", l.Name, ErrMalformed)
+	case l.Tsize > math.MaxInt64:
+		return fmt.Errorf("link %q has Tsize %d: %w", l.Name, l.Tsize, ErrTooLarge)
+	}
+	return nil
 }
 
 // entry is a link with its hash.

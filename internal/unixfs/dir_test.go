@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -71,61 +70,16 @@ func TestDeepShardsEqualBoxoAndCollapse(t *testing.T) {
 		t.Fatalf("%v, boxo %v", ref, want)
 	}
 	// One of each pair goes: its chain of shards must go with it.
-	var rest []Link
+	var rest, gone []Link
 	for i, l := range links {
 		if i%2 == 1 {
 			rest = append(rest, l)
-			continue
-		}
-		var err error
-		if ref, err = Without(t.Context(), s, ref.CID, l.Name, s.sink); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want := mustBuild(t, rest, 0, s.sink); ref != want {
-		t.Errorf("after deletes %v, from scratch %v", ref, want)
-	}
-}
-
-func TestSingleEditsEqualBuild(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 2))
-	s := newStore()
-	set := map[string]Link{}
-	ref := mustBuild(t, nil, 0, s.sink)
-	names := append(deepNames(10), Reserved)
-	for i := range 300 {
-		names = append(names, fmt.Sprint("n", i))
-	}
-	for range 900 {
-		name := names[rng.IntN(len(names))]
-		var err error
-		if _, ok := set[name]; ok && rng.IntN(2) == 0 {
-			delete(set, name)
-			ref, err = Without(t.Context(), s, ref.CID, name, s.sink)
 		} else {
-			l := linkNamed(t, name)
-			l.Tsize = rng.Uint64() >> 40
-			set[name] = l
-			ref, err = With(t.Context(), s, ref.CID, l, s.sink)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if want := mustBuild(t, slices.Collect(maps.Values(set)), 0, s.sink); ref != want {
-			t.Fatalf("%d entries: edited %v, built %v", len(set), ref, want)
+			gone = append(gone, Link{Name: l.Name})
 		}
 	}
-	if _, err := Without(t.Context(), s, ref.CID, "absent", s.sink); !errors.Is(err, ErrNotFound) {
-		t.Errorf("Without an absent name: %v", err)
-	}
-	for name := range set {
-		var err error
-		if ref, err = Without(t.Context(), s, ref.CID, name, s.sink); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want := mustBuild(t, nil, 0, s.sink); ref != want {
-		t.Errorf("emptied %v, empty %v", ref, want)
+	if ref = mustEdit(t, s, ref, gone...); ref != mustBuild(t, rest, 0, s.sink) {
+		t.Errorf("after deletes %v, not what the rest gives", ref)
 	}
 }
 
@@ -208,11 +162,6 @@ func TestCollisionOverflow(t *testing.T) {
 				t.Fatalf("limit %d: overflow %v", limit, over)
 			}
 		}
-	}
-	s := newStore()
-	ref := mustBuild(t, []Link{linkNamed(t, collideA)}, 0, s.sink)
-	if _, err := With(t.Context(), s, ref.CID, linkNamed(t, collideB), s.sink); !errors.Is(err, ErrName) {
-		t.Errorf("With a colliding name: %v", err)
 	}
 }
 

@@ -2,7 +2,9 @@ package unixfs
 
 import (
 	"bytes"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -95,6 +97,51 @@ func FuzzBuild(f *testing.F) {
 			if got, err := Lookup(t.Context(), s, ref.CID, l.Name); err != nil || got != l {
 				t.Fatalf("Lookup %q: %v, %v", l.Name, got, err)
 			}
+		}
+	})
+}
+
+// FuzzEdit holds Edit to boxo's HAMT after every batch of edits: each byte puts
+// or takes out one of 64 names, half of them deep in one another's shards, and a
+// zero ends a batch.
+func FuzzEdit(f *testing.F) {
+	names := deepNames(32)
+	for i := range 32 {
+		names = append(names, "name-"+strconv.Itoa(i))
+	}
+	f.Add([]byte{1, 2, 3, 0, 0x81, 0x82, 0, 0x83})
+	f.Add([]byte{10, 11, 12, 13, 0, 0x8a, 12, 0, 0x8b, 0x8c, 0x8d})
+	f.Fuzz(func(t *testing.T, moves []byte) {
+		if len(moves) > 256 {
+			return
+		}
+		s := newStore()
+		set, batch := map[string]Link{}, map[string]Link{}
+		ref := mustBuild(t, nil, 0, s.sink)
+		for i, m := range append(moves, 0) {
+			if m != 0 {
+				name := names[m&63]
+				l := Link{Name: name}
+				if _, there := set[name]; m < 0x80 || !there {
+					l = linkNamed(t, name)
+					l.Tsize = uint64(i)
+				}
+				batch[name] = l
+				continue
+			}
+			for name, l := range batch {
+				if l.CID.Defined() {
+					set[name] = l
+				} else {
+					delete(set, name)
+				}
+			}
+			ref = mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...)
+			clear(batch)
+		}
+		links := slices.Collect(maps.Values(set))
+		if want := boxoHAMT(t, links); ref != want {
+			t.Fatalf("%d links: edited %v, boxo %v", len(links), ref, want)
 		}
 	})
 }

@@ -1,0 +1,128 @@
+package unixfs
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/ipfs/go-cid"
+)
+
+// Edit returns the HAMT dir with edits made, which may come in any order and
+// are left as they are: a link takes the place of the entry that has its name's
+// hash, whatever that one's name, or a new one; a link without a CID takes the
+// entry of its name out. The result is what BuildDir with limit 0 makes of the
+// set that is left. It reads and writes each shard on the way to a change once.
+//
+// Errors: ErrNotFound where what is to be taken out is not there, ErrName for
+// two edits of one hash and for a name that no directory can hold, ErrMalformed
+// where dir is no HAMT of this format, and g's and sink's own.
+func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink) (Ref, error) {
+	es := make([]entry, len(edits))
+	for i := range edits {
+		if err := checkLink(&edits[i], true); err != nil {
+			return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
+		}
+		es[i] = entry{hash: Hash(edits[i].Name), link: &edits[i]}
+	}
+	slices.SortFunc(es, entry.compare)
+	for i := 1; i < len(es); i++ {
+		if es[i].hash == es[i-1].hash {
+			return Ref{}, fmt.Errorf("edit %s: %q and %q in one place: %w", dir, es[i-1].link.Name, es[i].link.Name, ErrName)
+		}
+	}
+	e := editor{g: g, builder: builder{sink: sink}}
+	c, err := e.shard(ctx, dir, es, 0)
+	if err != nil {
+		return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
+	}
+	return Ref{CID: c.link.CID, Tsize: c.link.Tsize}, nil
+}
+
+// editor edits a HAMT by edits in the order of their hashes, one of each.
+type editor struct {
+	g Getter
+	builder
+}
+
+// shard returns what stands for the shard c in its parent once es are made:
+// nothing (without a CID), an entry alone, or the shard anew. The root is always
+// a shard.
+func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (child, error) {
+	if depth == hashLen {
+		return child{}, fmt.Errorf("%w: more than %d levels", ErrMalformed, hashLen)
+	}
+	old, err := loadShard(ctx, e.g, c)
+	if err != nil {
+		return child{}, err
+	}
+	if depth > 0 && (len(old) == 0 || len(old) == 1 && !old[0].sub) {
+		return child{}, fmt.Errorf("%w: %s should not be a shard of its own", ErrMalformed, c)
+	}
+	cs := make([]child, 0, len(old)+len(es))
+	for len(es) > 0 {
+		slot, n := slotAt(es[0].hash, depth), 1
+		for n < len(es) && slotAt(es[n].hash, depth) == slot {
+			n++
+		}
+		i, found := findSlot(old, slot)
+		cs = append(cs, old[:i]...)
+		old = old[i:]
+		var at child
+		if found {
+			at, old = old[0], old[1:]
+		}
+		if at, err = e.slot(ctx, at, es[:n], depth); err != nil {
+			return child{}, err
+		}
+		if at.link.CID.Defined() {
+			at.slot = slot
+			cs = append(cs, at)
+		}
+		es = es[n:]
+	}
+	cs = append(cs, old...)
+	if depth > 0 && len(cs) == 0 {
+		return child{}, nil
+	}
+	if depth > 0 && len(cs) == 1 && !cs[0].sub {
+		return child{link: cs[0].link}, nil
+	}
+	id, tsize, err := writeShard(cs, e.sink)
+	return child{sub: true, link: Link{CID: id, Tsize: tsize}}, err
+}
+
+// slot returns what is in a slot once es are made there; at is what was.
+func (e *editor) slot(ctx context.Context, at child, es []entry, depth int) (child, error) {
+	if at.sub {
+		return e.shard(ctx, at.link.CID, es, depth+1)
+	}
+	left := make([]entry, 0, len(es)+1)
+	stays := at.link.CID.Defined()
+	was := entry{hash: Hash(at.link.Name), link: &at.link}
+	if stays && was.hash>>(56-8*depth) != es[0].hash>>(56-8*depth) {
+		return child{}, fmt.Errorf("%w: %q does not belong there", ErrMalformed, at.link.Name)
+	}
+	for _, ed := range es {
+		there := stays && ed.hash == was.hash
+		switch {
+		case ed.link.CID.Defined():
+			left = append(left, ed)
+		case !there || ed.link.Name != at.link.Name:
+			return child{}, fmt.Errorf("%q: %w", ed.link.Name, ErrNotFound)
+		}
+		stays = stays && !there
+	}
+	if stays {
+		left = append(left, was)
+		slices.SortFunc(left, entry.compare)
+	}
+	switch len(left) {
+	case 0:
+		return child{}, nil
+	case 1:
+		return child{link: *left[0].link}, nil
+	}
+	id, tsize, err := e.builder.shard(left, depth+1)
+	return child{sub: true, link: Link{CID: id, Tsize: tsize}}, err
+}

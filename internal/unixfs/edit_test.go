@@ -1,0 +1,157 @@
+package unixfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+)
+
+func mustEdit(t testing.TB, s *store, dir Ref, edits ...Link) Ref {
+	t.Helper()
+	ref, err := Edit(t.Context(), s, dir.CID, edits, s.sink)
+	if err != nil {
+		t.Fatalf("Edit: %v", err)
+	}
+	return ref
+}
+
+// TestEditEqualsBuild edits a set at random, in batches, down to nothing and up
+// again, with names that share most of their hashes among them.
+func TestEditEqualsBuild(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	names := append(deepNames(10), Reserved)
+	for i := range 2000 {
+		names = append(names, fmt.Sprint("n", i))
+	}
+	s := newStore()
+	set := map[string]Link{}
+	ref := mustBuild(t, nil, 0, s.sink)
+	for round := range 200 {
+		batch := map[string]Link{}
+		for range 1 + rng.IntN([]int{3, 40, 1000}[round%3]) {
+			name := names[rng.IntN(len(names))]
+			l := linkNamed(t, name)
+			l.Tsize = rng.Uint64() >> 40
+			batch[name] = l
+		}
+		for name := range set {
+			if round%10 == 9 || rng.IntN(8) == 0 { // mass deletion each tenth time
+				batch[name] = Link{Name: name}
+			}
+		}
+		for name, l := range batch {
+			if l.CID.Defined() {
+				set[name] = l
+			} else {
+				delete(set, name)
+			}
+		}
+		ref = mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...)
+		if want := mustBuild(t, slices.Collect(maps.Values(set)), 0, s.sink); ref != want {
+			t.Fatalf("round %d, %d entries: edited %v, built %v", round, len(set), ref, want)
+		}
+		if round%20 == 0 {
+			if want := boxoHAMT(t, slices.Collect(maps.Values(set))); ref != want {
+				t.Fatalf("round %d, %d entries: edited %v, boxo %v", round, len(set), ref, want)
+			}
+		}
+	}
+	for name := range set {
+		ref = mustEdit(t, s, ref, Link{Name: name})
+	}
+	if want := mustBuild(t, nil, 0, s.sink); ref != want {
+		t.Errorf("emptied %v, empty %v", ref, want)
+	}
+}
+
+// TestEditReplacesByHash: of two names in one place the new one stands.
+func TestEditReplacesByHash(t *testing.T) {
+	s := newStore()
+	links := append(linksNamed(t, 300), linkNamed(t, collideA))
+	ref := mustBuild(t, links, 0, s.sink)
+	got := mustEdit(t, s, ref, linkNamed(t, collideB))
+	if want := mustBuild(t, append(linksNamed(t, 300), linkNamed(t, collideB)), 0, s.sink); got != want {
+		t.Errorf("replaced %v, built %v", got, want)
+	}
+	for what, edits := range map[string][]Link{
+		"take out another's place": {{Name: collideB}},
+		"take out what is not":     {{Name: "absent"}},
+	} {
+		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, edits := range map[string][]Link{
+		"two in one place": {linkNamed(t, collideA), {Name: collideB}},
+		"twice":            {linkNamed(t, "x"), linkNamed(t, "x")},
+		"a path":           {linkNamed(t, "a/b")},
+		"no name":          {linkNamed(t, "")},
+	} {
+		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink); !errors.Is(err, ErrName) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// counting counts what an edit reads.
+type counting struct {
+	*store
+	reads int
+}
+
+func (c *counting) Get(ctx context.Context, id cid.Cid) (blocks.Block, error) {
+	c.reads++
+	return c.store.Get(ctx, id)
+}
+
+// TestEditTouchesPathsAlone: work and new blocks grow with the change.
+func TestEditTouchesPathsAlone(t *testing.T) {
+	s := &counting{store: newStore()}
+	ref := mustBuild(t, linksNamed(t, 20_000), 0, s.sink)
+	l := linkNamed(t, "package-7")
+	l.Tsize++
+	writes := 0
+	if _, err := Edit(t.Context(), s, ref.CID, []Link{l}, func(blocks.Block) error { writes++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if s.reads > hashLen || writes != s.reads {
+		t.Errorf("%d blocks read, %d written", s.reads, writes)
+	}
+}
+
+// TestEditRefusesHostile plants shards that no builder makes.
+func TestEditRefusesHostile(t *testing.T) {
+	s := newStore()
+	l := linkNamed(t, "package-1")
+	slot := slotAt(Hash(l.Name), 0)
+	plant := func(cs ...child) Ref {
+		c, tsize, err := writeShard(cs, s.sink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Ref{CID: c, Tsize: tsize}
+	}
+	stray := linkNamed(t, "package-2")
+	alone := plant(child{slot: slotAt(Hash(l.Name), 1), link: l})
+	deep := alone
+	for depth := hashLen - 1; depth >= 0; depth-- {
+		deep = plant(child{slot: slotAt(Hash(l.Name), depth), sub: true, link: Link{CID: deep.CID}})
+	}
+	for what, dir := range map[string]Ref{
+		"a name in a wrong slot":    plant(child{slot: slot, link: stray}),
+		"a shard for one name":      plant(child{slot: slot, sub: true, link: Link{CID: alone.CID}}),
+		"an empty shard below":      plant(child{slot: slot, sub: true, link: Link{CID: plant().CID}}),
+		"more levels than the hash": deep,
+	} {
+		if _, err := Edit(t.Context(), s, dir.CID, []Link{l}, s.sink); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
