@@ -17,7 +17,7 @@ import (
 // whoever brings more must wait too.
 const (
 	gatherItems = 1024
-	gatherBytes = 64 << 20
+	gatherBytes = 16 << 20
 	gatherTime  = 20 * time.Millisecond
 	// maxBrought is how many batches may wait for a checkpoint.
 	maxBrought = 8
