@@ -24,7 +24,8 @@ import (
 // an empty list, and so does one whose Batch.After this index does not have.
 //
 // List and front depend on the entries alone, not on the batches that led to
-// them: they are built anew from all of them.
+// them. The work, and the new blocks, grow with the changes, and hardly with the
+// list.
 //
 // An unusable change or block is an ErrEntry, Batch.After without AfterRoot an
 // ErrRelease, and nothing is done.
@@ -59,8 +60,16 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	touched, shown, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "")
+	now, err := readCounts(ctx, ix.db)
 	if err != nil {
+		return Release{}, false, err
+	}
+	all := now.packages
+	touched, shown, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "", &now)
+	if err != nil {
+		return Release{}, false, err
+	}
+	if err := writeCounts(b, now); err != nil {
 		return Release{}, false, err
 	}
 	sourcesMoved, err := writeSources(b, batch.Sources)
@@ -68,7 +77,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return Release{}, false, err
 	}
 	same := !first && !passed && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
-	if same && !touched {
+	if same && len(touched) == 0 {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
 		}
@@ -76,19 +85,31 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 
 	keep := func(blk blocks.Block) error { return writeBlock(b, number, blk) }
-	list, err := buildList(ctx, entries(ctx, b), keep)
+	// Where most of the list changes it is cheaper to build it than to edit it.
+	anew := first || len(touched) > all/anewShare
+	var list built
+	if anew {
+		list, err = buildList(ctx, entries(ctx, b), keep)
+	} else {
+		list, err = editList(ctx, b, old.List, touched, keep)
+	}
 	if err != nil {
 		return Release{}, false, err
 	}
 	same = same && list.list() == old.List
 	front := list.root
 	if ix.parameters.Gateway != "" && (shown || !same) {
-		if front, err = buildFront(ctx, b, keep); err != nil {
-			return Release{}, false, err
+		var before unixfs.Ref
+		if !first {
+			if before, err = frontOf(ctx, getter{b}, old.Root); err != nil {
+				return Release{}, false, err
+			}
 		}
-	}
-	if same && shown {
-		before, err := frontOf(ctx, getter{b}, old.Root)
+		if anew {
+			front, err = buildFront(ctx, b, keep)
+		} else {
+			front, err = editFront(ctx, b, old.List, before, touched, keep)
+		}
 		if err != nil {
 			return Release{}, false, err
 		}
@@ -110,7 +131,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: list.list(),
-		Packages: list.packages, Versions: list.versions, Sources: batch.Sources, Parameters: ix.parameters,
+		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
 		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
 	}
 	raw, err := encodeRelease(r, false)
@@ -138,17 +159,28 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	return r, true, nil
 }
 
-// writeEntries puts the changes into the batch and says whether any of them
-// changes a row, and whether any changes a gateway's directory. Only with gateway
-// may an entry have one.
-func writeEntries(b *pebble.Batch, changes []Change, gateway bool) (touched, shown bool, err error) {
-	for _, c := range changes {
-		if _, err := npm.ParseName(string(c.Name)); err != nil {
-			return false, false, fmt.Errorf("%w: %w", ErrEntry, err)
+// anewShare is the share of a list (one in so many) from which on as many
+// changes are dearer than all of it.
+const anewShare = 8
+
+// writeEntries puts the changes into the batch, brings the counts up to date, and
+// says which names have other rows than before, and whether any of them has
+// another directory for a gateway. Only with gateway may an entry have one.
+func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) (touched []npm.Name, shown bool, err error) {
+	last := make(map[npm.Name]int, len(changes))
+	for i, c := range changes {
+		last[c.Name] = i
+	}
+	for i, c := range changes {
+		if err := checkChange(c, gateway); err != nil {
+			return nil, false, err
+		}
+		if last[c.Name] != i {
+			continue
 		}
 		old, found, err := readEntry(b, c.Name)
 		if err != nil {
-			return false, false, err
+			return nil, false, err
 		}
 		switch {
 		case c.Delete && !found, !c.Delete && found && old == c.Entry:
@@ -157,22 +189,38 @@ func writeEntries(b *pebble.Batch, changes []Change, gateway bool) (touched, sho
 			if err = b.Delete(entryKey(c.Name), nil); err == nil {
 				err = leave(b, c.Name)
 			}
-		case !usable(c.CID, c.Tsize) || c.Versions < 0:
-			err = fmt.Errorf("%w: %s: CID %s, Tsize %d, %d versions", ErrEntry, c.Name, c.CID, c.Tsize, c.Versions)
-		case c.Gateway != unixfs.Ref{} && !(gateway && usable(c.Gateway.CID, c.Gateway.Tsize)):
-			err = fmt.Errorf("%w: %s: gateway's directory %s, Tsize %d", ErrEntry, c.Name, c.Gateway.CID, c.Gateway.Tsize)
+			now.packages--
 		default:
 			if err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err == nil && !found {
 				err = enter(b, c.Name)
+				now.packages++
 			}
+			now.versions += c.Versions
 		}
 		if err != nil {
-			return false, false, err
+			return nil, false, err
 		}
-		touched = true
+		now.versions -= old.Versions
+		touched = append(touched, c.Name)
 		shown = shown || old.Gateway != c.Gateway
 	}
 	return touched, shown, nil
+}
+
+// checkChange refuses what the list cannot hold.
+func checkChange(c Change, gateway bool) error {
+	if _, err := npm.ParseName(string(c.Name)); err != nil {
+		return fmt.Errorf("%w: %w", ErrEntry, err)
+	}
+	switch {
+	case c.Delete:
+		return nil
+	case !usable(c.CID, c.Tsize) || c.Versions < 0:
+		return fmt.Errorf("%w: %s: CID %s, Tsize %d, %d versions", ErrEntry, c.Name, c.CID, c.Tsize, c.Versions)
+	case c.Gateway != unixfs.Ref{} && !(gateway && usable(c.Gateway.CID, c.Gateway.Tsize)):
+		return fmt.Errorf("%w: %s: gateway's directory %s, Tsize %d", ErrEntry, c.Name, c.Gateway.CID, c.Gateway.Tsize)
+	}
+	return nil
 }
 
 // usable tells a directory that can be linked from a list.

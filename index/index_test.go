@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
+	"github.com/multiformats/go-multihash"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -499,14 +501,14 @@ func plantRelease(ix *Index, r Release) error {
 	if err != nil {
 		return err
 	}
-	if front, err = unixfs.Without(ctx, getter{b}, front.CID, "b", keep); err != nil {
+	if front, err = unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{{Name: "b"}}, keep); err != nil {
 		return err
 	}
 	registry, err := unixfs.Lookup(ctx, getter{b}, r.Root, registryName)
 	if err != nil {
 		return err
 	}
-	root, err := unixfs.With(ctx, getter{b}, front.CID, registry, keep)
+	root, err := unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{registry}, keep)
 	if err != nil {
 		return err
 	}
@@ -546,19 +548,49 @@ func TestCloseWaits(t *testing.T) {
 	}
 }
 
+// BenchmarkApply makes releases of some changes in lists of different sizes, a
+// sync of the disk included.
 func BenchmarkApply(b *testing.B) {
-	ix := newIndexFor(b)
-	var batch Batch
-	for i := range 50_000 {
-		batch.Changes = append(batch.Changes, put(b, fmt.Sprintf("package-%d", i), 0))
-	}
-	if _, _, err := ix.Apply(b.Context(), batch); err != nil {
-		b.Fatal(err)
-	}
-	revision := 0
-	for b.Loop() {
-		revision++
-		if _, _, err := ix.Apply(b.Context(), Batch{Changes: []Change{put(b, "package-7", revision)}}); err != nil {
+	for _, packages := range []int{50_000, 500_000} {
+		ix, err := Create(b.TempDir(), Options{Documents: "test-1"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		cheap := func(i, revision int) Change {
+			name := fmt.Sprintf("package-%d", i)
+			if i%2 == 0 {
+				name = fmt.Sprintf("@scope-%d/package-%d", bits.TrailingZeros(uint(i))*97+i%1000, i)
+			}
+			sum, err := multihash.Sum(fmt.Append(nil, i, revision), multihash.SHA2_256, -1)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return Change{Entry: Entry{Name: npm.Name(name), CID: cid.NewCidV1(cid.DagProtobuf, sum), Tsize: 1000, Versions: 1}}
+		}
+		var batch Batch
+		for i := range packages {
+			batch.Changes = append(batch.Changes, cheap(i, 0))
+		}
+		if _, _, err := ix.Apply(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+		revision := 0
+		for _, changes := range []int{1, 100, 1000} {
+			b.Run(fmt.Sprintf("packages=%d/changes=%d", packages, changes), func(b *testing.B) {
+				rng := rand.New(rand.NewPCG(1, 1))
+				for b.Loop() {
+					revision++
+					var batch Batch
+					for range changes {
+						batch.Changes = append(batch.Changes, cheap(rng.IntN(packages), revision))
+					}
+					if _, _, err := ix.Apply(b.Context(), batch); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+		if err := ix.Close(); err != nil {
 			b.Fatal(err)
 		}
 	}

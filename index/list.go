@@ -9,7 +9,6 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
-	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
@@ -30,17 +29,35 @@ type built struct {
 func (b built) list() List { return List{Root: b.root.CID, Overflow: b.overflow.CID} }
 
 // buildList makes the list's directories of entries that come in the order of
-// their names, each name once. A scope is a directory of its own in the root.
+// their names, each name once.
+func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (built, error) {
+	out, overflow, err := buildRoot(ctx, entries, sink)
+	if err != nil {
+		return built{}, err
+	}
+	if out.overflow, err = unixfs.BasicDir(overflow, sink); err != nil {
+		return built{}, fmt.Errorf("build overflow: %w", err)
+	}
+	return out, nil
+}
+
+// buildFront makes what a bare gateway shows of the entries. It has the list's
+// shape; those whose hash collides it does not have, for no gateway reads an
+// overflow.
+func buildFront(ctx context.Context, r pebble.Reader, sink unixfs.Sink) (unixfs.Ref, error) {
+	b, _, err := buildRoot(ctx, gatewayEntries(ctx, r), sink)
+	return b.root, err
+}
+
+// buildRoot makes the root. A scope is a directory of its own in it.
 //
 // Names whose hash collides with another's in their directory are left out of
-// it and linked from the overflow, as BuildDir decides; so is a name in the root
-// that collides with "_registry", which releaseDir puts into a directory of this
-// shape. In the overflow,
-// always one basic block, a scoped name stands as "@scope%2fname" and a whole
-// scope as "@scope".
-func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (built, error) {
-	var out built
-	var top, inScope, overflow []unixfs.Link
+// it and come back for the overflow, as BuildDir decides; so does a name in the
+// root that collides with "_registry", which releaseDir puts into a directory of
+// this shape. In the overflow, always one basic block, a scoped name stands as
+// "@scope%2fname" and a whole scope as "@scope".
+func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (out built, overflow []unixfs.Link, err error) {
+	var top, inScope []unixfs.Link
 	scope := ""
 	reserved := unixfs.Hash(registryName)
 	addTop := func(l unixfs.Link) {
@@ -59,7 +76,7 @@ func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 			return fmt.Errorf("build scope %s: %w", scope, err)
 		}
 		for _, l := range over {
-			l.Name = npm.Name(scope + "/" + l.Name).Escape()
+			l.Name = place{scope, l.Name}.overflow()
 			overflow = append(overflow, l)
 		}
 		addTop(unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize})
@@ -68,14 +85,14 @@ func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 	}
 	for e, err := range entries {
 		if err != nil {
-			return built{}, err
+			return built{}, nil, err
 		}
 		if err := ctx.Err(); err != nil {
-			return built{}, err
+			return built{}, nil, err
 		}
 		if s := e.Name.Scope(); s != scope {
 			if err := closeScope(); err != nil {
-				return built{}, err
+				return built{}, nil, err
 			}
 			scope = s
 		}
@@ -89,25 +106,13 @@ func buildList(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 		out.versions += e.Versions
 	}
 	if err := closeScope(); err != nil {
-		return built{}, err
+		return built{}, nil, err
 	}
 	var over []unixfs.Link
-	var err error
 	if out.root, over, err = unixfs.BuildDir(top, 0, sink); err != nil {
-		return built{}, fmt.Errorf("build root: %w", err)
+		return built{}, nil, fmt.Errorf("build root: %w", err)
 	}
-	if out.overflow, err = unixfs.BasicDir(append(overflow, over...), sink); err != nil {
-		return built{}, fmt.Errorf("build overflow: %w", err)
-	}
-	return out, nil
-}
-
-// buildFront makes what a bare gateway shows of the entries. It has the list's
-// shape; those whose hash collides it does not have, for no gateway reads an
-// overflow.
-func buildFront(ctx context.Context, r pebble.Reader, sink unixfs.Sink) (unixfs.Ref, error) {
-	b, err := buildList(ctx, gatewayEntries(ctx, r), sink)
-	return b.root, err
+	return out, append(overflow, over...), nil
 }
 
 // frontOf is the front in the release's directory root.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -36,6 +37,9 @@ func (p place) path() string {
 	}
 	return p.dir + "/" + p.name
 }
+
+// overflow is p's name in the overflow.
+func (p place) overflow() string { return npm.Name(p.path()).Escape() }
 
 // hashKey is what the keys of all rows with p's hash begin with: names of other
 // directories too.
@@ -74,26 +78,29 @@ func leave(b *pebble.Batch, name npm.Name) error {
 	return b.Delete(ps[1].key(), nil)
 }
 
-// holder says who else has p's hash in p's directory, "" for nobody.
-func holder(ctx context.Context, r pebble.Reader, p place) (string, error) {
-	if p.dir == "" && unixfs.Hash(p.name) == unixfs.Hash(registryName) {
-		return registryName, nil
+// rivals yields who else has p's hash in p's directory, as the paths of places;
+// in the root "_registry" too, which is no place.
+func rivals(ctx context.Context, r pebble.Reader, p place) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if p.dir == "" && unixfs.Hash(p.name) == unixfs.Hash(registryName) && !yield(registryName, nil) {
+			return
+		}
+		prefix := p.hashKey()
+		for row, err := range scan(ctx, r, prefix) {
+			if err != nil {
+				yield("", err)
+				return
+			}
+			path := string(row.key[len(prefix):])
+			dir, _, scoped := strings.Cut(path, "/")
+			if !scoped {
+				dir = ""
+			}
+			if dir == p.dir && path != p.path() && !yield(path, nil) {
+				return
+			}
+		}
 	}
-	prefix := p.hashKey()
-	for row, err := range scan(ctx, r, prefix) {
-		if err != nil {
-			return "", err
-		}
-		path := string(row.key[len(prefix):])
-		dir, _, scoped := strings.Cut(path, "/")
-		if !scoped {
-			dir = ""
-		}
-		if dir == p.dir && path != p.path() {
-			return path, nil
-		}
-	}
-	return "", nil
 }
 
 // Collision is a change that would not get the place of its name.
@@ -158,10 +165,10 @@ func collisions(ctx context.Context, b *pebble.Batch, changes []Change) ([]Colli
 	return found, nil
 }
 
-// contender is the first holder of one of name's places, "" where all are free.
+// contender is the first rival for one of name's places, "" where all are free.
 func contender(ctx context.Context, r pebble.Reader, name npm.Name) (string, error) {
 	for _, p := range places(name) {
-		if with, err := holder(ctx, r, p); err != nil || with != "" {
+		for with, err := range rivals(ctx, r, p) {
 			return with, err
 		}
 	}

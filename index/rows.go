@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 
 	"github.com/cockroachdb/pebble/v2"
 	blocks "github.com/ipfs/go-block-format"
@@ -19,6 +20,7 @@ import (
 //
 //	f                   {"format", "parameters"}; its presence makes this an index
 //	s                   [source]: how far sources were read, release or not
+//	c                   packages and versions in the entries, uvarints
 //	e name              Tsize, versions (uvarints), CID; then the gateway
 //	                    directory's CID and Tsize (uvarint), if there is one
 //	h hash path         a listed name, or scope, under its hash; see place
@@ -30,6 +32,7 @@ import (
 const (
 	rowFormat  = 'f'
 	rowSources = 's'
+	rowCounts  = 'c'
 	rowEntry   = 'e'
 	rowPlace   = 'h'
 	rowBlock   = 'b'
@@ -228,6 +231,39 @@ func readSources(r pebble.Reader) ([]Source, error) {
 		return nil, fmt.Errorf("sources row: %w: %w", ErrCorrupt, err)
 	}
 	return s, nil
+}
+
+// counts are those of the entries.
+type counts struct{ packages, versions int }
+
+// readCounts counts the entries where an index from before there was a row does
+// not say.
+func readCounts(ctx context.Context, r pebble.Reader) (n counts, err error) {
+	raw, err := get(r, []byte{rowCounts})
+	if err != nil {
+		return counts{}, err
+	}
+	if raw == nil {
+		for e, err := range entries(ctx, r) {
+			if err != nil {
+				return counts{}, err
+			}
+			n.packages++
+			n.versions += e.Versions
+		}
+		return n, nil
+	}
+	packages, i := binary.Uvarint(raw)
+	versions, j := binary.Uvarint(raw[max(i, 0):])
+	if i <= 0 || j <= 0 || i+j != len(raw) || packages > math.MaxInt32 || versions > math.MaxInt {
+		return counts{}, fmt.Errorf("counts row %x: %w", raw, ErrCorrupt)
+	}
+	return counts{int(packages), int(versions)}, nil
+}
+
+func writeCounts(b *pebble.Batch, n counts) error {
+	raw := binary.AppendUvarint(nil, uint64(n.packages))
+	return b.Set([]byte{rowCounts}, binary.AppendUvarint(raw, uint64(n.versions)), nil)
 }
 
 // keyValue is a row during a scan; its bytes are good until the next one.

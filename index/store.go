@@ -341,6 +341,13 @@ func (ix *Index) Check(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("check index: %w", err)
 	}
+	n, err := readCounts(ctx, snap)
+	if err == nil && (n != counts{b.packages, b.versions}) {
+		err = fmt.Errorf("%w: %d packages and %d versions are counted, the entries have %d and %d", ErrCorrupt, n.packages, n.versions, b.packages, b.versions)
+	}
+	if err != nil {
+		return fmt.Errorf("check index: %w", err)
+	}
 	if b.list() != r.List || b.packages != r.Packages {
 		return fmt.Errorf("check index: %w: the entries give the list %v, release %d has %v", ErrCorrupt, b.list(), r.Number, r.List)
 	}

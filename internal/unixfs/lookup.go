@@ -53,6 +53,20 @@ func Lookup(ctx context.Context, g Getter, dir cid.Cid, name string) (Link, erro
 	return Link{}, fmt.Errorf("look up %q in %s: %w: more than %d levels", name, dir, ErrMalformed, hashLen)
 }
 
+// IsHAMT tells a directory in shards from one that is a basic block.
+// ErrMalformed where dir is no directory of this format.
+func IsHAMT(ctx context.Context, g Getter, dir cid.Cid) (bool, error) {
+	blk, err := get(ctx, g, dir)
+	if err != nil {
+		return false, err
+	}
+	_, d, err := decodeUnixFS(blk)
+	if err == nil && d.kind != typeHAMT && d.kind != typeDirectory {
+		err = fmt.Errorf("decode %s: %w: not a directory", dir, ErrMalformed)
+	}
+	return d.kind == typeHAMT, err
+}
+
 func findSlot(cs []child, slot byte) (int, bool) {
 	for i := range cs {
 		if cs[i].slot >= slot {

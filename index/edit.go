@@ -1,0 +1,301 @@
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// edition makes the directories of one release out of those of the one before:
+// what buildList would make of all entries, with work that grows with the change.
+type edition struct {
+	r    pebble.Reader // entries and places as they are now
+	g    unixfs.Getter // blocks of the list as it was
+	sink unixfs.Sink
+	view func(Entry) Entry
+	root cid.Cid // of the list as it was
+	// over is the overflow: as it was in the beginning, as it is now in the end.
+	// A link without a CID is that of a scope whose directory is not known.
+	over map[string]unixfs.Link
+}
+
+// editList makes the list of entries of which those of names are new, other or
+// gone since it was old, and no others. It counts none.
+func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, sink unixfs.Sink) (list built, err error) {
+	d := edition{r: r, g: getter{r}, sink: sink, view: func(e Entry) Entry { return e }, root: old.Root}
+	if err := d.readOverflow(ctx, old); err != nil {
+		return built{}, err
+	}
+	if list.root, err = d.edit(ctx, names); err != nil {
+		return built{}, err
+	}
+	list.overflow, err = unixfs.BasicDir(slices.Collect(maps.Values(d.over)), sink)
+	if err != nil {
+		return built{}, fmt.Errorf("build overflow: %w", err)
+	}
+	return list, nil
+}
+
+// editFront does the same for what a bare gateway shows, which was front beside
+// the list old. The front has no overflow, so of what was in it only the names
+// are known.
+func editFront(ctx context.Context, r pebble.Reader, old List, front unixfs.Ref, names []npm.Name, sink unixfs.Sink) (unixfs.Ref, error) {
+	d := edition{r: r, g: getter{r}, sink: sink, view: Entry.shown, root: front.CID}
+	if err := d.readOverflow(ctx, old); err != nil {
+		return unixfs.Ref{}, err
+	}
+	for name := range d.over {
+		d.over[name] = unixfs.Link{Name: name}
+	}
+	return d.edit(ctx, names)
+}
+
+func (d *edition) readOverflow(ctx context.Context, old List) error {
+	d.over = map[string]unixfs.Link{}
+	for l, err := range unixfs.List(ctx, d.g, old.Overflow) {
+		if err != nil {
+			return fmt.Errorf("read overflow: %w", err)
+		}
+		d.over[l.Name] = l
+	}
+	return nil
+}
+
+// edit makes the root. It brings over up to date.
+func (d *edition) edit(ctx context.Context, names []npm.Name) (unixfs.Ref, error) {
+	var top []unixfs.Link
+	scopes := map[string][]npm.Name{}
+	for _, name := range names {
+		if scope := name.Scope(); scope != "" {
+			scopes[scope] = append(scopes[scope], name)
+			continue
+		}
+		l, err := d.link(name)
+		if err != nil {
+			return unixfs.Ref{}, err
+		}
+		top = append(top, l)
+	}
+	for _, scope := range slices.Sorted(maps.Keys(scopes)) {
+		l, err := d.scope(ctx, scope, scopes[scope])
+		if err != nil {
+			return unixfs.Ref{}, fmt.Errorf("edit scope %s: %w", scope, err)
+		}
+		top = append(top, l)
+	}
+	edits, err := d.contend(ctx, "", top)
+	if err != nil {
+		return unixfs.Ref{}, err
+	}
+	root, err := unixfs.Edit(ctx, d.g, d.root, edits, d.sink)
+	if err != nil {
+		return unixfs.Ref{}, fmt.Errorf("edit root: %w", err)
+	}
+	return root, nil
+}
+
+// link is a package's link in its directory, without a CID where it is not listed.
+func (d *edition) link(name npm.Name) (unixfs.Link, error) {
+	e, found, err := readEntry(d.r, name)
+	if err != nil || !found {
+		return unixfs.Link{Name: name.Base()}, err
+	}
+	e = d.view(e)
+	return unixfs.Link{Name: name.Base(), CID: e.CID, Tsize: e.Tsize}, nil
+}
+
+// scope makes the directory of a scope in which names changed, and returns its
+// link, without a CID where none of it is listed any more.
+func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (unixfs.Link, error) {
+	// Links that have no place do not count for a directory's size, and of
+	// those there are now no more than before and what changed.
+	links, whole, err := d.links(ctx, scope, maxBasicLinks+len(d.lost(scope))+len(names))
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	if whole {
+		return d.buildScope(scope, links)
+	}
+	// It has too many links for a basic directory. Was it one?
+	was, err := d.find(ctx, scope)
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	hamt := false
+	if was.CID.Defined() {
+		if hamt, err = unixfs.IsHAMT(ctx, d.g, was.CID); err != nil {
+			return unixfs.Link{}, err
+		}
+	}
+	if !hamt {
+		if links, _, err = d.links(ctx, scope, 0); err != nil {
+			return unixfs.Link{}, err
+		}
+		return d.buildScope(scope, links)
+	}
+	changed := make([]unixfs.Link, len(names))
+	for i, name := range names {
+		if changed[i], err = d.link(name); err != nil {
+			return unixfs.Link{}, err
+		}
+	}
+	edits, err := d.contend(ctx, scope, changed)
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	ref, err := unixfs.Edit(ctx, d.g, was.CID, edits, d.sink)
+	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
+}
+
+// maxBasicLinks is the greatest number of links that a basic directory of
+// unixfs.DirLimit bytes can have: one takes 45 bytes and more.
+const maxBasicLinks = unixfs.DirLimit / 45
+
+// links are a scope's packages, in the order of their names; with a limit above
+// 0 no more than that and one, and whole says whether those are all.
+func (d *edition) links(ctx context.Context, scope string, limit int) (all []unixfs.Link, whole bool, err error) {
+	prefix := entryKey(npm.Name(scope + "/"))
+	for row, err := range scan(ctx, d.r, prefix) {
+		if err != nil {
+			return nil, false, err
+		}
+		e, err := decodeEntry(string(row.key[1:]), row.value)
+		if err != nil {
+			return nil, false, err
+		}
+		e = d.view(e)
+		if all = append(all, unixfs.Link{Name: e.Name.Base(), CID: e.CID, Tsize: e.Tsize}); limit > 0 && len(all) > limit {
+			return all, false, nil
+		}
+	}
+	return all, true, nil
+}
+
+// buildScope makes a scope's directory of all its links.
+func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, error) {
+	for _, name := range d.lost(scope) {
+		delete(d.over, name)
+	}
+	if len(links) == 0 {
+		return unixfs.Link{Name: scope}, nil
+	}
+	ref, lost, err := unixfs.BuildDir(links, unixfs.DirLimit, d.sink)
+	for _, l := range lost {
+		l.Name = place{scope, l.Name}.overflow()
+		d.over[l.Name] = l
+	}
+	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
+}
+
+// lost are the names in the overflow of a scope's packages.
+func (d *edition) lost(scope string) (names []string) {
+	prefix := place{scope, ""}.overflow()
+	for name := range d.over {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// find returns what the list had in the root under name, without a CID for
+// nothing.
+func (d *edition) find(ctx context.Context, name string) (unixfs.Link, error) {
+	l, err := unixfs.Lookup(ctx, d.g, d.root, name)
+	if errors.Is(err, unixfs.ErrNotFound) {
+		return d.over[name], nil
+	}
+	return l, err
+}
+
+// contend says what to edit in a directory so that changed, its links that are
+// new, other or gone (without a CID), have the places that BuildDir gives them
+// among all links there. Those without a place are in over then.
+func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link) (edits []unixfs.Link, err error) {
+	var lost map[string]bool // of changed: those that had no place
+	for _, l := range changed {
+		name := place{dir, l.Name}.overflow()
+		if _, was := d.over[name]; was {
+			if lost == nil {
+				lost = map[string]bool{}
+			}
+			lost[l.Name] = true
+			delete(d.over, name)
+		}
+	}
+	done := make(map[uint64]bool, len(changed))
+	for _, l := range changed {
+		hash := unixfs.Hash(l.Name)
+		if done[hash] {
+			continue
+		}
+		group, reserved := []unixfs.Link(nil), false
+		for path, err := range rivals(ctx, d.r, place{dir, l.Name}) {
+			if err != nil {
+				return nil, err
+			}
+			if reserved = reserved || path == registryName; path == registryName {
+				continue
+			}
+			rival, err := d.rival(ctx, dir, path, changed)
+			if err != nil {
+				return nil, err
+			}
+			group = append(group, rival)
+		}
+		switch {
+		case l.CID.Defined():
+			group = append(group, l)
+		case len(group) == 0:
+			if !reserved && !lost[l.Name] {
+				edits = append(edits, l)
+			}
+			continue
+		}
+		done[hash] = true
+		winner := unixfs.Winner(group)
+		for i, g := range group {
+			p := place{dir, g.Name}.overflow()
+			if i == winner && !reserved {
+				edits = append(edits, g)
+				delete(d.over, p)
+				continue
+			}
+			g.Name = p
+			d.over[p] = g
+		}
+	}
+	return edits, nil
+}
+
+// rival is the link of a listed name that contends for a place.
+func (d *edition) rival(ctx context.Context, dir, path string, changed []unixfs.Link) (unixfs.Link, error) {
+	name := strings.TrimPrefix(path, dir+"/")
+	for _, l := range changed {
+		if l.Name == name {
+			return l, nil
+		}
+	}
+	if dir != "" || !strings.HasPrefix(name, "@") {
+		return d.link(npm.Name(path))
+	}
+	// A scope in which nothing changed.
+	l, err := d.find(ctx, name)
+	if err != nil || l.CID.Defined() {
+		return l, err
+	}
+	links, _, err := d.links(ctx, name, 0)
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	return d.buildScope(name, links)
+}

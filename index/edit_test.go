@@ -1,0 +1,126 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// TestEditsEqualRebuild changes a large list a little, often, and has Check
+// rebuild it from its entries each time: the list, what a gateway shows, their
+// overflow, the places and the counts. Among the names are scopes on either side
+// of the limit of a basic directory, whose names are long so that they cross it
+// often, pairs of one hash, and entries that differ for a gateway alone.
+func TestEditsEqualRebuild(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	var names []string
+	for i := range 3000 {
+		names = append(names, fmt.Sprintf("p%d", i))
+	}
+	long := strings.Repeat("long", 40)
+	for i := range 300 { // 160 of them fill a basic directory
+		names = append(names, fmt.Sprintf("@crossing/%s%d", long, i), fmt.Sprintf("@small%d/p", i%40), fmt.Sprintf("@once%d/p", i))
+	}
+	for i := range 1200 {
+		names = append(names, fmt.Sprintf("@large/p%d", i))
+	}
+	pairs := []string{collideA, collideB, "@large/" + collideA, "@large/" + collideB, "@crossing/" + collideA, "@crossing/" + collideB, "@small1/" + collideA, "@small1/" + collideB}
+	names = append(names, pairs...)
+	slices.Sort(names)
+	names = slices.Compact(names)
+
+	ix := newIndexFor(t)
+	random := func(name string) Change {
+		return show(t, name, rng.IntN(1000), []string{"", "a", "b"}[rng.IntN(3)])
+	}
+	var all []Change
+	for _, name := range names {
+		if !strings.HasPrefix(name, "@crossing/") || rng.IntN(2) == 0 {
+			all = append(all, random(name))
+		}
+	}
+	mustApply(t, ix, all...)
+	crossed, hamt := 0, false
+	for round := range 60 {
+		batch := map[string]Change{}
+		pick := func(from []string, n int) {
+			for range n {
+				name := from[rng.IntN(len(from))]
+				batch[name] = random(name)
+				if rng.IntN(3) == 0 {
+					batch[name] = drop(name)
+				}
+			}
+		}
+		pick(names, 1+rng.IntN(200))
+		pick(pairs, rng.IntN(4))
+		for i := range 20 { // the scope grows and shrinks around its limit
+			name := fmt.Sprintf("@crossing/%s%d", long, (round*20+i)%300)
+			if batch[name] = random(name); round/5%2 == 1 {
+				batch[name] = drop(name)
+			}
+		}
+		r := mustApply(t, ix, slices.Collect(maps.Values(batch))...)
+		if err := ix.Check(t.Context()); err != nil {
+			t.Fatalf("round %d, %d changes: %v", round, len(batch), err)
+		}
+		if is := isHAMT(t, ix, r, "@crossing"); is != hamt {
+			crossed, hamt = crossed+1, is
+		}
+	}
+	if crossed < 4 {
+		t.Errorf("the scope crossed its limit %d times", crossed)
+	}
+	var rest []Change
+	for e, err := range ix.Entries(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest = append(rest, drop(string(e.Name)))
+	}
+	for some := range slices.Chunk(rest, 200) { // down to nothing, never anew until near the end
+		mustApply(t, ix, some...)
+		if err := ix.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// isHAMT tells whether a scope of a release's list is in shards.
+func isHAMT(t *testing.T, ix *Index, r Release, scope string) bool {
+	t.Helper()
+	l, err := unixfs.Lookup(t.Context(), ix, r.List.Root, scope)
+	if errors.Is(err, unixfs.ErrNotFound) {
+		return false
+	}
+	is, err2 := unixfs.IsHAMT(t.Context(), ix, l.CID)
+	if err = errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	return is
+}
+
+// TestNewBlocksGrowWithTheChange counts the blocks of one change in lists of
+// very different sizes.
+func TestNewBlocksGrowWithTheChange(t *testing.T) {
+	count := func(packages int) int {
+		ix := newIndexFor(t)
+		var all []Change
+		for i := range packages {
+			all = append(all, put(t, fmt.Sprintf("p%d", i), 0))
+		}
+		mustApply(t, ix, all...)
+		r := mustApply(t, ix, put(t, "p7", 1))
+		return len(collect(t, ix.NewBlocks(t.Context(), r.Number)))
+	}
+	small, large := count(20), count(5000)
+	if large > small+4 {
+		t.Errorf("%d new blocks in a list of 20, %d in one of 5,000", small, large)
+	}
+}
