@@ -57,15 +57,16 @@ func buildFront(ctx context.Context, r pebble.Reader, sink unixfs.Sink) (unixfs.
 // this shape. In the overflow, always one basic block, a scoped name stands as
 // "@scope%2fname" and a whole scope as "@scope".
 func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs.Sink) (out built, overflow []unixfs.Link, err error) {
-	var top, inScope []unixfs.Link
+	var top unixfs.Bulk
+	var inScope []unixfs.Link
 	scope := ""
 	reserved := unixfs.Hash(registryName)
-	addTop := func(l unixfs.Link) {
+	addTop := func(l unixfs.Link) error {
 		if unixfs.Hash(l.Name) == reserved {
 			overflow = append(overflow, l)
-			return
+			return nil
 		}
-		top = append(top, l)
+		return top.Add(l)
 	}
 	closeScope := func() error {
 		if scope == "" {
@@ -79,9 +80,8 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 			l.Name = place{scope, l.Name}.overflow()
 			overflow = append(overflow, l)
 		}
-		addTop(unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize})
 		inScope = inScope[:0]
-		return nil
+		return addTop(unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize})
 	}
 	for e, err := range entries {
 		if err != nil {
@@ -97,10 +97,10 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 			scope = s
 		}
 		l := unixfs.Link{Name: e.Name.Base(), CID: e.CID, Tsize: e.Tsize}
-		if scope == "" {
-			addTop(l)
-		} else {
+		if scope != "" {
 			inScope = append(inScope, l)
+		} else if err := addTop(l); err != nil {
+			return built{}, nil, err
 		}
 		out.packages++
 		out.versions += e.Versions
@@ -109,7 +109,7 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 		return built{}, nil, err
 	}
 	var over []unixfs.Link
-	if out.root, over, err = unixfs.BuildDir(top, 0, sink); err != nil {
+	if out.root, over, err = top.Build(sink); err != nil {
 		return built{}, nil, fmt.Errorf("build root: %w", err)
 	}
 	return out, append(overflow, over...), nil

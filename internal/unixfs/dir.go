@@ -124,9 +124,11 @@ func settle(es []entry) (kept []entry, overflow []Link, err error) {
 		}
 		kept = append(kept, e)
 	}
-	slices.SortFunc(overflow, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(overflow, compareNames)
 	return kept, overflow, nil
 }
+
+func compareNames(a, b Link) int { return strings.Compare(a.Name, b.Name) }
 
 // directoryData is the UnixFS message of a basic directory.
 var directoryData = []byte{0x08, typeDirectory}

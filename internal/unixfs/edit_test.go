@@ -155,3 +155,36 @@ func TestEditRefusesHostile(t *testing.T) {
 		}
 	}
 }
+
+// TestBulkEqualsBuild: another way to the same directory.
+func TestBulkEqualsBuild(t *testing.T) {
+	for _, n := range []int{0, 1, 2, 300, 20_000} {
+		links := linksNamed(t, n)
+		if n > 2 {
+			links = append(links, linkNamed(t, collideB), linkNamed(t, collideA))
+		}
+		var b Bulk
+		for _, l := range links {
+			if err := b.Add(l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, over, err := b.Build(newStore().sink)
+		want, wantOver, wantErr := BuildDir(links, 0, newStore().sink)
+		if err != nil || wantErr != nil || got != want || !slices.Equal(over, wantOver) {
+			t.Errorf("%d links: %v, %v, %v; built %v, %v, %v", n, got, over, err, want, wantOver, wantErr)
+		}
+	}
+	var b Bulk
+	if err := b.Add(Link{Name: "a/b"}); !errors.Is(err, ErrName) {
+		t.Errorf("a path: %v", err)
+	}
+	for range 2 {
+		if err := b.Add(linkNamed(t, "twice")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := b.Build(newStore().sink); !errors.Is(err, ErrName) {
+		t.Errorf("twice: %v", err)
+	}
+}
