@@ -18,7 +18,8 @@ import (
 
 // Apply makes the next release of the entries that stand after the changes, and
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
-// all or nothing of it. Where the list, what a bare gateway shows, Next and Peers
+// all or nothing of it, but for blocks that nothing leads to. With Batch.More
+// there is no release yet: entries and sources alone move. Where the list, what a bare gateway shows, Next and Peers
 // are as the newest release has them there is no new release; Sources move all
 // the same, and changed is false. The first Apply always makes a release, if of
 // an empty list, and so does one whose Batch.After this index does not have.
@@ -64,8 +65,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	all := now.packages
-	touched, shown, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "", &now)
+	touched, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "", &now)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -76,22 +76,40 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
+	if batch.More {
+		return old, false, ix.applyPage(b, batch, touched, old.Number+1)
+	}
+	pending, err := countPending(ix.db, old.Packages/anewShare+1)
+	if err != nil {
+		return Release{}, false, err
+	}
 	same := !first && !passed && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
-	if same && len(touched) == 0 {
+	if same && len(touched)+pending == 0 {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
 		}
 		return old, false, err
 	}
 
-	keep := func(blk blocks.Block) error { return writeBlock(b, number, blk) }
 	// Where most of the list changes it is cheaper to build it than to edit it.
-	anew := first || len(touched) > all/anewShare
+	anew := first || len(touched)+pending > old.Packages/anewShare
+	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
+	// What is built anew goes to the store as it comes, for it may be large.
+	// Before the release's own batch nothing leads to it; that one is after it
+	// in one log, so that its sync covers it.
+	w := blockWriter{db: ix.db, number: number, into: b}
+	dirs := w
+	if anew {
+		dirs.into, dirs.chunk = ix.db.NewBatch(), ix.chunk
+		defer func() { dirs.into.Close() }()
+	}
+	keep := dirs.write
 	var list built
+	var names []npm.Name
 	if anew {
 		list, err = buildList(ctx, entries(ctx, b), keep)
-	} else {
-		list, err = editList(ctx, b, old.List, touched, keep)
+	} else if names, err = changedNames(ctx, b, touched); err == nil {
+		list, err = editList(ctx, b, old.List, names, keep)
 	}
 	if err != nil {
 		return Release{}, false, err
@@ -108,12 +126,18 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		if anew {
 			front, err = buildFront(ctx, b, keep)
 		} else {
-			front, err = editFront(ctx, b, old.List, before, touched, keep)
+			front, err = editFront(ctx, b, old.List, before, names, keep)
 		}
 		if err != nil {
 			return Release{}, false, err
 		}
 		shown = before != front
+	}
+	if err := dirs.flush(); err != nil {
+		return Release{}, false, err
+	}
+	if err := b.DeleteRange([]byte{rowPending}, []byte{rowPending + 1}, nil); err != nil {
+		return Release{}, false, err
 	}
 	if same && !shown {
 		// Only counts of versions changed, or what changed was changed back.
@@ -121,13 +145,8 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		// directories' blocks were there already.
 		return old, false, b.Commit(pebble.Sync)
 	}
-	for _, blk := range batch.Blocks {
-		if _, err := checkedBlock(blk.Cid(), blk.RawData()); err != nil {
-			return Release{}, false, fmt.Errorf("%w: %w", ErrEntry, err)
-		}
-		if err := keep(blk); err != nil {
-			return Release{}, false, err
-		}
+	if err := w.given(batch.Blocks); err != nil {
+		return Release{}, false, err
 	}
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: list.list(),
@@ -138,7 +157,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	root, err := releaseDir(ctx, getter{b}, list, front, raw, keep)
+	root, err := releaseDir(ctx, getter{b}, list, front, raw, w.write)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -159,28 +178,49 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	return r, true, nil
 }
 
+// applyPage writes a batch after which more come before there is a release.
+func (ix *Index) applyPage(b *pebble.Batch, batch Batch, touched []touch, number uint64) error {
+	for _, t := range touched {
+		if err := writePending(b, t); err != nil {
+			return err
+		}
+	}
+	w := blockWriter{db: ix.db, number: number, into: b}
+	if err := w.given(batch.Blocks); err != nil {
+		return err
+	}
+	return b.Commit(pebble.Sync)
+}
+
 // anewShare is the share of a list (one in so many) from which on as many
 // changes are dearer than all of it.
 const anewShare = 8
 
+// touch is a name whose row a batch changes.
+type touch struct {
+	name  npm.Name
+	was   bool // listed before
+	shown bool // with another directory for a gateway
+}
+
 // writeEntries puts the changes into the batch, brings the counts up to date, and
-// says which names have other rows than before, and whether any of them has
-// another directory for a gateway. Only with gateway may an entry have one.
-func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) (touched []npm.Name, shown bool, err error) {
+// says which names have other rows than before. Only with gateway may an entry
+// have a directory for one.
+func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) (touched []touch, err error) {
 	last := make(map[npm.Name]int, len(changes))
 	for i, c := range changes {
 		last[c.Name] = i
 	}
 	for i, c := range changes {
 		if err := checkChange(c, gateway); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		if last[c.Name] != i {
 			continue
 		}
 		old, found, err := readEntry(b, c.Name)
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		switch {
 		case c.Delete && !found, !c.Delete && found && old == c.Entry:
@@ -198,13 +238,12 @@ func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) 
 			now.versions += c.Versions
 		}
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		now.versions -= old.Versions
-		touched = append(touched, c.Name)
-		shown = shown || old.Gateway != c.Gateway
+		touched = append(touched, touch{c.Name, found, old.Gateway != c.Gateway})
 	}
-	return touched, shown, nil
+	return touched, nil
 }
 
 // checkChange refuses what the list cannot hold.
@@ -240,19 +279,64 @@ func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {
 	return true, b.Set([]byte{rowSources}, raw, nil)
 }
 
-// writeBlock keeps a block that the index does not have yet, as one that the
-// release brought.
-func writeBlock(b *pebble.Batch, number uint64, blk blocks.Block) error {
+// blockWriter keeps blocks that the index does not have yet, as ones that the
+// release number brought.
+type blockWriter struct {
+	db     *pebble.DB
+	number uint64
+	into   *pebble.Batch
+	chunk  int // bytes from which on into is committed, without a sync; 0: never
+}
+
+func (w *blockWriter) write(blk blocks.Block) error {
 	key := blockKey(blk.Cid())
-	_, closer, err := b.Get(key)
+	var r pebble.Reader = w.db
+	if w.into.Indexed() {
+		r = w.into
+	}
+	_, closer, err := r.Get(key)
 	if err == nil {
 		return closer.Close()
 	}
 	if !errors.Is(err, pebble.ErrNotFound) {
 		return err
 	}
-	if err := b.Set(key, blk.RawData(), nil); err != nil {
+	if err := w.into.Set(key, blk.RawData(), nil); err != nil {
 		return err
 	}
-	return b.Set(append(numbered(rowNew, number), blk.Cid().KeyString()...), nil, nil)
+	if err := w.into.Set(append(numbered(rowNew, w.number), blk.Cid().KeyString()...), nil, nil); err != nil {
+		return err
+	}
+	if w.chunk > 0 && w.into.Len() >= w.chunk {
+		return w.flush()
+	}
+	return nil
+}
+
+// flush commits what is waiting for its chunk to be full.
+func (w *blockWriter) flush() error {
+	if w.chunk == 0 {
+		return nil
+	}
+	if err := w.into.Commit(pebble.NoSync); err != nil {
+		return err
+	}
+	if err := w.into.Close(); err != nil {
+		return err
+	}
+	w.into = w.db.NewBatch()
+	return nil
+}
+
+// given keeps blocks of strangers' making.
+func (w *blockWriter) given(blks []blocks.Block) error {
+	for _, blk := range blks {
+		if _, err := checkedBlock(blk.Cid(), blk.RawData()); err != nil {
+			return fmt.Errorf("%w: %w", ErrEntry, err)
+		}
+		if err := w.write(blk); err != nil {
+			return err
+		}
+	}
+	return nil
 }

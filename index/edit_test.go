@@ -66,7 +66,25 @@ func TestEditsEqualRebuild(t *testing.T) {
 				batch[name] = drop(name)
 			}
 		}
-		r := mustApply(t, ix, slices.Collect(maps.Values(batch))...)
+		changes := slices.Collect(maps.Values(batch))
+		for range rng.IntN(3) { // pages before it, some of which the last batch undoes
+			var page Batch
+			page.More = true
+			for range 20 {
+				name := names[rng.IntN(len(names))]
+				page.Changes = append(page.Changes, random(name), drop(names[rng.IntN(len(names))]))
+				if _, there := batch[name]; !there && rng.IntN(2) == 0 {
+					changes = append(changes, drop(name))
+				}
+			}
+			if _, changed, err := ix.Apply(t.Context(), page); err != nil || changed {
+				t.Fatal(changed, err)
+			}
+			if err := ix.Check(t.Context()); err != nil {
+				t.Fatalf("round %d, in a page: %v", round, err)
+			}
+		}
+		r := mustApply(t, ix, changes...)
 		if err := ix.Check(t.Context()); err != nil {
 			t.Fatalf("round %d, %d changes: %v", round, len(batch), err)
 		}

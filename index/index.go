@@ -137,6 +137,11 @@ type Batch struct {
 	Next    string
 	Peers   []string
 	Now     time.Time
+	// More says that further batches come before there is to be a release, as
+	// while a large source is read for the first time. Entries and sources are
+	// durable all the same. Next, Peers, Now, After and AfterRoot are the last
+	// batch's, which may have no changes of its own.
+	More bool
 	// After and AfterRoot are number and root of the newest release that was
 	// made known, 0 where there is none. Where that is not in this index, which
 	// was lost or is an old copy, there is a new release, with a greater number.

@@ -496,7 +496,8 @@ func plantRelease(ix *Index, r Release) error {
 	ctx := context.Background()
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	keep := func(blk blocks.Block) error { return writeBlock(b, r.Number, blk) }
+	w := blockWriter{db: ix.db, number: r.Number, into: b}
+	keep := w.write
 	front, err := frontOf(ctx, getter{b}, r.Root)
 	if err != nil {
 		return err

@@ -21,18 +21,22 @@ import (
 //	f                   {"format", "parameters"}; its presence makes this an index
 //	s                   [source]: how far sources were read, release or not
 //	c                   packages and versions in the entries, uvarints
+//	d name              the entry changed since the newest release; 1: it was
+//	                    listed then, 0: it was not
 //	e name              Tsize, versions (uvarints), CID; then the gateway
 //	                    directory's CID and Tsize (uvarint), if there is one
 //	h hash path         a listed name, or scope, under its hash; see place
 //	b CID               the block
 //	r number            the release as JSON, with its root
-//	n number CID        this block came with that release
+//	n number CID        this block came with that release, or, where there is no
+//	                    release of that number, with the next one there is
 //
 // Numbers are 8 bytes, big-endian.
 const (
 	rowFormat  = 'f'
 	rowSources = 's'
 	rowCounts  = 'c'
+	rowPending = 'd'
 	rowEntry   = 'e'
 	rowPlace   = 'h'
 	rowBlock   = 'b'
@@ -210,6 +214,27 @@ func head(r pebble.Reader) (Release, error) {
 	return readReleaseRow(keyValue{it.Key(), value})
 }
 
+// releaseBefore is the number of the release before number, 0 where that is the first;
+// ErrNoRelease where number is none.
+func releaseBefore(r pebble.Reader, number uint64) (uint64, error) {
+	key := numbered(rowRelease, number)
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: []byte{rowRelease}, UpperBound: upperBound(key)})
+	if err != nil {
+		return 0, err
+	}
+	defer it.Close()
+	if !it.Last() || string(it.Key()) != string(key) {
+		if err := it.Error(); err != nil {
+			return 0, err
+		}
+		return 0, ErrNoRelease
+	}
+	if !it.Prev() {
+		return 0, it.Error()
+	}
+	return binary.BigEndian.Uint64(it.Key()[1:]), nil
+}
+
 func readReleaseRow(row keyValue) (Release, error) {
 	r, err := decodeRelease(row.value)
 	if err == nil && (!r.Root.Defined() || string(numbered(rowRelease, r.Number)) != string(row.key)) {
@@ -266,14 +291,80 @@ func writeCounts(b *pebble.Batch, n counts) error {
 	return b.Set([]byte{rowCounts}, binary.AppendUvarint(raw, uint64(n.versions)), nil)
 }
 
+func pendingKey(name npm.Name) []byte { return append([]byte{rowPending}, name...) }
+
+// writePending notes a change that is in no release yet.
+func writePending(b *pebble.Batch, t touch) error {
+	row, err := get(b, pendingKey(t.name))
+	if err != nil || row != nil {
+		return err // what stands there is how it was at the release
+	}
+	was := []byte{0}
+	if t.was {
+		was[0] = 1
+	}
+	return b.Set(pendingKey(t.name), was, nil)
+}
+
+// countPending counts changes that are in no release yet, up to most.
+func countPending(r pebble.Reader, most int) (n int, err error) {
+	for _, err := range scan(context.Background(), r, []byte{rowPending}) {
+		if err != nil {
+			return 0, err
+		}
+		if n++; n == most {
+			break
+		}
+	}
+	return n, nil
+}
+
+// changedNames are the names, each once, of which b's entries are new, other or
+// gone since the newest release: those that were touched, and pending ones.
+func changedNames(ctx context.Context, b pebble.Reader, touched []touch) (names []npm.Name, err error) {
+	add := func(name npm.Name, was bool) error {
+		if !was {
+			if is, err := get(b, entryKey(name)); err != nil || is == nil {
+				return err // it came and went
+			}
+		}
+		names = append(names, name)
+		return nil
+	}
+	seen := map[npm.Name]bool{}
+	for row, err := range scan(ctx, b, []byte{rowPending}) {
+		if err != nil {
+			return nil, err
+		}
+		name := npm.Name(row.key[1:])
+		seen[name] = true
+		if err := add(name, len(row.value) == 1 && row.value[0] == 1); err != nil {
+			return nil, err
+		}
+	}
+	for _, t := range touched {
+		if !seen[t.name] {
+			if err := add(t.name, t.was); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return names, nil
+}
+
 // keyValue is a row during a scan; its bytes are good until the next one.
 type keyValue struct{ key, value []byte }
 
 // scan yields the rows whose key starts with prefix, until ctx ends. An error is
 // the last thing that it yields.
 func scan(ctx context.Context, r pebble.Reader, prefix []byte) iter.Seq2[keyValue, error] {
+	return scanBetween(ctx, r, prefix, upperBound(prefix))
+}
+
+// scanBetween is scan from the key from to that before to.
+func scanBetween(ctx context.Context, r pebble.Reader, from, to []byte) iter.Seq2[keyValue, error] {
 	return func(yield func(keyValue, error) bool) {
-		it, err := r.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: upperBound(prefix)})
+		it, err := r.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: to})
 		if err != nil {
 			yield(keyValue{}, err)
 			return

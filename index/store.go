@@ -40,6 +40,9 @@ type Options struct {
 	// memTable is the size of Pebble's memory table in bytes, so that tests
 	// see flushes. 0: 16 MiB.
 	memTable uint64
+	// chunk is how many bytes of blocks Apply holds while it builds a list anew,
+	// so that tests see several. 0: 4 MiB.
+	chunk int
 }
 
 func (o Options) withDefaults() Options {
@@ -55,6 +58,9 @@ func (o Options) withDefaults() Options {
 	if o.memTable == 0 {
 		o.memTable = 16 << 20
 	}
+	if o.chunk == 0 {
+		o.chunk = 4 << 20
+	}
 	return o
 }
 
@@ -64,6 +70,7 @@ type Index struct {
 	log        *slog.Logger
 	policy     string
 	parameters Parameters
+	chunk      int
 
 	// apply is held by Apply from its first read to the synced write.
 	apply sync.Mutex
@@ -155,7 +162,7 @@ func OpenOrCreate(dir string, o Options) (*Index, error) {
 }
 
 func newIndex(db *pebble.DB, o Options, p Parameters) *Index {
-	ix := &Index{db: db, log: o.Log, policy: o.Policy, parameters: p}
+	ix := &Index{db: db, log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
 	ix.idle.L = &ix.mu
 	return ix
 }
@@ -269,8 +276,9 @@ func (ix *Index) Releases(ctx context.Context) iter.Seq2[Release, error] {
 }
 
 // NewBlocks yields the blocks that release number added to the index, in no
-// promised order: those of its directories, and those of package directories
-// that its Apply brought. With those of all releases before it they are the
+// promised order: those of its directories, those of package directories that its
+// Apply, and those with Batch.More before it, brought, and any that an Apply which
+// did not come to its end left. With those of all releases before it they are the
 // whole release, but for the packages' files. ErrNoRelease where there is none.
 func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.Block, error] {
 	return func(yield func(blocks.Block, error) bool) {
@@ -279,19 +287,16 @@ func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.
 			return
 		}
 		defer ix.end()
-		if row, err := get(ix.db, numbered(rowRelease, number)); err != nil || row == nil {
-			if err == nil {
-				err = ErrNoRelease
-			}
+		after, err := releaseBefore(ix.db, number)
+		if err != nil {
 			yield(nil, fmt.Errorf("release %d: %w", number, err))
 			return
 		}
-		prefix := numbered(rowNew, number)
-		for row, err := range scan(ctx, ix.db, prefix) {
+		for row, err := range scanBetween(ctx, ix.db, numbered(rowNew, after+1), numbered(rowNew, number+1)) {
 			var blk blocks.Block
 			if err == nil {
 				var c cid.Cid
-				if c, err = cid.Cast(row.key[len(prefix):]); err == nil {
+				if c, err = cid.Cast(row.key[len(numbered(rowNew, 0)):]); err == nil {
 					blk, err = readBlock(ix.db, c)
 				}
 			}
@@ -306,6 +311,17 @@ func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.
 	}
 }
 
+// Pending says whether entries changed since the newest release, by Batch.More,
+// of which there is no release yet.
+func (ix *Index) Pending() (bool, error) {
+	if err := ix.begin(); err != nil {
+		return false, err
+	}
+	defer ix.end()
+	n, err := countPending(ix.db, 1)
+	return n > 0, err
+}
+
 // Get returns one of the index's own blocks, else ErrNoBlock. With it an Index
 // is a unixfs.Getter for its releases' directories.
 func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
@@ -318,7 +334,9 @@ func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 
 // Check rebuilds the list, and what a bare gateway shows, from the entries and
 // compares both with the newest release's; it holds every block of theirs to its
-// CID and every entry to its place. ErrCorrupt where they differ.
+// CID and every entry to its place. ErrCorrupt where they differ. While entries
+// are ahead of the newest release (see Pending), they are held to their places and
+// counts alone.
 func (ix *Index) Check(ctx context.Context) error {
 	if err := ix.begin(); err != nil {
 		return err
@@ -337,6 +355,13 @@ func (ix *Index) Check(ctx context.Context) error {
 		_, err := readBlock(snap, blk.Cid())
 		return err
 	}
+	pending, err := countPending(snap, 1)
+	if err != nil {
+		return fmt.Errorf("check index: %w", err)
+	}
+	if pending > 0 { // what they give nobody has built yet
+		stored = func(blocks.Block) error { return nil }
+	}
 	b, err := buildList(ctx, entries(ctx, snap), stored)
 	if err != nil {
 		return fmt.Errorf("check index: %w", err)
@@ -347,6 +372,12 @@ func (ix *Index) Check(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("check index: %w", err)
+	}
+	if pending > 0 {
+		if err := checkPlaces(ctx, snap); err != nil {
+			return fmt.Errorf("check index: %w: %w", ErrCorrupt, err)
+		}
+		return nil
 	}
 	if b.list() != r.List || b.packages != r.Packages {
 		return fmt.Errorf("check index: %w: the entries give the list %v, release %d has %v", ErrCorrupt, b.list(), r.Number, r.List)

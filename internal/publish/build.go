@@ -39,7 +39,8 @@ import (
 // Law, for each page: its blocks are put and durable in the node, then what is
 // withheld is written down, then one batch of the index moves the list and the
 // cursor, then what was withheld and now is listed is struck out. A crash between
-// any two builds the page again, to the same list.
+// any two builds the page again, to the same list. There is one release for all
+// pages, made with the last of them.
 func (p *Publisher) Build(ctx context.Context) (index.Release, bool, error) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
@@ -68,12 +69,12 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if target < cursor {
 		return index.Release{}, false, fmt.Errorf("build: %w: it ends at %d, the index has read %d", ErrLedgerBehind, target, cursor)
 	}
-	release, progress := before, Progress{}
-	if cursor == target && (first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)) {
-		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor, h.newest)); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
+	pending, err := p.o.Index.Pending() // of a build that was cut short
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
+	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)
+	release, progress := before, Progress{}
 	for cursor < target {
 		changes, err := p.o.Ledger.Changes(ctx, cursor, p.pageSize)
 		if err != nil {
@@ -99,18 +100,26 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 		if err := hook(p.fault, "withheld kept"); err != nil {
 			return index.Release{}, false, err
 		}
+		cursor = changes[len(changes)-1].Seq
+		// One release for all pages, with the last of them.
+		made.batch.More = cursor < target && len(changes) == p.pageSize
 		if release, _, err = p.o.Index.Apply(ctx, made.batch); err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
+		due = made.batch.More
 		if err := hook(p.fault, "page applied"); err != nil {
 			return index.Release{}, false, err
 		}
 		if err := p.keepWithheld(made.freed, made.freedWithheld); err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
-		cursor = changes[len(changes)-1].Seq
 		if len(changes) < p.pageSize {
 			break
+		}
+	}
+	if due {
+		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor, h.newest)); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
 	}
 	return release, first || release.Number != before.Number, nil
