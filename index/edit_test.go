@@ -1,6 +1,7 @@
 package index
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -140,5 +143,36 @@ func TestNewBlocksGrowWithTheChange(t *testing.T) {
 	small, large := count(20), count(5000)
 	if large > small+4 {
 		t.Errorf("%d new blocks in a list of 20, %d in one of 5,000", small, large)
+	}
+}
+
+// TestStoreFormat1 takes up an index from before there were counts.
+func TestStoreFormat1(t *testing.T) {
+	fs := vfs.NewMem()
+	ix, err := Create("ix", memory(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, ix, put(t, "a", 0), put(t, "b", 2))
+	raw, err := json.Marshal(formatRow{1, ix.parameters})
+	if err == nil {
+		err = errors.Join(ix.db.Set([]byte{rowFormat}, raw, nil), ix.db.Delete([]byte{rowCounts}, nil), ix.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ix, err = Open("ix", memory(fs)); err != nil {
+		t.Fatal(err)
+	}
+	defer ix.Close()
+	row, err := readFormat(ix.db)
+	if err != nil || row.Format != storeFormat || row.Parameters != ix.parameters {
+		t.Errorf("%+v, %v", row, err)
+	}
+	if r := mustApply(t, ix, drop("a")); r.Packages != 1 || r.Versions != 3 {
+		t.Errorf("%d packages, %d versions", r.Packages, r.Versions)
+	}
+	if err := ix.Check(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -44,30 +44,33 @@ const (
 	rowNew     = 'n'
 )
 
-// storeFormat is the number of the rows' layout.
-const storeFormat = 1
+// storeFormat is the number of the rows' layout. Format 1 had neither counts nor
+// pending rows; what it has is read as it is, and Open gives it this number, so
+// that no program which does not know those rows opens it again.
+const storeFormat = 2
 
 type formatRow struct {
 	Format     int        `json:"format"`
 	Parameters Parameters `json:"parameters"`
 }
 
-func readParameters(r pebble.Reader) (Parameters, bool, error) {
+// readFormat gives the zero row where there is none.
+func readFormat(r pebble.Reader) (row formatRow, err error) {
 	raw, err := get(r, []byte{rowFormat})
 	if err != nil || raw == nil {
-		return Parameters{}, false, err
+		return formatRow{}, err
 	}
-	var row formatRow
 	if err := json.Unmarshal(raw, &row); err != nil {
-		return Parameters{}, false, fmt.Errorf("format row: %w: %w", ErrCorrupt, err)
+		return formatRow{}, fmt.Errorf("format row: %w: %w", ErrCorrupt, err)
 	}
-	if row.Format != storeFormat {
-		return Parameters{}, false, fmt.Errorf("format row: %w: %d", ErrFormat, row.Format)
+	if row.Format < 1 || row.Format > storeFormat {
+		return formatRow{}, fmt.Errorf("format row: %w: %d", ErrFormat, row.Format)
 	}
-	return row.Parameters, true, nil
+	return row, nil
 }
 
-func writeParameters(db *pebble.DB, p Parameters) error {
+// checkEmpty refuses rows without a format.
+func checkEmpty(db *pebble.DB) error {
 	it, err := db.NewIter(nil)
 	if err != nil {
 		return err
@@ -79,6 +82,10 @@ func writeParameters(db *pebble.DB, p Parameters) error {
 	if used {
 		return fmt.Errorf("rows without a format: %w", ErrCorrupt)
 	}
+	return nil
+}
+
+func writeParameters(db *pebble.DB, p Parameters) error {
 	raw, err := json.Marshal(formatRow{storeFormat, p})
 	if err != nil {
 		return err

@@ -100,12 +100,16 @@ func create(dir string, o Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, found, err := readParameters(db)
-	if err == nil && found {
+	row, err := readFormat(db)
+	if err == nil && row.Format > 0 {
 		err = ErrExists
 	}
+	var p Parameters
 	if err == nil {
 		p = Parameters{Fanout: unixfs.Fanout, DirLimit: unixfs.DirLimit, Documents: o.Documents, Gateway: o.Gateway}
+		err = checkEmpty(db)
+	}
+	if err == nil {
 		err = writeParameters(db, p)
 	}
 	if err != nil {
@@ -137,14 +141,18 @@ func open(dir string, o Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, ok, err := readParameters(db)
+	row, err := readFormat(db)
+	p := row.Parameters
 	switch {
-	case err == nil && !ok:
+	case err == nil && row.Format == 0:
 		err = ErrNoIndex // a creation that was cut short
 	case err == nil && (p.Fanout != unixfs.Fanout || p.DirLimit != unixfs.DirLimit):
 		err = fmt.Errorf("%w: fanout %d, directory limit %d", ErrParameters, p.Fanout, p.DirLimit)
 	case err == nil && o.Documents+o.Gateway != "" && (p.Documents != o.Documents || p.Gateway != o.Gateway):
 		err = fmt.Errorf("%w: documents %q, gateway %q", ErrParameters, p.Documents, p.Gateway)
+	}
+	if err == nil && row.Format < storeFormat {
+		err = writeParameters(db, p)
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
