@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	"github.com/multiformats/go-multihash"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -51,6 +53,9 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil && !first {
 		return Release{}, false, err
 	}
+	if isCopy, err := readCopy(ix.db); err != nil || isCopy {
+		return Release{}, false, cmp.Or(err, ErrCopy)
+	}
 	if batch.After > 0 && !batch.AfterRoot.Defined() {
 		return Release{}, false, fmt.Errorf("%w: release %d, without its root", ErrRelease, batch.After)
 	}
@@ -79,11 +84,21 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if batch.More {
 		return old, false, ix.applyPage(b, batch, touched, old.Number+1)
 	}
-	pending, err := countPending(ix.db, old.Packages/anewShare+1)
+	pending, err := countPending(ix.db, max(old.Packages/anewShare, maxDeltaNames)+1)
 	if err != nil {
 		return Release{}, false, err
 	}
-	same := !first && !passed && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
+	var snapshot Snapshot
+	if !first {
+		if snapshot, err = snapshotOf(ctx, getter{b}, old.Root); err != nil {
+			return Release{}, false, err
+		}
+	}
+	snapshotMoved := batch.Snapshot.Number > 0 && batch.Snapshot.File.CID != snapshot.File.CID
+	if snapshotMoved {
+		snapshot = batch.Snapshot
+	}
+	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
@@ -104,11 +119,17 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		defer func() { dirs.into.Close() }()
 	}
 	keep := dirs.write
-	var list built
 	var names []npm.Name
+	inDelta := !first && len(touched)+pending <= maxDeltaNames
+	if !anew || inDelta {
+		if names, err = changedNames(ctx, b, touched); err != nil {
+			return Release{}, false, err
+		}
+	}
+	var list built
 	if anew {
 		list, err = buildList(ctx, entries(ctx, b), keep)
-	} else if names, err = changedNames(ctx, b, touched); err == nil {
+	} else {
 		list, err = editList(ctx, b, old.List, names, keep)
 	}
 	if err != nil {
@@ -157,7 +178,22 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	root, err := releaseDir(ctx, getter{b}, list, front, raw, w.write)
+	var more []unixfs.Link
+	if snapshot.Number > 0 {
+		l, err := snapshot.dir(w.write)
+		if err != nil {
+			return Release{}, false, err
+		}
+		more = append(more, l)
+	}
+	if inDelta {
+		deltas, err := addDelta(ctx, b, getter{b}, old, number, names, w.write)
+		if err != nil {
+			return Release{}, false, err
+		}
+		more = append(more, unixfs.Link{Name: deltaName, CID: deltas.CID, Tsize: deltas.Tsize})
+	}
+	root, err := releaseDir(ctx, getter{b}, list, front, raw, more, w.write)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -195,6 +231,9 @@ func (ix *Index) applyPage(b *pebble.Batch, batch Batch, touched []touch, number
 // anewShare is the share of a list (one in so many) from which on as many
 // changes are dearer than all of it.
 const anewShare = 8
+
+// maxDeltaNames bounds what one release may change for there to be a delta to it.
+const maxDeltaNames = 250_000
 
 // touch is a name whose row a batch changes.
 type touch struct {
@@ -262,9 +301,12 @@ func checkChange(c Change, gateway bool) error {
 	return nil
 }
 
+// directoryPrefix is that of every package directory's CID.
+var directoryPrefix = cid.Prefix{Version: 1, Codec: cid.DagProtobuf, MhType: multihash.SHA2_256, MhLength: 32}
+
 // usable tells a directory that can be linked from a list.
 func usable(c cid.Cid, tsize uint64) bool {
-	return c.Defined() && c.Prefix().Codec == cid.DagProtobuf && tsize <= 1<<62
+	return c.Defined() && c.Prefix() == directoryPrefix && tsize <= maxTsize
 }
 
 func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {
@@ -283,7 +325,7 @@ func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {
 // release number brought.
 type blockWriter struct {
 	db     *pebble.DB
-	number uint64
+	number uint64 // 0 where nobody asks which release brought a block
 	into   *pebble.Batch
 	chunk  int // bytes from which on into is committed, without a sync; 0: never
 }
@@ -304,8 +346,10 @@ func (w *blockWriter) write(blk blocks.Block) error {
 	if err := w.into.Set(key, blk.RawData(), nil); err != nil {
 		return err
 	}
-	if err := w.into.Set(append(numbered(rowNew, w.number), blk.Cid().KeyString()...), nil, nil); err != nil {
-		return err
+	if w.number > 0 {
+		if err := w.into.Set(append(numbered(rowNew, w.number), blk.Cid().KeyString()...), nil, nil); err != nil {
+			return err
+		}
 	}
 	if w.chunk > 0 && w.into.Len() >= w.chunk {
 		return w.flush()

@@ -50,6 +50,9 @@ var (
 	// ErrFormat is returned for a release in a format that this program does
 	// not know.
 	ErrFormat = errors.New("unknown release format")
+	// ErrCopy is returned by Apply for an index that Sync keeps, and by Sync for
+	// one with releases of its own.
+	ErrCopy = errors.New("an index is for its own releases or a copy of somebody's")
 	// ErrCollision is returned by PackageDir when names of tarballs have equal
 	// hashes; a *CollisionError says which must stay out.
 	ErrCollision = errors.New("hash collision")
@@ -137,6 +140,9 @@ type Batch struct {
 	Next    string
 	Peers   []string
 	Now     time.Time
+	// Snapshot is shown to readers from now on; the zero value leaves the one
+	// that the newest release shows.
+	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
 	// durable all the same. Next, Peers, Now, After and AfterRoot are the last

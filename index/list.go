@@ -121,17 +121,18 @@ func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid) (unixfs.Ref, er
 }
 
 // releaseDir makes the release's directory: front, which is the list's root or
-// what a bare gateway shows instead, with "_registry" in it. g gives front's blocks.
-func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref, release []byte, sink unixfs.Sink) (unixfs.Ref, error) {
+// what a bare gateway shows instead, with "_registry" in it, in which lie the list,
+// release.json and more. g gives front's blocks.
+func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref, release []byte, more []unixfs.Link, sink unixfs.Sink) (unixfs.Ref, error) {
 	file, err := unixfs.AddChunks([][]byte{release}, sink)
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	dir, err := unixfs.BasicDir([]unixfs.Link{
+	dir, err := unixfs.BasicDir(append([]unixfs.Link{
 		{Name: listName, CID: b.root.CID, Tsize: b.root.Tsize},
 		{Name: overflowName, CID: b.overflow.CID, Tsize: b.overflow.Tsize},
 		{Name: releaseName, CID: file.CID, Tsize: file.Tsize},
-	}, sink)
+	}, more...), sink)
 	if err != nil {
 		return unixfs.Ref{}, err
 	}

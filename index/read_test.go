@@ -30,7 +30,7 @@ func TestReadReleaseRefuses(t *testing.T) {
 	}
 	plant := func(list cid.Cid, overflow cid.Cid, raw []byte) cid.Cid {
 		b := built{root: unixfs.Ref{CID: list}, overflow: unixfs.Ref{CID: overflow}}
-		ref, err := releaseDir(t.Context(), n, b, unixfs.Ref{CID: r2.List.Root}, raw, n.put)
+		ref, err := releaseDir(t.Context(), n, b, unixfs.Ref{CID: r2.List.Root}, raw, nil, n.put)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,7 @@ func TestWholeScopeInOverflow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := releaseDir(t.Context(), n, list, list.root, raw, n.put)
+	dir, err := releaseDir(t.Context(), n, list, list.root, raw, nil, n.put)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ import (
 //	f                   {"format", "parameters"}; its presence makes this an index
 //	s                   [source]: how far sources were read, release or not
 //	c                   packages and versions in the entries, uvarints
+//	y                   empty: a copy, which Sync keeps: of the release there is
+//	                    its row alone, and the list
 //	d name              the entry changed since the newest release; 1: it was
 //	                    listed then, 0: it was not
 //	e name              Tsize, versions (uvarints), CID; then the gateway
@@ -36,6 +38,7 @@ const (
 	rowFormat  = 'f'
 	rowSources = 's'
 	rowCounts  = 'c'
+	rowCopy    = 'y'
 	rowPending = 'd'
 	rowEntry   = 'e'
 	rowPlace   = 'h'
@@ -296,6 +299,11 @@ func readCounts(ctx context.Context, r pebble.Reader) (n counts, err error) {
 func writeCounts(b *pebble.Batch, n counts) error {
 	raw := binary.AppendUvarint(nil, uint64(n.packages))
 	return b.Set([]byte{rowCounts}, binary.AppendUvarint(raw, uint64(n.versions)), nil)
+}
+
+func readCopy(r pebble.Reader) (bool, error) {
+	row, err := get(r, []byte{rowCopy})
+	return row != nil, err
 }
 
 func pendingKey(name npm.Name) []byte { return append([]byte{rowPending}, name...) }

@@ -390,6 +390,15 @@ func (ix *Index) Check(ctx context.Context) error {
 	if b.list() != r.List || b.packages != r.Packages {
 		return fmt.Errorf("check index: %w: the entries give the list %v, release %d has %v", ErrCorrupt, b.list(), r.Number, r.List)
 	}
+	if isCopy, err := readCopy(snap); err != nil || isCopy {
+		if err == nil {
+			err = checkPlaces(ctx, snap)
+		}
+		if err != nil {
+			err = fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
+		}
+		return err
+	}
 	got, err := ReadRelease(ctx, getter{snap}, r.Root)
 	if err == nil && got.Number != r.Number {
 		err = fmt.Errorf("its directory says %d", got.Number)

@@ -1,0 +1,389 @@
+package index
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// Ways by which Sync comes to a list.
+const (
+	WayNone     = "none"     // it is the list that the index has
+	WayDelta    = "delta"    // what changed since the release that the index has
+	WaySnapshot = "snapshot" // a whole list, and what changed since
+	WayDAG      = "dag"      // the directories themselves
+)
+
+// Synced says what Sync did.
+type Synced struct {
+	Release Release
+	Way     string
+	Fetched uint64  // bytes of the blocks that came from the getter
+	Blocks  int     // how many those were
+	Refused []error // ways that were tried before and did not lead there
+}
+
+// Sync makes the release whose directory is root the newest, and only, release of
+// this index: its list, held by an index of its own, that a reader keeps. It takes
+// what is cheapest, a delta, a snapshot or the directories themselves, rebuilds
+// list and overflow from it, and compares them with what the release commits to.
+// What does not lead there is ErrDelta, in Refused, and the next way is taken.
+// Readers of the index see the list before or the list after, never another, and
+// so does the next start after a crash.
+//
+// An index is for Apply or for Sync, not both. Errors are those of ReadRelease,
+// and of the last way.
+func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synced, error) {
+	if err := ix.begin(); err != nil {
+		return Synced{}, err
+	}
+	defer ix.end()
+	ix.apply.Lock()
+	defer ix.apply.Unlock()
+
+	from := &meter{g: g}
+	s, err := ix.sync(ctx, from, root)
+	s.Fetched, s.Blocks = from.bytes.Load(), int(from.blocks.Load())
+	if err != nil {
+		return Synced{}, fmt.Errorf("sync with %s: %w", root, err)
+	}
+	return s, nil
+}
+
+func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synced, error) {
+	r, err := ReadRelease(ctx, g, root)
+	if err != nil {
+		return Synced{}, err
+	}
+	s := Synced{Release: r, Way: WayNone}
+	old, err := head(ix.db)
+	first := errors.Is(err, ErrNoRelease)
+	if err != nil && !first {
+		return Synced{}, err
+	}
+	isCopy, err := readCopy(ix.db)
+	switch {
+	case err != nil:
+		return Synced{}, err
+	case !first && !isCopy:
+		return Synced{}, fmt.Errorf("%w: it has releases of its own", ErrCopy)
+	case first:
+		if err := ix.wipe(); err != nil {
+			return Synced{}, err
+		}
+	case old.Root == r.Root:
+		return s, nil
+	case old.List == r.List:
+		b := ix.db.NewBatch()
+		defer b.Close()
+		return s, adopt(b, r)
+	}
+	ways, err := ix.ways(ctx, g, old, r, first)
+	if err != nil {
+		return Synced{}, err
+	}
+	for i, w := range ways {
+		s.Way = w.name
+		if first {
+			err = ix.load(ctx, r, w.changes)
+		} else {
+			err = ix.move(ctx, old, r, w.changes)
+		}
+		if err == nil || ctx.Err() != nil || i == len(ways)-1 {
+			return s, err
+		}
+		s.Refused = append(s.Refused, fmt.Errorf("%s: %w", w.name, err))
+		if first {
+			if err := ix.wipe(); err != nil {
+				return Synced{}, err
+			}
+		}
+	}
+	return s, err
+}
+
+// way is one way to a list: what to change in the one that is held, or, where
+// none is held, all that it has.
+type way struct {
+	name    string
+	bytes   uint64
+	changes iter.Seq2[Change, error]
+}
+
+// ways are those that there are, the cheapest first; the directories, which need
+// nobody's help, are always the last.
+func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, first bool) (ways []way, err error) {
+	deltas, err := listDeltas(ctx, g, r.Root)
+	if err != nil {
+		return nil, fmt.Errorf("deltas: %w", err)
+	}
+	snapshot, err := snapshotOf(ctx, g, r.Root)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	changes := func(way []delta) (all iter.Seq2[Change, error], size uint64) {
+		all = func(func(Change, error) bool) {}
+		for _, d := range way {
+			all, size = mergeOps(all, d.ops(ctx, g)), size+d.file.Tsize
+		}
+		return all, size
+	}
+	if since := wayFrom(deltas, old.Number, r.Number); !first && len(since) > 0 {
+		all, size := changes(since)
+		ways = append(ways, way{WayDelta, size, all})
+	}
+	since := wayFrom(deltas, snapshot.Number, r.Number)
+	if snapshot.Number > 0 && (snapshot.Number == r.Number || len(since) > 0) {
+		all, size := changes(since)
+		all = standingOnly(mergeOps(snapshot.ops(ctx, g), all))
+		if !first {
+			all = difference(entries(ctx, ix.db), all)
+		}
+		ways = append(ways, way{WaySnapshot, size + snapshot.File.Tsize, all})
+	}
+	slices.SortStableFunc(ways, func(a, b way) int { return cmp.Compare(a.bytes, b.bytes) })
+	var dag iter.Seq2[Change, error] = func(yield func(Change, error) bool) {
+		for e, err := range Names(ctx, g, r.List) {
+			if !yield(Change{Entry: e}, err) {
+				return
+			}
+		}
+	}
+	if !first {
+		dag = difference(entries(ctx, ix.db), sorted(dag))
+	}
+	return append(ways, way{WayDAG, 0, dag}), nil
+}
+
+// move changes the list that is held.
+func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Change, error]) error {
+	b := ix.db.NewIndexedBatch()
+	defer b.Close()
+	now, err := readCounts(ctx, ix.db)
+	if err != nil {
+		return err
+	}
+	var all []Change
+	for c, err := range changes {
+		if err != nil {
+			return err
+		}
+		all = append(all, c)
+	}
+	touched, err := writeEntries(b, all, false, &now)
+	if err != nil {
+		return err
+	}
+	if err := writeCounts(b, now); err != nil {
+		return err
+	}
+	w := blockWriter{db: ix.db, into: b}
+	var list built
+	if len(touched) > old.Packages/anewShare {
+		list, err = buildList(ctx, entries(ctx, b), w.write)
+	} else {
+		var names []npm.Name
+		if names, err = changedNames(ctx, b, touched); err == nil {
+			list, err = editList(ctx, b, old.List, names, w.write)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := leadsTo(list, now, r); err != nil {
+		return err
+	}
+	return adopt(b, r)
+}
+
+// load takes in a whole list, in batches that nothing leads to before the last.
+func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, error]) error {
+	b := ix.db.NewBatch()
+	defer func() { b.Close() }()
+	flush := func(sync *pebble.WriteOptions) error {
+		if err := errors.Join(b.Commit(sync), b.Close()); err != nil {
+			return err
+		}
+		b = ix.db.NewBatch()
+		return nil
+	}
+	var now counts
+	scope := ""
+	for c, err := range changes {
+		if err == nil {
+			err = checkChange(c, false)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		if err := b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err != nil {
+			return err
+		}
+		for i, p := range places(c.Name) {
+			if i > 0 && p.name == scope { // of a list in order, only a scope's first
+				continue
+			}
+			if err := b.Set(p.key(), nil, nil); err != nil {
+				return err
+			}
+		}
+		scope = c.Name.Scope()
+		if now.packages++; b.Len() >= ix.chunk {
+			if err := flush(pebble.NoSync); err != nil {
+				return err
+			}
+		}
+	}
+	if err := flush(pebble.NoSync); err != nil {
+		return err
+	}
+	w := blockWriter{db: ix.db, into: b, chunk: ix.chunk}
+	list, err := buildList(ctx, entries(ctx, ix.db), w.write)
+	if b = w.into; err != nil {
+		return err
+	}
+	if err := leadsTo(list, now, r); err != nil {
+		return err
+	}
+	if err := writeCounts(b, now); err != nil {
+		return err
+	}
+	return adopt(b, r)
+}
+
+// leadsTo holds what was rebuilt to what the release commits to.
+func leadsTo(list built, now counts, r Release) error {
+	switch {
+	case list.list() != r.List:
+		return fmt.Errorf("%w: it gives the list {%s, %s}, release %d has {%s, %s}",
+			ErrDelta, list.root.CID, list.overflow.CID, r.Number, r.List.Root, r.List.Overflow)
+	case now.packages != r.Packages:
+		return fmt.Errorf("%w: release %d says %d packages and has %d", ErrRelease, r.Number, r.Packages, now.packages)
+	}
+	return nil
+}
+
+// adopt commits b with r as the only release. The one durable step: before it
+// readers see the list before, after it r's.
+func adopt(b *pebble.Batch, r Release) error {
+	raw, err := encodeRelease(r, true)
+	if err != nil {
+		return err
+	}
+	if err := b.DeleteRange([]byte{rowRelease}, []byte{rowRelease + 1}, nil); err != nil {
+		return err
+	}
+	if err := b.Set(numbered(rowRelease, r.Number), raw, nil); err != nil {
+		return err
+	}
+	if err := b.Set([]byte{rowCopy}, nil, nil); err != nil {
+		return err
+	}
+	return b.Commit(pebble.Sync)
+}
+
+// wipe takes away what a Sync that did not come to its first end left.
+func (ix *Index) wipe() error {
+	for _, row := range []byte{rowEntry, rowPlace, rowBlock, rowNew, rowCounts} {
+		if err := ix.db.DeleteRange([]byte{row}, []byte{row + 1}, pebble.NoSync); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// standingOnly leaves out what is gone.
+func standingOnly(ops iter.Seq2[Change, error]) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		for c, err := range ops {
+			if (err != nil || !c.Delete) && !yield(c, err) {
+				return
+			}
+		}
+	}
+}
+
+// difference yields what turns entries into what stands, both in the order of
+// their names.
+func difference(entries iter.Seq2[Entry, error], stands iter.Seq2[Change, error]) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		next, stop := iter.Pull2(entries)
+		defer stop()
+		e, err, more := next()
+		for c, err2 := range stands {
+			for more && err == nil && err2 == nil && e.Name < c.Name {
+				if !yield(Change{Entry: e, Delete: true}, nil) {
+					return
+				}
+				e, err, more = next()
+			}
+			if err = errors.Join(err, err2); err != nil {
+				yield(Change{}, err)
+				return
+			}
+			same := false
+			if more && e.Name == c.Name {
+				same = e.CID == c.CID && e.Tsize == c.Tsize
+				e, err, more = next()
+			}
+			if !same && !yield(c, nil) {
+				return
+			}
+		}
+		for ; more; e, err, more = next() {
+			if !yield(Change{Entry: e, Delete: true}, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// sorted yields changes in the order of their names.
+func sorted(changes iter.Seq2[Change, error]) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		var all []Change
+		for c, err := range changes {
+			if err != nil {
+				yield(c, err)
+				return
+			}
+			all = append(all, c)
+		}
+		slices.SortFunc(all, func(a, b Change) int { return cmp.Compare(a.Name, b.Name) })
+		for _, c := range all {
+			if !yield(c, nil) {
+				return
+			}
+		}
+	}
+}
+
+// meter counts what comes from a getter.
+type meter struct {
+	g      unixfs.Getter
+	bytes  atomic.Uint64
+	blocks atomic.Int64
+}
+
+func (m *meter) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	b, err := m.g.Get(ctx, c)
+	if err == nil {
+		m.bytes.Add(uint64(len(b.RawData())))
+		m.blocks.Add(1)
+	}
+	return b, err
+}
