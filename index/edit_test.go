@@ -33,7 +33,8 @@ func TestEditsEqualRebuild(t *testing.T) {
 	for i := range 1200 {
 		names = append(names, fmt.Sprintf("@large/p%d", i))
 	}
-	pairs := []string{collideA, collideB, "@large/" + collideA, "@large/" + collideB, "@crossing/" + collideA, "@crossing/" + collideB, "@small1/" + collideA, "@small1/" + collideB}
+	pairs := []string{collideA, collideB, "@large/" + collideA, "@large/" + collideB, "@crossing/" + collideA, "@crossing/" + collideB, "@small1/" + collideA, "@small1/" + collideB,
+		collideName, collideScope + "/a", collideScope + "/b", collideScopeA + "/a", collideScopeB + "/a", collideScopeB + "/b"}
 	names = append(names, pairs...)
 	slices.Sort(names)
 	names = slices.Compact(names)
@@ -62,7 +63,7 @@ func TestEditsEqualRebuild(t *testing.T) {
 			}
 		}
 		pick(names, 1+rng.IntN(200))
-		pick(pairs, rng.IntN(4))
+		pick(pairs, rng.IntN(6))
 		for i := range 20 { // the scope grows and shrinks around its limit
 			name := fmt.Sprintf("@crossing/%s%d", long, (round*20+i)%300)
 			if batch[name] = random(name); round/5%2 == 1 {

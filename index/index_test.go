@@ -24,10 +24,16 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
-// Two valid npm names with one 64-bit hash.
+// Names with one 64-bit hash: two of packages, two of scopes, and one of either.
 const (
 	collideA = "x2sectmad7mumj"
 	collideB = "xd53ovnfc5dl4l"
+
+	collideScopeA = "@rqsolmykow1ki"
+	collideScopeB = "@cgef3sxg0ipwm"
+
+	collideName  = "n1k3g03ylric1e"
+	collideScope = "@hmki4b2ckgj2j"
 )
 
 func TestReleaseReadsBack(t *testing.T) {

@@ -63,7 +63,7 @@ func (h *history) next(t testing.TB) Release {
 		case 0:
 			name = fmt.Sprintf("@s%d/q%d", h.rng.IntN(12), h.rng.IntN(50))
 		case 1:
-			name = []string{collideA, collideB, "@s1/" + collideA, "@s1/" + collideB}[h.rng.IntN(4)]
+			name = []string{collideA, collideB, "@s1/" + collideA, "@s1/" + collideB, collideName, collideScope + "/a"}[h.rng.IntN(6)]
 		}
 		if c := put(t, name, h.rng.IntN(1e6)); h.rng.IntN(4) > 0 {
 			changes = append(changes, c)
