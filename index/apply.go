@@ -328,6 +328,24 @@ type blockWriter struct {
 	number uint64 // 0 where nobody asks which release brought a block
 	into   *pebble.Batch
 	chunk  int // bytes from which on into is committed, without a sync; 0: never
+
+	// keep, where not nil, gets the blocks too, in batches.
+	keep  func([]blocks.Block) error
+	kept  []blocks.Block
+	bytes int
+}
+
+// handOnBytes is the size of a batch for keep.
+const handOnBytes = 4 << 20
+
+// handOn gives keep what waits for its batch to be full.
+func (w *blockWriter) handOn() error {
+	if len(w.kept) == 0 {
+		return nil
+	}
+	err := w.keep(w.kept)
+	w.kept, w.bytes = nil, 0
+	return err
 }
 
 func (w *blockWriter) write(blk blocks.Block) error {
@@ -349,6 +367,14 @@ func (w *blockWriter) write(blk blocks.Block) error {
 	if w.number > 0 {
 		if err := w.into.Set(append(numbered(rowNew, w.number), blk.Cid().KeyString()...), nil, nil); err != nil {
 			return err
+		}
+	}
+	if w.keep != nil {
+		w.kept = append(w.kept, blk)
+		if w.bytes += len(blk.RawData()); w.bytes >= handOnBytes {
+			if err := w.handOn(); err != nil {
+				return err
+			}
 		}
 	}
 	if w.chunk > 0 && w.into.Len() >= w.chunk {

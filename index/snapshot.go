@@ -56,6 +56,54 @@ func (ix *Index) Snapshot(ctx context.Context, sink unixfs.Sink) (s Snapshot, er
 	return Snapshot{r.Number, file}, nil
 }
 
+// A list of fewer packages than minSnapshot is as soon read by its directories. A
+// snapshot is due again once the deltas since the last are one in snapshotShare of
+// its bytes.
+const (
+	minSnapshot   = 1000
+	snapshotShare = 10
+)
+
+// SnapshotDue says whether readers of the newest release would be better off with
+// a new Snapshot, and whether they have one at all.
+func (ix *Index) SnapshotDue(ctx context.Context) (due, shown bool, err error) {
+	if err := ix.begin(); err != nil {
+		return false, false, err
+	}
+	defer ix.end()
+	r, err := head(ix.db)
+	if errors.Is(err, ErrNoRelease) {
+		return false, false, nil
+	}
+	if err == nil && r.Packages >= minSnapshot {
+		due, shown, err = snapshotDue(ctx, getter{ix.db}, r)
+	}
+	if err != nil {
+		return false, false, fmt.Errorf("is a snapshot due: %w", err)
+	}
+	return due, shown, nil
+}
+
+func snapshotDue(ctx context.Context, g unixfs.Getter, r Release) (due, shown bool, err error) {
+	s, err := snapshotOf(ctx, g, r.Root)
+	if err != nil || s.Number == 0 {
+		return err == nil, false, err
+	}
+	if s.Number == r.Number {
+		return false, true, nil
+	}
+	deltas, err := listDeltas(ctx, g, r.Root)
+	if err != nil {
+		return false, true, err
+	}
+	since := wayFrom(deltas, s.Number, r.Number)
+	size := uint64(0)
+	for _, d := range since {
+		size += d.file.Tsize
+	}
+	return len(since) == 0 || size > s.File.Tsize/snapshotShare, true, nil
+}
+
 // writeSnapshot writes entries, whose names rise.
 func writeSnapshot(w io.Writer, entries iter.Seq2[Entry, error]) error {
 	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))

@@ -42,9 +42,12 @@ type Synced struct {
 // Readers of the index see the list before or the list after, never another, and
 // so does the next start after a crash.
 //
+// keep, where not nil, is given the directories that were rebuilt, and not
+// fetched, in batches of some MiB, before the index moves.
+//
 // An index is for Apply or for Sync, not both. Errors are those of ReadRelease,
 // and of the last way.
-func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synced, error) {
+func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep func([]blocks.Block) error) (Synced, error) {
 	if err := ix.begin(); err != nil {
 		return Synced{}, err
 	}
@@ -53,7 +56,7 @@ func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synce
 	defer ix.apply.Unlock()
 
 	from := &meter{g: g}
-	s, err := ix.sync(ctx, from, root)
+	s, err := ix.sync(ctx, from, root, keep)
 	s.Fetched, s.Blocks = from.bytes.Load(), int(from.blocks.Load())
 	if err != nil {
 		return Synced{}, fmt.Errorf("sync with %s: %w", root, err)
@@ -61,7 +64,7 @@ func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synce
 	return s, nil
 }
 
-func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synced, error) {
+func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep func([]blocks.Block) error) (Synced, error) {
 	r, err := ReadRelease(ctx, g, root)
 	if err != nil {
 		return Synced{}, err
@@ -95,10 +98,14 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid) (Synce
 	}
 	for i, w := range ways {
 		s.Way = w.name
+		keep := keep
+		if w.name == WayDAG {
+			keep = nil
+		}
 		if first {
-			err = ix.load(ctx, r, w.changes)
+			err = ix.load(ctx, r, w.changes, keep)
 		} else {
-			err = ix.move(ctx, old, r, w.changes)
+			err = ix.move(ctx, old, r, w.changes, keep)
 		}
 		if err == nil || ctx.Err() != nil || i == len(ways)-1 {
 			return s, err
@@ -167,7 +174,7 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 }
 
 // move changes the list that is held.
-func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Change, error]) error {
+func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error) error {
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
 	now, err := readCounts(ctx, ix.db)
@@ -188,7 +195,7 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	if err := writeCounts(b, now); err != nil {
 		return err
 	}
-	w := blockWriter{db: ix.db, into: b}
+	w := blockWriter{db: ix.db, into: b, keep: keep}
 	var list built
 	if len(touched) > old.Packages/anewShare {
 		list, err = buildList(ctx, entries(ctx, b), w.write)
@@ -204,11 +211,14 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	if err := leadsTo(list, now, r); err != nil {
 		return err
 	}
+	if err := w.handOn(); err != nil {
+		return err
+	}
 	return adopt(b, r)
 }
 
 // load takes in a whole list, in batches that nothing leads to before the last.
-func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, error]) error {
+func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error) error {
 	b := ix.db.NewBatch()
 	defer func() { b.Close() }()
 	flush := func(sync *pebble.WriteOptions) error {
@@ -251,12 +261,15 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 	if err := flush(pebble.NoSync); err != nil {
 		return err
 	}
-	w := blockWriter{db: ix.db, into: b, chunk: ix.chunk}
+	w := blockWriter{db: ix.db, into: b, chunk: ix.chunk, keep: keep}
 	list, err := buildList(ctx, entries(ctx, ix.db), w.write)
 	if b = w.into; err != nil {
 		return err
 	}
 	if err := leadsTo(list, now, r); err != nil {
+		return err
+	}
+	if err := w.handOn(); err != nil {
 		return err
 	}
 	if err := writeCounts(b, now); err != nil {

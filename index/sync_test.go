@@ -89,7 +89,7 @@ func newCopy(t testing.TB) *Index {
 // mustSync syncs and holds the copy to its release.
 func mustSync(t testing.TB, c *Index, g unixfs.Getter, r Release) Synced {
 	t.Helper()
-	s, err := c.Sync(t.Context(), g, r.Root)
+	s, err := c.Sync(t.Context(), g, r.Root, nil)
 	if err != nil {
 		t.Fatalf("sync with release %d: %v", r.Number, err)
 	}
@@ -271,7 +271,7 @@ func TestSyncRefusesWrongWays(t *testing.T) {
 			gone.put(b)
 		}
 	}
-	if _, err := c.Sync(t.Context(), gone, r.Root); err == nil {
+	if _, err := c.Sync(t.Context(), gone, r.Root, nil); err == nil {
 		t.Error("synced with what is not there")
 	}
 	if got, err := c.Head(); err != nil || got.Root != before.Root {
@@ -285,7 +285,7 @@ func TestSyncRefusesWrongWays(t *testing.T) {
 // TestCopyAndOwn: an index is one or the other.
 func TestCopyAndOwn(t *testing.T) {
 	h := newHistory(t, 3)
-	if _, err := h.ix.Sync(t.Context(), h.node, h.releases[0].Root); !errors.Is(err, ErrCopy) {
+	if _, err := h.ix.Sync(t.Context(), h.node, h.releases[0].Root, nil); !errors.Is(err, ErrCopy) {
 		t.Errorf("Sync of its own: %v", err)
 	}
 	c := newCopy(t)

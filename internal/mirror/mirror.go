@@ -26,6 +26,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -140,8 +141,10 @@ type Mirror struct {
 	o   Options
 	log *slog.Logger
 	db  *pebble.DB
+	// list is what index.Sync keeps; head says whether there is one yet.
+	list *index.Index
 
-	lock io.Closer // the directory's; released after db is closed
+	lock io.Closer // the directory's; released after db and list are closed
 
 	// life ends with Close. Fetches belong to it and not to the request that
 	// began them, since others may have joined.
@@ -261,8 +264,12 @@ func (m *Mirror) openList() error {
 		return errors.Join(fmt.Errorf("open mirror: %w", err), lock.Close())
 	}
 	m.db, m.lock = db, lock
+	m.list, err = index.OpenOrCreate(m.o.FS.PathJoin(m.o.Dir, "index"), index.Options{FS: m.o.FS, Log: m.log})
+	if err != nil {
+		return errors.Join(fmt.Errorf("open mirror: %w: %w", ErrState, err), db.Close(), lock.Close())
+	}
 	if err := m.loadHead(); err != nil {
-		return errors.Join(err, db.Close(), lock.Close())
+		return errors.Join(err, m.list.Close(), db.Close(), lock.Close())
 	}
 	return nil
 }
@@ -279,7 +286,7 @@ func (m *Mirror) Close() error {
 	m.mu.Unlock()
 	m.end()
 	m.wg.Wait()
-	return errors.Join(m.db.Close(), m.lock.Close())
+	return errors.Join(m.list.Close(), m.db.Close(), m.lock.Close())
 }
 
 // enter keeps Close waiting until leave. It says false once closed.

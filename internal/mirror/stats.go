@@ -116,8 +116,8 @@ func (m *Mirror) Status(ctx context.Context) Status {
 	if h := m.head.Load(); h != nil {
 		s.Synced = h.Synced
 		s.Release = Release{
-			Number: h.Release.Number, Root: h.Root.String(), List: h.Release.List.Root.String(),
-			Created: h.Release.Created, Packages: h.Packages, Versions: h.Release.Versions,
+			Number: h.Release.Number, Root: h.Release.Root.String(), List: h.Release.List.Root.String(),
+			Created: h.Release.Created, Packages: h.Release.Packages, Versions: h.Release.Versions,
 		}
 	}
 	if high := m.high.Load(); high.Value != "" {

@@ -223,7 +223,7 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		}
 	}
 	current := m.head.Load()
-	if current != nil && current.Root.Equals(r.Value) {
+	if current != nil && current.Release.Root.Equals(r.Value) {
 		return nil
 	}
 
@@ -240,22 +240,15 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
 		return err
 	}
-	next := &head{Generation: 1, Root: r.Value, Release: release, Synced: m.o.Now().UTC()}
-	if current != nil && current.Release.List == release.List {
-		// Only the release's own words changed.
-		next.Generation, next.Packages = current.Generation, current.Packages
-	} else {
-		if current != nil {
-			next.Generation = current.Generation + 1
-		}
-		if next.Packages, err = m.writeList(ctx, next.Generation, index.Names(ctx, g, release.List)); err != nil {
-			return fmt.Errorf("sync release %d: %w", release.Number, err)
-		}
+	got, err := m.syncList(ctx, r.Value)
+	for _, refused := range got.Refused {
+		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", release.Number, "error", refused)
 	}
-	if err := m.moveHead(next); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("sync release %d: %w", release.Number, err)
 	}
-	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence, "packages", next.Packages)
+	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
+		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
 }
 

@@ -85,9 +85,8 @@ func TestSyncFollowsTheList(t *testing.T) {
 	w.publish("left-pad", "@types/node")
 	check(t, m.Sync(t.Context()))
 	after := m.head.Load()
-	if after.Root == before.Root || after.Release.Number != 2 || after.Release.List != before.Release.List || after.Generation != before.Generation {
-		t.Errorf("release %d %s of %v in generation %d; want the list %v in generation %d",
-			after.Release.Number, after.Root, after.Release.List, after.Generation, before.Release.List, before.Generation)
+	if after.Release.Root == before.Release.Root || after.Release.Number != 2 || after.Release.List != before.Release.List {
+		t.Errorf("release %d %s of %v; want the list %v", after.Release.Number, after.Release.Root, after.Release.List, before.Release.List)
 	}
 	listed()
 
@@ -187,7 +186,7 @@ func TestRefusedRecords(t *testing.T) {
 			if len(files) != tt.evidence {
 				t.Errorf("evidence %q, want %d file", files, tt.evidence)
 			}
-			check(t, fs.RemoveAll("mirror/list"))
+			check(t, errors.Join(fs.RemoveAll("mirror/list"), fs.RemoveAll("mirror/index")))
 			m = w.open(func(o *Options) { o.FS = fs })
 			if err := m.Sync(t.Context()); !errors.Is(err, tt.want) {
 				t.Errorf("Sync after the cache is gone: %v, want %v", err, tt.want)

@@ -74,6 +74,16 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
 	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)
+	// A snapshot that is due is of the list as it stands, for the release that
+	// comes.
+	var snapshot index.Snapshot
+	snapshotDue, _, err := p.o.Index.SnapshotDue(ctx)
+	if err == nil && snapshotDue && !pending && (due || cursor < target) {
+		snapshot, err = p.snapshot(ctx)
+	}
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
 	release, progress := before, Progress{}
 	for cursor < target {
 		changes, err := p.o.Ledger.Changes(ctx, cursor, p.pageSize)
@@ -103,6 +113,7 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 		cursor = changes[len(changes)-1].Seq
 		// One release for all pages, with the last of them.
 		made.batch.More = cursor < target && len(changes) == p.pageSize
+		made.batch.Snapshot = snapshot
 		if release, _, err = p.o.Index.Apply(ctx, made.batch); err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
@@ -118,11 +129,40 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 		}
 	}
 	if due {
-		if release, _, err = p.o.Index.Apply(ctx, p.batch(cursor, h.newest)); err != nil {
+		batch := p.batch(cursor, h.newest)
+		batch.Snapshot = snapshot
+		if release, _, err = p.o.Index.Apply(ctx, batch); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+	}
+	// The first list of many packages gets its snapshot at once: a reader who
+	// comes now has no other list to go by.
+	if due, shown, err := p.o.Index.SnapshotDue(ctx); err != nil || due && !shown {
+		batch := p.batch(cursor, h.newest)
+		if err == nil {
+			batch.Snapshot, err = p.snapshot(ctx)
+		}
+		if err == nil {
+			release, _, err = p.o.Index.Apply(ctx, batch)
+		}
+		if err != nil {
 			return index.Release{}, false, fmt.Errorf("build: %w", err)
 		}
 	}
 	return release, first || release.Number != before.Number, nil
+}
+
+// snapshot puts the whole list as it stands into the node, durably.
+func (p *Publisher) snapshot(ctx context.Context) (index.Snapshot, error) {
+	put := &putter{node: p.o.Node}
+	s, err := p.o.Index.Snapshot(ctx, func(b blocks.Block) error { return put.add(ctx, []blocks.Block{b}) })
+	if err == nil {
+		err = put.flush(ctx)
+	}
+	if err == nil {
+		err = p.checkpoint(ctx)
+	}
+	return s, err
 }
 
 // cursor is how far the index has read this ledger.
