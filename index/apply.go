@@ -130,7 +130,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if anew {
 		list, err = buildList(ctx, entries(ctx, b), keep)
 	} else {
-		list, err = editList(ctx, b, old.List, names, keep)
+		list, err = editList(ctx, b, old.List, names, keep, nil)
 	}
 	if err != nil {
 		return Release{}, false, err

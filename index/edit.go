@@ -21,17 +21,22 @@ type edition struct {
 	r    pebble.Reader // entries and places as they are now
 	g    unixfs.Getter // blocks of the list as it was
 	sink unixfs.Sink
-	view func(Entry) Entry
-	root cid.Cid // of the list as it was
+	// replaced is told what unixfs.Edit replaces.
+	replaced func(cid.Cid)
+	view     func(Entry) Entry
+	root     cid.Cid // of the list as it was
 	// over is the overflow: as it was in the beginning, as it is now in the end.
 	// A link without a CID is that of a scope whose directory is not known.
 	over map[string]unixfs.Link
 }
 
 // editList makes the list of entries of which those of names are new, other or
-// gone since it was old, and no others. It counts none.
-func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, sink unixfs.Sink) (list built, err error) {
-	d := edition{r: r, g: getter{r}, sink: sink, view: func(e Entry) Entry { return e }, root: old.Root}
+// gone since it was old, and no others. It counts none. replaced, where not nil, is
+// told which blocks of old's directories the list may have no more: those that sink
+// was not given again.
+func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, sink unixfs.Sink, replaced func(cid.Cid)) (list built, err error) {
+	gone := map[cid.Cid]bool{old.Overflow: true}
+	d := edition{r: r, g: getter{r}, sink: sink, replaced: func(c cid.Cid) { gone[c] = true }, view: func(e Entry) Entry { return e }, root: old.Root}
 	if err := d.readOverflow(ctx, old); err != nil {
 		return built{}, err
 	}
@@ -41,6 +46,15 @@ func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, 
 	list.overflow, err = unixfs.BasicDir(slices.Collect(maps.Values(d.over)), sink)
 	if err != nil {
 		return built{}, fmt.Errorf("build overflow: %w", err)
+	}
+	if replaced == nil {
+		return list, nil
+	}
+	for _, l := range d.over { // what lost its place lies there
+		delete(gone, l.CID)
+	}
+	for c := range gone {
+		replaced(c)
 	}
 	return list, nil
 }
@@ -96,7 +110,7 @@ func (d *edition) edit(ctx context.Context, names []npm.Name) (unixfs.Ref, error
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	root, err := unixfs.Edit(ctx, d.g, d.root, edits, d.sink)
+	root, err := unixfs.Edit(ctx, d.g, d.root, edits, d.sink, d.replaced)
 	if err != nil {
 		return unixfs.Ref{}, fmt.Errorf("edit root: %w", err)
 	}
@@ -152,7 +166,7 @@ func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (un
 	if err != nil {
 		return unixfs.Link{}, err
 	}
-	ref, err := unixfs.Edit(ctx, d.g, was.CID, edits, d.sink)
+	ref, err := unixfs.Edit(ctx, d.g, was.CID, edits, d.sink, d.replaced)
 	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
 }
 

@@ -508,14 +508,14 @@ func plantRelease(ix *Index, r Release) error {
 	if err != nil {
 		return err
 	}
-	if front, err = unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{{Name: "b"}}, keep); err != nil {
+	if front, err = unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{{Name: "b"}}, keep, nil); err != nil {
 		return err
 	}
 	registry, err := unixfs.Lookup(ctx, getter{b}, r.Root, registryName)
 	if err != nil {
 		return err
 	}
-	root, err := unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{registry}, keep)
+	root, err := unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{registry}, keep, nil)
 	if err != nil {
 		return err
 	}

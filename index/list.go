@@ -117,7 +117,7 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 
 // frontOf is the front in the release's directory root.
 func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid) (unixfs.Ref, error) {
-	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, func(blocks.Block) error { return nil })
+	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, func(blocks.Block) error { return nil }, nil)
 }
 
 // releaseDir makes the release's directory: front, which is the list's root or
@@ -136,5 +136,5 @@ func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref,
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	return unixfs.Edit(ctx, g, front.CID, []unixfs.Link{{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}}, sink)
+	return unixfs.Edit(ctx, g, front.CID, []unixfs.Link{{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}}, sink, nil)
 }

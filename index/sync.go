@@ -13,7 +13,6 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
-	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
@@ -196,15 +195,7 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 		return err
 	}
 	w := blockWriter{db: ix.db, into: b, keep: keep}
-	var list built
-	if len(touched) > old.Packages/anewShare {
-		list, err = buildList(ctx, entries(ctx, b), w.write)
-	} else {
-		var names []npm.Name
-		if names, err = changedNames(ctx, b, touched); err == nil {
-			list, err = editList(ctx, b, old.List, names, w.write)
-		}
-	}
+	list, err := ix.moved(ctx, b, old, touched, w.write)
 	if err != nil {
 		return err
 	}
@@ -215,6 +206,37 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 		return err
 	}
 	return adopt(b, r)
+}
+
+// moved makes the list of b's entries, of which touched ones changed since old, and
+// takes away what it has no more: a copy has no history.
+func (ix *Index) moved(ctx context.Context, b *pebble.Batch, old Release, touched []touch, sink unixfs.Sink) (built, error) {
+	if len(touched) <= old.Packages/anewShare {
+		names, err := changedNames(ctx, b, touched)
+		if err != nil {
+			return built{}, err
+		}
+		replaced, written := map[cid.Cid]bool{}, map[cid.Cid]bool{}
+		list, err := editList(ctx, b, old.List, names, func(blk blocks.Block) error {
+			written[blk.Cid()] = true
+			return sink(blk)
+		}, func(c cid.Cid) { replaced[c] = true })
+		for c := range replaced {
+			if err == nil && !written[c] {
+				err = b.Delete(blockKey(c), nil)
+			}
+		}
+		if !errors.Is(err, ErrNoBlock) && !errors.Is(err, ErrCorrupt) {
+			return list, err
+		}
+		// The disk lost or bent a block; or two scopes of the same content shared
+		// one, and only one of them had it taken away. The entries have it all.
+		ix.log.WarnContext(ctx, "the list is built anew", "because", err)
+	}
+	if err := b.DeleteRange([]byte{rowBlock}, []byte{rowBlock + 1}, nil); err != nil {
+		return built{}, err
+	}
+	return buildList(ctx, entries(ctx, b), sink)
 }
 
 // load takes in a whole list, in batches that nothing leads to before the last.

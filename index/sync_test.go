@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -131,6 +132,9 @@ func TestSyncByDelta(t *testing.T) {
 			t.Errorf("from release %d by %s, %d blocks, refused %v", n, s.Way, s.Blocks, s.Refused)
 		}
 	}
+	if got, want := storedBlocks(t, c), listBlocks(t, c, last.List); !maps.Equal(got, want) {
+		t.Errorf("the copy keeps %d blocks, its list has %d", len(got), len(want))
+	}
 	deltas, err := listDeltas(t.Context(), h.node, last.Root)
 	if err != nil || len(deltas) > 40 {
 		t.Errorf("%d deltas, %v", len(deltas), err)
@@ -139,6 +143,92 @@ func TestSyncByDelta(t *testing.T) {
 		if way := wayFrom(deltas, from, last.Number); len(way) == 0 || len(way) > 12 {
 			t.Errorf("from release %d there are %d deltas", from, len(way))
 		}
+	}
+}
+
+// storedBlocks are the blocks that an index has.
+func storedBlocks(t testing.TB, ix *Index) map[cid.Cid]bool {
+	all := map[cid.Cid]bool{}
+	for row, err := range scan(t.Context(), ix.db, []byte{rowBlock}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := cid.Cast(row.key[1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[c] = true
+	}
+	return all
+}
+
+// listBlocks are those of a list's directories; the packages' own are none of it.
+func listBlocks(t testing.TB, ix *Index, list List) map[cid.Cid]bool {
+	all := map[cid.Cid]bool{}
+	var walk func(c cid.Cid)
+	walk = func(c cid.Cid) {
+		blk, err := ix.Get(t.Context(), c)
+		if errors.Is(err, ErrNoBlock) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[c] = true
+		below, err := unixfs.Children(blk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range below {
+			walk(c)
+		}
+	}
+	walk(list.Root)
+	walk(list.Overflow)
+	return all
+}
+
+// TestSyncHeals loses and bends blocks of a copy: the list comes from its entries
+// again. Two scopes of one content lose one that they share in the same way.
+func TestSyncHeals(t *testing.T) {
+	h := newHistory(t, 400)
+	twins := func(revision int) []Change {
+		a, b := put(t, "@twin-a/p", revision), put(t, "@twin-b/p", revision)
+		b.CID, b.Tsize = a.CID, a.Tsize
+		return []Change{a, b}
+	}
+	c := newCopy(t)
+	for _, changes := range [][]Change{twins(0), twins(1)[:1] /* away from its twin */, twins(2)} {
+		if _, err := c.Sync(t.Context(), h.node, h.release(t, Batch{Changes: changes}).Root, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range 20 {
+		for id := range storedBlocks(t, c) {
+			var bent []byte
+			if round%2 == 0 {
+				bent = []byte("bent")
+			}
+			err := c.db.Delete(blockKey(id), nil)
+			if bent != nil {
+				err = c.db.Set(blockKey(id), bent, nil)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.rng.IntN(3) > 0 {
+				break
+			}
+		}
+		r := h.next(t)
+		if _, err := c.Sync(t.Context(), h.node, r.Root, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What no change came by is bent still; the list is the release's.
+	last := h.releases[len(h.releases)-1]
+	if got, err := c.Head(); err != nil || got.List != last.List {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

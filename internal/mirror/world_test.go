@@ -232,7 +232,7 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 		{Name: "list", CID: list.CID, Tsize: list.Tsize},
 	}, unixfs.DirLimit, w.sink)
 	check(w.t, err)
-	root, err := unixfs.Edit(context.Background(), w, front.CID, []unixfs.Link{{Name: unixfs.Reserved, CID: registry.CID, Tsize: registry.Tsize}}, w.sink)
+	root, err := unixfs.Edit(context.Background(), w, front.CID, []unixfs.Link{{Name: unixfs.Reserved, CID: registry.CID, Tsize: registry.Tsize}}, w.sink, nil)
 	check(w.t, err)
 	w.release = root.CID
 	return root.CID

@@ -17,7 +17,11 @@ import (
 // Errors: ErrNotFound where what is to be taken out is not there, ErrName for
 // two edits of one hash and for a name that no directory can hold, ErrMalformed
 // where dir is no HAMT of this format, and g's and sink's own.
-func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink) (Ref, error) {
+//
+// replaced, where not nil, is told of every shard, by its CID, and of every link
+// that was in dir and that the result has no more; where a shard is built again
+// just as it was, of that too.
+func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, replaced func(cid.Cid)) (Ref, error) {
 	es := make([]entry, len(edits))
 	for i := range edits {
 		if err := checkLink(&edits[i], true); err != nil {
@@ -31,7 +35,10 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink) (
 			return Ref{}, fmt.Errorf("edit %s: %q and %q in one place: %w", dir, es[i-1].link.Name, es[i].link.Name, ErrName)
 		}
 	}
-	e := editor{g: g, builder: builder{sink: sink}}
+	e := editor{g: g, builder: builder{sink: sink}, replaced: replaced}
+	if replaced == nil {
+		e.replaced = func(cid.Cid) {}
+	}
 	c, err := e.shard(ctx, dir, es, 0)
 	if err != nil {
 		return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
@@ -43,6 +50,7 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink) (
 type editor struct {
 	g Getter
 	builder
+	replaced func(cid.Cid)
 }
 
 // shard returns what stands for the shard c in its parent once es are made:
@@ -59,6 +67,7 @@ func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (c
 	if depth > 0 && (len(old) == 0 || len(old) == 1 && !old[0].sub) {
 		return child{}, fmt.Errorf("%w: %s should not be a shard of its own", ErrMalformed, c)
 	}
+	e.replaced(c)
 	cs := make([]child, 0, len(old)+len(es))
 	for len(es) > 0 {
 		slot, n := slotAt(es[0].hash, depth), 1
@@ -112,6 +121,9 @@ func (e *editor) slot(ctx context.Context, at child, es []entry, depth int) (chi
 			return child{}, fmt.Errorf("%q: %w", ed.link.Name, ErrNotFound)
 		}
 		stays = stays && !there
+		if there && !ed.link.CID.Equals(at.link.CID) {
+			e.replaced(at.link.CID)
+		}
 	}
 	if stays {
 		left = append(left, was)

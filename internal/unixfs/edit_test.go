@@ -15,7 +15,7 @@ import (
 
 func mustEdit(t testing.TB, s *store, dir Ref, edits ...Link) Ref {
 	t.Helper()
-	ref, err := Edit(t.Context(), s, dir.CID, edits, s.sink)
+	ref, err := Edit(t.Context(), s, dir.CID, edits, s.sink, nil)
 	if err != nil {
 		t.Fatalf("Edit: %v", err)
 	}
@@ -84,7 +84,7 @@ func TestEditReplacesByHash(t *testing.T) {
 		"take out another's place": {{Name: collideB}},
 		"take out what is not":     {{Name: "absent"}},
 	} {
-		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink); !errors.Is(err, ErrNotFound) {
+		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink, nil); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -94,7 +94,7 @@ func TestEditReplacesByHash(t *testing.T) {
 		"a path":           {linkNamed(t, "a/b")},
 		"no name":          {linkNamed(t, "")},
 	} {
-		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink); !errors.Is(err, ErrName) {
+		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink, nil); !errors.Is(err, ErrName) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -118,7 +118,7 @@ func TestEditTouchesPathsAlone(t *testing.T) {
 	l := linkNamed(t, "package-7")
 	l.Tsize++
 	writes := 0
-	if _, err := Edit(t.Context(), s, ref.CID, []Link{l}, func(blocks.Block) error { writes++; return nil }); err != nil {
+	if _, err := Edit(t.Context(), s, ref.CID, []Link{l}, func(blocks.Block) error { writes++; return nil }, nil); err != nil {
 		t.Fatal(err)
 	}
 	if s.reads > hashLen || writes != s.reads {
@@ -150,7 +150,7 @@ func TestEditRefusesHostile(t *testing.T) {
 		"an empty shard below":      plant(child{slot: slot, sub: true, link: Link{CID: plant().CID}}),
 		"more levels than the hash": deep,
 	} {
-		if _, err := Edit(t.Context(), s, dir.CID, []Link{l}, s.sink); !errors.Is(err, ErrMalformed) {
+		if _, err := Edit(t.Context(), s, dir.CID, []Link{l}, s.sink, nil); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
