@@ -1,0 +1,175 @@
+//go:build linux
+
+// Command index times the list: building it whole, and a release of it when some
+// of it changed, beside boxo's directories, which make the same blocks.
+//
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release]
+//
+// The names are made, as many and as npm's are. All that is measured runs in a
+// process of its own, which reads them from a file. For the default numbers it
+// needs 8 GB of memory, most of them boxo's, and 5 GB of disk.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+)
+
+// result is what --json prints. What was not measured is not there.
+type result struct {
+	Bulk    []bulkResult    `json:"bulk,omitempty"`
+	Release []releaseResult `json:"release,omitempty"`
+	Growth  []growthResult  `json:"growth,omitempty"`
+}
+
+// part is one thing to measure.
+type part struct {
+	name string
+	run  func(context.Context, *bench, *result) error
+}
+
+var parts = []part{{"bulk", bulk}, {"release", release}}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "index: error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
+	flags := flag.NewFlagSet("index", flag.ContinueOnError)
+	names := flags.Int("names", 0, "names of the longest list; by default 5,000,000, and bulk takes shorter ones too")
+	quick := flags.Bool("quick", false, "50,000 names: under a minute once built")
+	rounds := flags.Int("rounds", 7, "releases of each size, of which the medians are printed")
+	asJSON := flags.Bool("json", false, "print one JSON object")
+	only := flags.String("only", "", "some parts alone, separated by commas: "+partNames())
+	base := flags.String("dir", "", "where to make lists and indexes; by default the temporary directory")
+	job := flags.String("job", "", "be a measured side, for this program itself")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *job != "" {
+		return serve(ctx, *job, out)
+	}
+	if *quick && *names == 0 {
+		*names = 50_000
+	}
+	var todo []part
+	for _, p := range parts {
+		if *only == "" || slices.Contains(strings.Split(*only, ","), p.name) {
+			todo = append(todo, p)
+		}
+	}
+	if len(todo) == 0 || *rounds < 1 || *names < 0 || flags.NArg() > 0 {
+		return fmt.Errorf("--only takes %s, --rounds and --names numbers above 0", partNames())
+	}
+	dir, err := os.MkdirTemp(*base, "bench-index-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := newBench(dir, *names, *rounds)
+	var r result
+	for _, p := range todo {
+		if err := p.run(ctx, b, &r); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	if *asJSON {
+		return json.NewEncoder(out).Encode(r)
+	}
+	r.print(out)
+	return nil
+}
+
+func partNames() string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (r result) print(out io.Writer) {
+	table := func(print func(*tabwriter.Writer, result)) {
+		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		print(w, r)
+		w.Flush()
+	}
+	if r.Bulk != nil {
+		table(printBulk)
+		fmt.Fprintln(out, "boxo and \"in memory\" read a file and drop the blocks; \"from Pebble into Pebble\" is a first release, synced")
+	}
+	if r.Release != nil {
+		table(printRelease)
+		fmt.Fprintln(out, "ours to the disk, synced; boxo reads from the same index, and writes into memory")
+		printGrowth(out, r)
+	}
+}
+
+// bench is one run, in a directory of its own.
+type bench struct {
+	dir           string
+	rounds        int
+	bulk, release []int // lengths of the lists
+	lists         map[int]*listed
+}
+
+// newBench is for lists of at most that many names, 0 for the usual ones.
+func newBench(dir string, names, rounds int) *bench {
+	b := &bench{dir: dir, rounds: rounds, lists: map[int]*listed{}}
+	if names == 0 {
+		b.bulk, b.release = []int{227_000, 1_000_000, 5_000_000}, []int{50_000, 500_000, 5_000_000}
+		return b
+	}
+	b.bulk = []int{names}
+	for _, n := range []int{50_000, 500_000} {
+		if n < names {
+			b.release = append(b.release, n)
+		}
+	}
+	b.release = append(b.release, names)
+	return b
+}
+
+// listed is a list that is an index too, and what that took.
+type listed struct {
+	list
+	index       string
+	load, build measured
+}
+
+// built makes the list of n names, and an index with its first release, once.
+func (b *bench) built(ctx context.Context, n int) (*listed, error) {
+	if l, ok := b.lists[n]; ok {
+		return l, nil
+	}
+	made, err := makeList(b.dir, n, spareNames(b.rounds))
+	if err != nil {
+		return nil, err
+	}
+	l := &listed{list: made, index: filepath.Join(b.dir, fmt.Sprint("index-", n))}
+	if l.load, err = measure(ctx, job{Side: "load", List: l.path, Index: l.index}); err != nil {
+		return nil, err
+	}
+	if l.build, err = measure(ctx, job{Side: "build", Index: l.index}); err != nil {
+		return nil, err
+	}
+	b.lists[n] = l
+	return l, nil
+}
