@@ -32,7 +32,7 @@ func boxoBulk(ctx context.Context, j job) (m measured, err error) {
 		}
 		root.SetCidBuilder(uio.UnixFS_v1_2025.CidBuilder())
 		var dir *boxoScope
-		err = byScope(ctx, j.List, func(e index.Entry) error {
+		err = byScope(ctx, listEntries(j.List), func(e index.Entry) error {
 			return root.SetLink(ctx, string(e.Name), &ipld.Link{Cid: e.CID, Size: e.Tsize})
 		}, func(e index.Entry) (err error) {
 			if dir == nil {

@@ -34,6 +34,7 @@ type list struct {
 // makeList writes the first n of the names to a file in dir.
 func makeList(dir string, n, spare int) (l list, err error) {
 	defer debug.FreeOSMemory()
+	defer debug.SetGCPercent(debug.SetGCPercent(20)) // most of what there is stays
 	l = list{names: n, path: filepath.Join(dir, fmt.Sprint("list-", n))}
 	g := newNamer(n + spare)
 	text := make([]byte, 0, 24*(n+spare)) // the names, one after the other
@@ -153,6 +154,17 @@ func readChanges(path string) iter.Seq2[index.Change, error] {
 				c = index.Change{Entry: entryOf(c.Name, buf[n:whole])}
 			}
 			if !yield(c, nil) {
+				return
+			}
+		}
+	}
+}
+
+// listEntries are a list's entries.
+func listEntries(path string) iter.Seq2[index.Entry, error] {
+	return func(yield func(index.Entry, error) bool) {
+		for c, err := range readChanges(path) {
+			if !yield(c.Entry, err) {
 				return
 			}
 		}

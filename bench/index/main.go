@@ -7,7 +7,7 @@
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
 // process of its own, which reads them from a file. For the default numbers it
-// needs 8 GB of memory, most of them boxo's, and 5 GB of disk.
+// needs 8 GB of memory, most of it boxo's, and 5 GB of disk.
 package main
 
 import (
@@ -59,6 +59,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	only := flags.String("only", "", "some parts alone, separated by commas: "+partNames())
 	base := flags.String("dir", "", "where to make lists and indexes; by default the temporary directory")
+	profiles := flags.String("cpuprofiles", "", "write CPU profiles of all sides into a directory that there is")
 	job := flags.String("job", "", "be a measured side, for this program itself")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -69,14 +70,19 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if *quick && *names == 0 {
 		*names = 50_000
 	}
-	var todo []part
-	for _, p := range parts {
-		if *only == "" || slices.Contains(strings.Split(*only, ","), p.name) {
-			todo = append(todo, p)
+	todo := parts
+	if *only != "" {
+		todo = nil
+		for name := range strings.SplitSeq(*only, ",") {
+			i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
+			if i < 0 {
+				return fmt.Errorf("--only takes %s, not %q", partNames(), name)
+			}
+			todo = append(todo, parts[i])
 		}
 	}
-	if len(todo) == 0 || *rounds < 1 || *names < 0 || flags.NArg() > 0 {
-		return fmt.Errorf("--only takes %s, --rounds and --names numbers above 0", partNames())
+	if *rounds < 1 || *names < 0 || flags.NArg() > 0 {
+		return errors.New("--rounds and --names take numbers above 0, and there are no arguments")
 	}
 	dir, err := os.MkdirTemp(*base, "bench-index-")
 	if err != nil {
@@ -84,6 +90,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := newBench(dir, *names, *rounds)
+	b.profiles = *profiles
 	var r result
 	for _, p := range todo {
 		if err := p.run(ctx, b, &r); err != nil {
@@ -113,7 +120,7 @@ func (r result) print(out io.Writer) {
 	}
 	if r.Bulk != nil {
 		table(printBulk)
-		fmt.Fprintln(out, "boxo and \"in memory\" read a file and drop the blocks; \"from Pebble into Pebble\" is a first release, synced")
+		fmt.Fprintln(out, "boxo and \"ours\" read a file; blocks are dropped, but a release has them and itself in Pebble, synced")
 	}
 	if r.Release != nil {
 		table(printRelease)
@@ -125,6 +132,7 @@ func (r result) print(out io.Writer) {
 // bench is one run, in a directory of its own.
 type bench struct {
 	dir           string
+	profiles      string // directory for CPU profiles, "" for none
 	rounds        int
 	bulk, release []int // lengths of the lists
 	lists         map[int]*listed
@@ -164,10 +172,10 @@ func (b *bench) built(ctx context.Context, n int) (*listed, error) {
 		return nil, err
 	}
 	l := &listed{list: made, index: filepath.Join(b.dir, fmt.Sprint("index-", n))}
-	if l.load, err = measure(ctx, job{Side: "load", List: l.path, Index: l.index}); err != nil {
+	if l.load, err = b.measure(ctx, n, job{Side: "load", List: l.path, Index: l.index}); err != nil {
 		return nil, err
 	}
-	if l.build, err = measure(ctx, job{Side: "build", Index: l.index}); err != nil {
+	if l.build, err = b.measure(ctx, n, job{Side: "build", Index: l.index}); err != nil {
 		return nil, err
 	}
 	b.lists[n] = l

@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"time"
 
@@ -25,6 +27,7 @@ type job struct {
 	Index   string   // directory of the index
 	Root    string   // of the list in the index, before any change
 	Changes []string // files of changes, one after the other
+	Profile string   // file for a CPU profile, "" for none
 }
 
 // measured is what a side says.
@@ -49,13 +52,17 @@ var sides = map[string]func(context.Context, job) (measured, error){
 	"load":          load,
 	"build":         build,
 	"memory":        inMemory,
+	"pebble":        fromPebble,
 	"boxo":          boxoBulk,
 	"releases":      releases,
 	"boxo-releases": boxoReleases,
 }
 
-// measure runs a side in a process of its own.
-func measure(ctx context.Context, j job) (m measured, err error) {
+// measure runs a side, on a list of n names, in a process of its own.
+func (b *bench) measure(ctx context.Context, n int, j job) (m measured, err error) {
+	if b.profiles != "" {
+		j.Profile = filepath.Join(b.profiles, fmt.Sprint(j.Side, "-", n, ".prof"))
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return m, err
@@ -88,6 +95,17 @@ func serve(ctx context.Context, raw string, out io.Writer) error {
 	side, ok := sides[j.Side]
 	if !ok {
 		return fmt.Errorf("no side is called %q", j.Side)
+	}
+	if j.Profile != "" {
+		f, err := os.Create(j.Profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	m, err := side(ctx, j)
 	if err != nil {

@@ -74,12 +74,12 @@ func release(ctx context.Context, b *bench, r *result) error {
 			continue
 		}
 		j := job{Side: "boxo-releases", Index: l.index, Root: l.build.Root, Changes: files}
-		boxo, err := measure(ctx, j)
+		boxo, err := b.measure(ctx, n, j)
 		if err != nil {
 			return err
 		}
 		j.Side = "releases"
-		ours, err := measure(ctx, j)
+		ours, err := b.measure(ctx, n, j)
 		if err != nil {
 			return err
 		}
