@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
-	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	"github.com/multiformats/go-multihash"
 
@@ -64,7 +63,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if passed {
 		number, previous = batch.After+1, batch.AfterRoot
 	}
-	b := ix.db.NewIndexedBatch()
+	b := ix.db.NewIndexedBatchWithSize(4<<10 + 200*min(len(batch.Changes), 10_000))
 	defer b.Close()
 	now, err := readCounts(ctx, ix.db)
 	if err != nil {
@@ -90,7 +89,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	var snapshot Snapshot
 	if !first {
-		if snapshot, err = snapshotOf(ctx, getter{b}, old.Root); err != nil {
+		if snapshot, err = snapshotOf(ctx, getter{ix.db}, old.Root); err != nil {
 			return Release{}, false, err
 		}
 	}
@@ -109,16 +108,13 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	// Where most of the list changes it is cheaper to build it than to edit it.
 	anew := first || len(touched)+pending > old.Packages/anewShare
 	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
-	// What is built anew goes to the store as it comes, for it may be large.
-	// Before the release's own batch nothing leads to it; that one is after it
-	// in one log, so that its sync covers it.
-	w := blockWriter{db: ix.db, number: number, into: b}
-	dirs := w
+	w := newBlockWriter(ix.db, number)
 	if anew {
-		dirs.into, dirs.chunk = ix.db.NewBatch(), ix.chunk
-		defer func() { dirs.into.Close() }()
+		if w, err = newBulkWriter(ix.db, number, ix.chunk, !first); err != nil {
+			return Release{}, false, err
+		}
 	}
-	keep := dirs.write
+	defer w.close()
 	var names []npm.Name
 	inDelta := !first && len(touched)+pending <= maxDeltaNames
 	if !anew || inDelta {
@@ -128,9 +124,9 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	var list built
 	if anew {
-		list, err = buildList(ctx, entries(ctx, b), keep)
+		list, err = buildList(ctx, entries(ctx, b), w.write)
 	} else {
-		list, err = editList(ctx, b, old.List, names, keep, nil)
+		list, err = editList(ctx, b, w, old.List, names, w.write, nil)
 	}
 	if err != nil {
 		return Release{}, false, err
@@ -140,22 +136,19 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if ix.parameters.Gateway != "" && (shown || !same) {
 		var before unixfs.Ref
 		if !first {
-			if before, err = frontOf(ctx, getter{b}, old.Root); err != nil {
+			if before, err = frontOf(ctx, w, old.Root); err != nil {
 				return Release{}, false, err
 			}
 		}
 		if anew {
-			front, err = buildFront(ctx, b, keep)
+			front, err = buildFront(ctx, b, w.write)
 		} else {
-			front, err = editFront(ctx, b, old.List, before, names, keep)
+			front, err = editFront(ctx, b, w, old.List, before, names, w.write)
 		}
 		if err != nil {
 			return Release{}, false, err
 		}
 		shown = before != front
-	}
-	if err := dirs.flush(); err != nil {
-		return Release{}, false, err
 	}
 	if err := b.DeleteRange([]byte{rowPending}, []byte{rowPending + 1}, nil); err != nil {
 		return Release{}, false, err
@@ -187,13 +180,13 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		more = append(more, l)
 	}
 	if inDelta {
-		deltas, err := addDelta(ctx, b, getter{b}, old, number, names, w.write)
+		deltas, err := addDelta(ctx, b, w, old, number, names, w.write)
 		if err != nil {
 			return Release{}, false, err
 		}
 		more = append(more, unixfs.Link{Name: deltaName, CID: deltas.CID, Tsize: deltas.Tsize})
 	}
-	root, err := releaseDir(ctx, getter{b}, list, front, raw, more, w.write)
+	root, err := releaseDir(ctx, w, list, front, raw, more, w.write)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -202,6 +195,9 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return Release{}, false, err
 	}
 	if err := b.Set(numbered(rowRelease, number), raw, nil); err != nil {
+		return Release{}, false, err
+	}
+	if err := w.flush(); err != nil {
 		return Release{}, false, err
 	}
 	// The one durable step. Before it nothing of this release exists, after it
@@ -221,8 +217,12 @@ func (ix *Index) applyPage(b *pebble.Batch, batch Batch, touched []touch, number
 			return err
 		}
 	}
-	w := blockWriter{db: ix.db, number: number, into: b}
+	w := newBlockWriter(ix.db, number)
+	defer w.close()
 	if err := w.given(batch.Blocks); err != nil {
+		return err
+	}
+	if err := w.flush(); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)
@@ -319,94 +319,4 @@ func writeSources(b *pebble.Batch, sources []Source) (moved bool, err error) {
 		return false, err
 	}
 	return true, b.Set([]byte{rowSources}, raw, nil)
-}
-
-// blockWriter keeps blocks that the index does not have yet, as ones that the
-// release number brought.
-type blockWriter struct {
-	db     *pebble.DB
-	number uint64 // 0 where nobody asks which release brought a block
-	into   *pebble.Batch
-	chunk  int // bytes from which on into is committed, without a sync; 0: never
-
-	// keep, where not nil, gets the blocks too, in batches.
-	keep  func([]blocks.Block) error
-	kept  []blocks.Block
-	bytes int
-}
-
-// handOnBytes is the size of a batch for keep.
-const handOnBytes = 4 << 20
-
-// handOn gives keep what waits for its batch to be full.
-func (w *blockWriter) handOn() error {
-	if len(w.kept) == 0 {
-		return nil
-	}
-	err := w.keep(w.kept)
-	w.kept, w.bytes = nil, 0
-	return err
-}
-
-func (w *blockWriter) write(blk blocks.Block) error {
-	key := blockKey(blk.Cid())
-	var r pebble.Reader = w.db
-	if w.into.Indexed() {
-		r = w.into
-	}
-	_, closer, err := r.Get(key)
-	if err == nil {
-		return closer.Close()
-	}
-	if !errors.Is(err, pebble.ErrNotFound) {
-		return err
-	}
-	if err := w.into.Set(key, blk.RawData(), nil); err != nil {
-		return err
-	}
-	if w.number > 0 {
-		if err := w.into.Set(append(numbered(rowNew, w.number), blk.Cid().KeyString()...), nil, nil); err != nil {
-			return err
-		}
-	}
-	if w.keep != nil {
-		w.kept = append(w.kept, blk)
-		if w.bytes += len(blk.RawData()); w.bytes >= handOnBytes {
-			if err := w.handOn(); err != nil {
-				return err
-			}
-		}
-	}
-	if w.chunk > 0 && w.into.Len() >= w.chunk {
-		return w.flush()
-	}
-	return nil
-}
-
-// flush commits what is waiting for its chunk to be full.
-func (w *blockWriter) flush() error {
-	if w.chunk == 0 {
-		return nil
-	}
-	if err := w.into.Commit(pebble.NoSync); err != nil {
-		return err
-	}
-	if err := w.into.Close(); err != nil {
-		return err
-	}
-	w.into = w.db.NewBatch()
-	return nil
-}
-
-// given keeps blocks of strangers' making.
-func (w *blockWriter) given(blks []blocks.Block) error {
-	for _, blk := range blks {
-		if _, err := checkedBlock(blk.Cid(), blk.RawData()); err != nil {
-			return fmt.Errorf("%w: %w", ErrEntry, err)
-		}
-		if err := w.write(blk); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -18,9 +18,10 @@ import (
 // edition makes the directories of one release out of those of the one before:
 // what buildList would make of all entries, with work that grows with the change.
 type edition struct {
-	r    pebble.Reader // entries and places as they are now
-	g    unixfs.Getter // blocks of the list as it was
-	sink unixfs.Sink
+	r      pebble.Reader    // entries and places as they are now
+	places *pebble.Iterator // for rivals
+	g      unixfs.Getter    // blocks of the list as it was
+	sink   unixfs.Sink
 	// replaced is told what unixfs.Edit replaces.
 	replaced func(cid.Cid)
 	view     func(Entry) Entry
@@ -34,9 +35,9 @@ type edition struct {
 // gone since it was old, and no others. It counts none. replaced, where not nil, is
 // told which blocks of old's directories the list may have no more: those that sink
 // was not given again.
-func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, sink unixfs.Sink, replaced func(cid.Cid)) (list built, err error) {
+func editList(ctx context.Context, r pebble.Reader, g unixfs.Getter, old List, names []npm.Name, sink unixfs.Sink, replaced func(cid.Cid)) (list built, err error) {
 	gone := map[cid.Cid]bool{old.Overflow: true}
-	d := edition{r: r, g: getter{r}, sink: sink, replaced: func(c cid.Cid) { gone[c] = true }, view: func(e Entry) Entry { return e }, root: old.Root}
+	d := edition{r: r, g: g, sink: sink, replaced: func(c cid.Cid) { gone[c] = true }, view: func(e Entry) Entry { return e }, root: old.Root}
 	if err := d.readOverflow(ctx, old); err != nil {
 		return built{}, err
 	}
@@ -62,8 +63,8 @@ func editList(ctx context.Context, r pebble.Reader, old List, names []npm.Name, 
 // editFront does the same for what a bare gateway shows, which was front beside
 // the list old. The front has no overflow, so of what was in it only the names
 // are known.
-func editFront(ctx context.Context, r pebble.Reader, old List, front unixfs.Ref, names []npm.Name, sink unixfs.Sink) (unixfs.Ref, error) {
-	d := edition{r: r, g: getter{r}, sink: sink, view: Entry.shown, root: front.CID}
+func editFront(ctx context.Context, r pebble.Reader, g unixfs.Getter, old List, front unixfs.Ref, names []npm.Name, sink unixfs.Sink) (unixfs.Ref, error) {
+	d := edition{r: r, g: g, sink: sink, view: Entry.shown, root: front.CID}
 	if err := d.readOverflow(ctx, old); err != nil {
 		return unixfs.Ref{}, err
 	}
@@ -85,7 +86,11 @@ func (d *edition) readOverflow(ctx context.Context, old List) error {
 }
 
 // edit makes the root. It brings over up to date.
-func (d *edition) edit(ctx context.Context, names []npm.Name) (unixfs.Ref, error) {
+func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, err error) {
+	if d.places, err = newPlaces(d.r); err != nil {
+		return unixfs.Ref{}, err
+	}
+	defer func() { err = errors.Join(err, d.places.Close()) }()
 	var top []unixfs.Link
 	scopes := map[string][]npm.Name{}
 	for _, name := range names {
@@ -137,9 +142,15 @@ func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (un
 		return unixfs.Link{}, err
 	}
 	if whole {
-		return d.buildScope(scope, links)
+		basic, err := unixfs.IsBasic(links, unixfs.DirLimit)
+		if err != nil {
+			return unixfs.Link{}, err
+		}
+		if basic || len(links) == 0 {
+			return d.buildScope(scope, links)
+		}
 	}
-	// It has too many links for a basic directory. Was it one?
+	// It is too large for a basic directory. Was it one?
 	was, err := d.find(ctx, scope)
 	if err != nil {
 		return unixfs.Link{}, err
@@ -253,7 +264,7 @@ func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link
 			continue
 		}
 		group, reserved := []unixfs.Link(nil), false
-		for path, err := range rivals(ctx, d.r, place{dir, l.Name}) {
+		for path, err := range rivals(d.places, place{dir, l.Name}) {
 			if err != nil {
 				return nil, err
 			}

@@ -275,7 +275,7 @@ func TestScopeHoldsAPlace(t *testing.T) {
 		}
 	}
 	for name, want := range map[npm.Name]string{"@s/x": "others", "b": "otherb", "@t/b": "", "c": ""} {
-		if with, err := contender(t.Context(), b, name); err != nil || with != want {
+		if with, err := contender(b, name); err != nil || with != want {
 			t.Errorf("%s: %q, %v; want %q", name, with, err, want)
 		}
 	}

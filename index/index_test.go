@@ -502,20 +502,21 @@ func plantRelease(ix *Index, r Release) error {
 	ctx := context.Background()
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	w := blockWriter{db: ix.db, number: r.Number, into: b}
+	w := newBlockWriter(ix.db, r.Number)
+	defer w.close()
 	keep := w.write
-	front, err := frontOf(ctx, getter{b}, r.Root)
+	front, err := frontOf(ctx, w, r.Root)
 	if err != nil {
 		return err
 	}
-	if front, err = unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{{Name: "b"}}, keep, nil); err != nil {
+	if front, err = unixfs.Edit(ctx, w, front.CID, []unixfs.Link{{Name: "b"}}, keep, nil); err != nil {
 		return err
 	}
-	registry, err := unixfs.Lookup(ctx, getter{b}, r.Root, registryName)
+	registry, err := unixfs.Lookup(ctx, w, r.Root, registryName)
 	if err != nil {
 		return err
 	}
-	root, err := unixfs.Edit(ctx, getter{b}, front.CID, []unixfs.Link{registry}, keep, nil)
+	root, err := unixfs.Edit(ctx, w, front.CID, []unixfs.Link{registry}, keep, nil)
 	if err != nil {
 		return err
 	}
@@ -524,7 +525,7 @@ func plantRelease(ix *Index, r Release) error {
 	if err != nil {
 		return err
 	}
-	if err := b.Set(numbered(rowRelease, r.Number), raw, nil); err != nil {
+	if err := errors.Join(w.flush(), b.Set(numbered(rowRelease, r.Number), raw, nil)); err != nil {
 		return err
 	}
 	return b.Commit(pebble.Sync)

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -79,19 +80,15 @@ func leave(b *pebble.Batch, name npm.Name) error {
 }
 
 // rivals yields who else has p's hash in p's directory, as the paths of places;
-// in the root "_registry" too, which is no place.
-func rivals(ctx context.Context, r pebble.Reader, p place) iter.Seq2[string, error] {
+// in the root "_registry" too, which is no place. it is over the places.
+func rivals(it *pebble.Iterator, p place) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if p.dir == "" && unixfs.Hash(p.name) == unixfs.Hash(registryName) && !yield(registryName, nil) {
 			return
 		}
 		prefix := p.hashKey()
-		for row, err := range scan(ctx, r, prefix) {
-			if err != nil {
-				yield("", err)
-				return
-			}
-			path := string(row.key[len(prefix):])
+		for ok := it.SeekGE(prefix); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
+			path := string(it.Key()[len(prefix):])
 			dir, _, scoped := strings.Cut(path, "/")
 			if !scoped {
 				dir = ""
@@ -100,7 +97,15 @@ func rivals(ctx context.Context, r pebble.Reader, p place) iter.Seq2[string, err
 				return
 			}
 		}
+		if err := it.Error(); err != nil {
+			yield("", err)
+		}
 	}
+}
+
+// newPlaces is an iterator for rivals. It sees the places as they are now.
+func newPlaces(r pebble.Reader) (*pebble.Iterator, error) {
+	return r.NewIter(&pebble.IterOptions{LowerBound: []byte{rowPlace}, UpperBound: []byte{rowPlace + 1}})
 }
 
 // Collision is a change that would not get the place of its name.
@@ -123,14 +128,14 @@ func (ix *Index) Collisions(ctx context.Context, changes []Change) ([]Collision,
 	defer ix.end()
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	found, err := collisions(ctx, b, changes)
+	found, err := collisions(b, changes)
 	if err != nil {
 		return nil, fmt.Errorf("collisions of %d changes: %w", len(changes), err)
 	}
 	return found, nil
 }
 
-func collisions(ctx context.Context, b *pebble.Batch, changes []Change) ([]Collision, error) {
+func collisions(b *pebble.Batch, changes []Change) ([]Collision, error) {
 	var found []Collision
 	for i, c := range changes {
 		if _, err := npm.ParseName(string(c.Name)); err != nil {
@@ -147,7 +152,7 @@ func collisions(ctx context.Context, b *pebble.Batch, changes []Change) ([]Colli
 			}
 		case !c.Delete && !listed:
 			var with string
-			if with, err = contender(ctx, b, c.Name); err == nil && with != "" {
+			if with, err = contender(b, c.Name); err == nil && with != "" {
 				found = append(found, Collision{i, with})
 				continue
 			}
@@ -166,9 +171,14 @@ func collisions(ctx context.Context, b *pebble.Batch, changes []Change) ([]Colli
 }
 
 // contender is the first rival for one of name's places, "" where all are free.
-func contender(ctx context.Context, r pebble.Reader, name npm.Name) (string, error) {
+func contender(r pebble.Reader, name npm.Name) (string, error) {
+	it, err := newPlaces(r)
+	if err != nil {
+		return "", err
+	}
+	defer it.Close()
 	for _, p := range places(name) {
-		for with, err := range rivals(ctx, r, p) {
+		for with, err := range rivals(it, p) {
 			return with, err
 		}
 	}

@@ -87,9 +87,10 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 	case old.Root == r.Root:
 		return s, nil
 	case old.List == r.List:
-		b := ix.db.NewBatch()
+		b, w := ix.db.NewBatch(), newBlockWriter(ix.db, 0)
 		defer b.Close()
-		return s, adopt(b, r)
+		defer w.close()
+		return s, adopt(b, w, r)
 	}
 	ways, err := ix.ways(ctx, g, old, r, first)
 	if err != nil {
@@ -194,49 +195,78 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	if err := writeCounts(b, now); err != nil {
 		return err
 	}
-	w := blockWriter{db: ix.db, into: b, keep: keep}
-	list, err := ix.moved(ctx, b, old, touched, w.write)
-	if err != nil {
-		return err
+	if len(touched) > old.Packages/anewShare {
+		return ix.anew(ctx, b, now, r, keep)
 	}
-	if err := leadsTo(list, now, r); err != nil {
-		return err
-	}
-	if err := w.handOn(); err != nil {
-		return err
-	}
-	return adopt(b, r)
-}
-
-// moved makes the list of b's entries, of which touched ones changed since old, and
-// takes away what it has no more: a copy has no history.
-func (ix *Index) moved(ctx context.Context, b *pebble.Batch, old Release, touched []touch, sink unixfs.Sink) (built, error) {
-	if len(touched) <= old.Packages/anewShare {
-		names, err := changedNames(ctx, b, touched)
-		if err != nil {
-			return built{}, err
-		}
-		replaced, written := map[cid.Cid]bool{}, map[cid.Cid]bool{}
-		list, err := editList(ctx, b, old.List, names, func(blk blocks.Block) error {
-			written[blk.Cid()] = true
-			return sink(blk)
-		}, func(c cid.Cid) { replaced[c] = true })
-		for c := range replaced {
-			if err == nil && !written[c] {
-				err = b.Delete(blockKey(c), nil)
-			}
-		}
-		if !errors.Is(err, ErrNoBlock) && !errors.Is(err, ErrCorrupt) {
-			return list, err
-		}
+	w := newBlockWriter(ix.db, 0)
+	defer w.close()
+	w.keep = keep
+	list, err := editCopy(ctx, b, w, old, touched)
+	if errors.Is(err, ErrNoBlock) || errors.Is(err, ErrCorrupt) {
 		// The disk lost or bent a block; or two scopes of the same content shared
 		// one, and only one of them had it taken away. The entries have it all.
 		ix.log.WarnContext(ctx, "the list is built anew", "because", err)
+		return ix.anew(ctx, b, now, r, keep)
 	}
-	if err := b.DeleteRange([]byte{rowBlock}, []byte{rowBlock + 1}, nil); err != nil {
+	if err == nil {
+		err = leadsTo(list, now, r)
+	}
+	if err != nil {
+		return err
+	}
+	return adopt(b, w, r)
+}
+
+// editCopy makes the list of b's entries, of which touched ones changed since old,
+// and takes away what it has no more: a copy has no history.
+func editCopy(ctx context.Context, b *pebble.Batch, w *blockWriter, old Release, touched []touch) (built, error) {
+	names, err := changedNames(ctx, b, touched)
+	if err != nil {
 		return built{}, err
 	}
-	return buildList(ctx, entries(ctx, b), sink)
+	var replaced []cid.Cid
+	list, err := editList(ctx, b, w, old.List, names, w.write, func(c cid.Cid) { replaced = append(replaced, c) })
+	for _, c := range replaced {
+		if err == nil && w.fresh[c] == nil {
+			err = b.Delete(blockKey(c), nil)
+		}
+	}
+	return list, err
+}
+
+// anew makes the list of all of b's entries, whatever blocks there are, and takes
+// away those that are none of its own.
+func (ix *Index) anew(ctx context.Context, b *pebble.Batch, now counts, r Release, keep func([]blocks.Block) error) error {
+	w, err := newBulkWriter(ix.db, 0, ix.chunk, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	w.keep = keep
+	written := map[cid.Cid]bool{}
+	list, err := buildList(ctx, entries(ctx, b), func(blk blocks.Block) error {
+		written[blk.Cid()] = true
+		return w.write(blk)
+	})
+	if err == nil {
+		err = leadsTo(list, now, r)
+	}
+	if err != nil {
+		return err
+	}
+	for row, err := range scan(ctx, ix.db, []byte{rowBlock}) {
+		var c cid.Cid
+		if err == nil {
+			c, err = cid.Cast(row.key[1:])
+		}
+		if err == nil && !written[c] {
+			err = b.Delete(row.key, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return adopt(b, w, r)
 }
 
 // load takes in a whole list, in batches that nothing leads to before the last.
@@ -283,21 +313,23 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 	if err := flush(pebble.NoSync); err != nil {
 		return err
 	}
-	w := blockWriter{db: ix.db, into: b, chunk: ix.chunk, keep: keep}
+	w, err := newBulkWriter(ix.db, 0, ix.chunk, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	w.keep = keep
 	list, err := buildList(ctx, entries(ctx, ix.db), w.write)
-	if b = w.into; err != nil {
+	if err == nil {
+		err = leadsTo(list, now, r)
+	}
+	if err == nil {
+		err = writeCounts(b, now)
+	}
+	if err != nil {
 		return err
 	}
-	if err := leadsTo(list, now, r); err != nil {
-		return err
-	}
-	if err := w.handOn(); err != nil {
-		return err
-	}
-	if err := writeCounts(b, now); err != nil {
-		return err
-	}
-	return adopt(b, r)
+	return adopt(b, w, r)
 }
 
 // leadsTo holds what was rebuilt to what the release commits to.
@@ -312,9 +344,12 @@ func leadsTo(list built, now counts, r Release) error {
 	return nil
 }
 
-// adopt commits b with r as the only release. The one durable step: before it
-// readers see the list before, after it r's.
-func adopt(b *pebble.Batch, r Release) error {
+// adopt commits b with r, whose blocks w has, as the only release. The one durable
+// step is the last: before it readers see the list before, after it r's.
+func adopt(b *pebble.Batch, w *blockWriter, r Release) error {
+	if err := errors.Join(w.handOn(), w.flush()); err != nil {
+		return err
+	}
 	raw, err := encodeRelease(r, true)
 	if err != nil {
 		return err

@@ -40,16 +40,8 @@ var hexSlot = func() (t [Fanout]string) {
 // Reserved where it is among them, else the bytewise smallest. The others come
 // back in overflow, sorted by name.
 func BuildDir(links []Link, limit int, sink Sink) (ref Ref, overflow []Link, err error) {
-	es := make([]entry, len(links))
-	for i := range links {
-		l := &links[i]
-		if err := checkLink(l, false); err != nil {
-			return Ref{}, nil, err
-		}
-		es[i] = entry{hash: Hash(l.Name), link: l}
-	}
-	slices.SortFunc(es, entry.compare)
-	if es, overflow, err = settle(es); err != nil {
+	es, overflow, err := sortLinks(links)
+	if err != nil {
 		return Ref{}, nil, err
 	}
 	if limit > 0 && basicLen(es) <= limit {
@@ -59,6 +51,21 @@ func BuildDir(links []Link, limit int, sink Sink) (ref Ref, overflow []Link, err
 	b := builder{sink: sink}
 	c, tsize, err := b.shard(es, 0)
 	return Ref{CID: c, Tsize: tsize}, overflow, err
+}
+
+// sortLinks gives the entries that keep their places, by their hashes, and the
+// others.
+func sortLinks(links []Link) (es []entry, overflow []Link, err error) {
+	es = make([]entry, len(links))
+	for i := range links {
+		l := &links[i]
+		if err := checkLink(l, false); err != nil {
+			return nil, nil, err
+		}
+		es[i] = entry{hash: Hash(l.Name), link: l}
+	}
+	slices.SortFunc(es, entry.compare)
+	return settle(es)
 }
 
 // checkLink refuses what no directory can hold; a link without a CID too, unless
@@ -73,6 +80,13 @@ func checkLink(l *Link, gone bool) error {
 		return fmt.Errorf("link %q has Tsize %d: %w", l.Name, l.Tsize, ErrTooLarge)
 	}
 	return nil
+}
+
+// IsBasic tells whether BuildDir makes a basic directory of links. Errors are its
+// own.
+func IsBasic(links []Link, limit int) (bool, error) {
+	es, _, err := sortLinks(links)
+	return err == nil && limit > 0 && basicLen(es) <= limit, err
 }
 
 // entry is a link with its hash.

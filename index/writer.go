@@ -1,0 +1,152 @@
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+)
+
+// blockWriter writes a release's blocks, in batches of their own: before the
+// release's batch nothing leads to them, and that one comes after them in one log,
+// so that its sync covers them. What a crash leaves of them is nobody's.
+type blockWriter struct {
+	db     *pebble.DB
+	number uint64 // of the release that brings them; 0 where nobody asks
+	batch  *pebble.Batch
+
+	// fresh is what was written and not yet flushed. Nil where that is too much
+	// to hold: then a batch is flushed at chunk bytes.
+	fresh map[cid.Cid]blocks.Block
+	chunk int
+	known *pebble.Iterator // over the blocks that need not be written again; nil for none
+
+	// keep, where not nil, gets the blocks too, in batches of some MiB.
+	keep func([]blocks.Block) error
+	kept []blocks.Block
+	size int // of kept
+}
+
+// handOnBytes is the size of a batch for keep.
+const handOnBytes = 4 << 20
+
+// newBlockWriter holds what is written until flush, which is for what changes of a
+// list.
+func newBlockWriter(db *pebble.DB, number uint64) *blockWriter {
+	return &blockWriter{db: db, number: number, batch: db.NewBatch(), fresh: map[cid.Cid]blocks.Block{}}
+}
+
+// newBulkWriter writes as it goes, which is for a whole list. Where known is set it
+// passes over what the index had when it began.
+func newBulkWriter(db *pebble.DB, number uint64, chunk int, known bool) (*blockWriter, error) {
+	w := &blockWriter{db: db, number: number, batch: db.NewBatchWithSize(chunk + chunk/4), chunk: chunk}
+	if !known {
+		return w, nil
+	}
+	// Most are not there: their filters say so, which Get does not ask on the
+	// lowest level.
+	var err error
+	w.known, err = db.NewIter(&pebble.IterOptions{LowerBound: []byte{rowBlock}, UpperBound: []byte{rowBlock + 1}, UseL6Filters: true})
+	if err != nil {
+		return nil, errors.Join(err, w.batch.Close())
+	}
+	return w, nil
+}
+
+func (w *blockWriter) close() error {
+	var err error
+	if w.known != nil {
+		err = w.known.Close()
+	}
+	return errors.Join(err, w.batch.Close())
+}
+
+func (w *blockWriter) write(blk blocks.Block) error {
+	key := blockKey(blk.Cid())
+	if w.fresh != nil {
+		if w.fresh[blk.Cid()] != nil {
+			return nil
+		}
+		w.fresh[blk.Cid()] = blk
+	}
+	if w.known != nil {
+		if w.known.SeekPrefixGE(key) {
+			return nil
+		}
+		if err := w.known.Error(); err != nil {
+			return err
+		}
+	}
+	if err := w.batch.Set(key, blk.RawData(), nil); err != nil {
+		return err
+	}
+	if w.number > 0 {
+		if err := w.batch.Set(append(numbered(rowNew, w.number), key[1:]...), nil, nil); err != nil {
+			return err
+		}
+	}
+	if w.keep != nil {
+		w.kept = append(w.kept, blk)
+		if w.size += len(blk.RawData()); w.size >= handOnBytes {
+			if err := w.handOn(); err != nil {
+				return err
+			}
+		}
+	}
+	if w.fresh == nil && w.batch.Len() >= w.chunk {
+		return w.flush()
+	}
+	return nil
+}
+
+// Get reads what was written, else the index. With it w is a unixfs.Getter.
+func (w *blockWriter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
+	if blk := w.fresh[c]; blk != nil {
+		return blk, nil
+	}
+	if w.fresh == nil {
+		if err := w.flush(); err != nil {
+			return nil, err
+		}
+	}
+	return readBlock(w.db, c)
+}
+
+// flush hands what was written to the store, without a sync.
+func (w *blockWriter) flush() error {
+	if w.batch.Empty() {
+		return nil
+	}
+	if err := errors.Join(w.batch.Commit(pebble.NoSync), w.batch.Close()); err != nil {
+		return err
+	}
+	w.batch = w.db.NewBatchWithSize(w.chunk + w.chunk/4)
+	clear(w.fresh)
+	return nil
+}
+
+// handOn gives keep what waits for its batch to be full.
+func (w *blockWriter) handOn() error {
+	if len(w.kept) == 0 {
+		return nil
+	}
+	err := w.keep(w.kept)
+	w.kept, w.size = nil, 0
+	return err
+}
+
+// given writes blocks of strangers' making.
+func (w *blockWriter) given(blks []blocks.Block) error {
+	for _, blk := range blks {
+		if _, err := checkedBlock(blk.Cid(), blk.RawData()); err != nil {
+			return fmt.Errorf("%w: %w", ErrEntry, err)
+		}
+		if err := w.write(blk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
