@@ -16,9 +16,10 @@ import (
 
 // account is all that is known of a package, or of one version of it.
 type account struct {
-	State    string           `json:"state"` // stored, known, queued, retrying, refused, deleted or unknown
+	State    string           `json:"state"` // stored, known, queued, retrying, refused, removed, deleted or unknown
 	Package  *ledger.Package  `json:"package,omitempty"`
 	Version  *ledger.Version  `json:"version,omitempty"`
+	Dropped  *ledger.Version  `json:"dropped,omitempty"` // what the version was, where upstream took it back
 	Refused  []ledger.Refusal `json:"refused,omitempty"`
 	Queue    []ledger.Retry   `json:"queue,omitempty"`
 	Selected []wantJSON       `json:"selected,omitempty"` // lines of the selection that name it
@@ -85,10 +86,12 @@ func explain(cmd *cobra.Command, sel selection, key ledger.Key) (account, error)
 	if key.Version != "" {
 		refused = slices.DeleteFunc(refused, func(r ledger.Refusal) bool { return r.Version != key.Version })
 		queue = slices.DeleteFunc(queue, func(r ledger.Retry) bool { return r.Version != key.Version })
-		for i := range p.Versions {
-			if p.Versions[i].Version == key.Version {
-				a.Version = &p.Versions[i]
-			}
+		named := func(v ledger.Version) bool { return v.Version == key.Version }
+		if i := slices.IndexFunc(p.Versions, named); i >= 0 {
+			a.Version = &p.Versions[i]
+		}
+		if i := slices.IndexFunc(p.Dropped, named); i >= 0 {
+			a.Dropped = &p.Dropped[i]
 		}
 	}
 	a.Refused, a.Queue = refused, queue
@@ -111,6 +114,8 @@ func (a account) state(key ledger.Key) string {
 		return "queued"
 	case a.Package != nil && key.Version == "":
 		return "known"
+	case a.Dropped != nil:
+		return "removed"
 	}
 	return "unknown"
 }
@@ -120,9 +125,13 @@ func (a account) print(w io.Writer, key ledger.Key) {
 	if p := a.Package; p != nil {
 		fmt.Fprintf(w, "document   %s, revision %s, asked for %s\n", p.Document.CID, orNone(p.Rev), p.Checked.Local().Format(time.DateTime))
 		fmt.Fprintf(w, "versions   %d stored of %d that it names\n", p.Held, p.Listed)
-		if r := p.Removed; r != nil {
+		if r := p.Removed; r != nil && a.Dropped == nil {
 			fmt.Fprintf(w, "removed    %d versions, %s: %s\n", r.Versions, r.Time.Local().Format(time.DateTime), r.Reason)
 		}
+	}
+	if v := a.Dropped; v != nil {
+		fmt.Fprintf(w, "removed    %s\n", removal(a.Package))
+		fmt.Fprintf(w, "it was     %s, %s, %d bytes, first seen %s\n", v.File, v.CID, v.Size, v.FirstSeen.Local().Format(time.DateTime))
 	}
 	if v := a.Version; v != nil {
 		fmt.Fprintf(w, "tarball    %s, %s, %d bytes, first seen %s\n", v.File, v.CID, v.Size, v.FirstSeen.Local().Format(time.DateTime))
@@ -146,6 +155,29 @@ func (a account) print(w io.Writer, key ledger.Key) {
 	default:
 		fmt.Fprintf(w, "selected   by %d lines\n", len(a.Selected))
 	}
+}
+
+// removal says when and why a dropped version of p was taken away, as far as the
+// ledger knows: of a package's removals it keeps the newest.
+func removal(p *ledger.Package) string {
+	r := p.Removed
+	if r == nil {
+		return "when and why is not recorded"
+	}
+	text := r.Time.Local().Format(time.DateTime) + ", " + r.Reason
+	if len(p.Dropped) > r.Versions {
+		return "no later than " + text + ", the newest removal of several"
+	}
+	if meaning := removals[r.Reason]; meaning != "" {
+		text += ": " + meaning
+	}
+	return text
+}
+
+var removals = map[string]string{
+	ledger.RemovedDeleted:     "the package is gone upstream",
+	ledger.RemovedUnpublished: "upstream's document no longer names it",
+	ledger.RemovedSecurity:    "upstream put a security-holding package in its place",
 }
 
 func orNone(s string) string {

@@ -76,8 +76,8 @@ type Document struct {
 	Size  uint64  `json:"size"` // bytes before compression
 }
 
-// Package is the ledger's record of one package. Versions is filled by
-// Store.Package, in bytewise order of Version, and left nil by listings.
+// Package is the ledger's record of one package. Versions and Dropped are filled
+// by Store.Package, in bytewise order of Version, and left nil by listings.
 type Package struct {
 	Name     npm.Name  `json:"name"`
 	Seq      Seq       `json:"seq"`
@@ -90,6 +90,7 @@ type Package struct {
 	Deleted  bool      `json:"deleted,omitempty"` // tombstone
 	Removed  *Removal  `json:"removed,omitempty"` // of the newest removal, if there was one
 	Versions []Version `json:"versions,omitempty"`
+	Dropped  []Version `json:"dropped,omitempty"` // were held until upstream took them back
 }
 
 // Removal says why something that was held no longer is.

@@ -358,8 +358,8 @@ func (s *Store) WantsChanged() <-chan struct{} {
 	return s.wanted
 }
 
-// Package returns a package with its versions, those dropped left out, as they
-// were at one moment; ErrNotFound if it was never held. A tombstone is
+// Package returns a package with its versions, and those dropped, as they were
+// at one moment; ErrNotFound if it was never held. A tombstone is
 // returned, with Deleted set.
 func (s *Store) Package(ctx context.Context, name npm.Name) (Package, error) {
 	if err := s.enter(); err != nil {
@@ -390,7 +390,9 @@ func (s *Store) Package(ctx context.Context, name npm.Name) (Package, error) {
 		if err != nil {
 			return Package{}, fmt.Errorf("read package %s: %w", name, err)
 		}
-		if !v.Dropped {
+		if v.Dropped {
+			p.Dropped = append(p.Dropped, v.Version)
+		} else {
 			p.Versions = append(p.Versions, v.Version)
 		}
 	}

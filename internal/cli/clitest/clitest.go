@@ -92,6 +92,7 @@ const Archive = `
 //	jsonenv VAR FILE KEY…       puts a value of a JSON object into $VAR; a number picks from an array
 //	freeport VAR                puts another free port into $VAR
 //	publish FILE                adds a txtar archive ("@@ name @@" for "-- name --") to the registry
+//	unpublish NAME VERSION      takes a version out of the registry
 //	corrupt NAME VERSION        gives a tarball of the registry other bytes
 //	requests N PATH             the registry was asked N times for PATH
 //	[!] ailing                  the registry answers 503 from here on, or no longer
@@ -103,7 +104,7 @@ const Archive = `
 func Run(t *testing.T, archive string, more map[string]func(ts *testscript.TestScript, neg bool, args []string)) {
 	commands := map[string]func(*testscript.TestScript, bool, []string){
 		"code": code, "await": await, "get": get, "jsonenv": jsonenv, "freeport": newPort,
-		"publish": publish, "corrupt": corrupt, "requests": requests, "away": away, "ailing": ailing,
+		"publish": publish, "unpublish": unpublish, "corrupt": corrupt, "requests": requests, "away": away, "ailing": ailing,
 		"fill": fill, "follower-runs": followerRuns,
 	}
 	maps.Copy(commands, more)
@@ -274,6 +275,13 @@ func publish(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: publish FILE")
 	}
 	ts.Check(registry(ts).Add(unquote(ts.ReadFile(args[0]))))
+}
+
+func unpublish(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: unpublish NAME VERSION")
+	}
+	registry(ts).Unpublish(args[0], args[1])
 }
 
 func corrupt(ts *testscript.TestScript, neg bool, args []string) {
