@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -22,7 +23,9 @@ func retryCommand(common *cli.Common) *cobra.Command {
 due now what waits there. A follower that runs begins at once. Removals that
 were held back, because they were more than likely, are approved by it:
 
-  follower retry --reason mass-removal`,
+  follower retry --reason mass-removal
+
+Ends with 1 if there is nothing to try again of something that is named.`,
 		Example: `  follower retry express left-pad@1.3.0
   follower retry --reason unavailable
   follower retry --all`,
@@ -30,35 +33,64 @@ were held back, because they were more than likely, are approved by it:
 			if all == (len(args) > 0 || reason != "") {
 				return cli.Usagef("name packages, or a --reason, or --all")
 			}
-			which := ledger.Again{Reason: reason}
-			for _, arg := range args {
-				key, err := parseItem(arg)
-				if err != nil {
+			keys := make([]ledger.Key, len(args))
+			for i, arg := range args {
+				var err error
+				if keys[i], err = parseItem(arg); err != nil {
 					return err
 				}
-				which.Names = append(which.Names, key)
 			}
 			sel, err := openSelection(cmd.Context(), state.Dir(common.State), ledger.Open)
 			if err != nil {
 				return err
 			}
 			defer sel.Close()
-			n, err := sel.TryAgain(cmd.Context(), which)
+			n, absent, err := tryAgain(cmd.Context(), sel, keys, reason)
 			if err != nil {
 				return err
 			}
-			if common.JSON {
-				return cli.PrintJSON(cmd.OutOrStdout(), map[string]int{"queued": n})
+			out := cmd.OutOrStdout()
+			switch {
+			case common.JSON:
+				err = cli.PrintJSON(out, map[string]int{"queued": n})
+			case n == 0 && reason != "":
+				fmt.Fprintf(cmd.ErrOrStderr(), "follower: nothing was refused for the reason %q\n", reason)
+			case n == 0 && all:
+				fmt.Fprintln(cmd.ErrOrStderr(), "follower: nothing was refused, and nothing waits to be tried again")
+			case n > 0 && (cli.IsTerminal(out) || common.Verbose):
+				fmt.Fprintf(out, "%d items are tried again\n", n)
 			}
-			if cli.IsTerminal(cmd.OutOrStdout()) || common.Verbose {
-				fmt.Fprintf(cmd.OutOrStdout(), "%d items are tried again\n", n)
+			if err == nil && len(absent) > 0 {
+				err = cli.Hint(fmt.Errorf("nothing to try again of %s", strings.Join(absent, ", ")),
+					"`follower why "+absent[0]+"` says what became of it; `follower refused` lists what can be tried again")
 			}
-			return nil
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "what was refused for this reason")
 	cmd.Flags().BoolVar(&all, "all", false, "everything")
 	return cmd
+}
+
+// tryAgain tries again what keys name, all where there are none, and of these
+// what was refused for reason, if one is given. It returns how many items that
+// were, and the keys that matched none.
+func tryAgain(ctx context.Context, sel selection, keys []ledger.Key, reason string) (n int, absent []string, err error) {
+	if len(keys) == 0 {
+		n, err = sel.TryAgain(ctx, ledger.Again{Reason: reason})
+		return n, nil, err
+	}
+	for _, key := range keys {
+		matched, err := sel.TryAgain(ctx, ledger.Again{Names: []ledger.Key{key}, Reason: reason})
+		if err != nil {
+			return n, absent, err
+		}
+		if matched == 0 {
+			absent = append(absent, item(key.Name, key.Version))
+		}
+		n += matched
+	}
+	return n, absent, nil
 }
 
 // parseItem reads NAME or NAME@VERSION. What stands for the version may be a

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -103,7 +106,8 @@ func removeCommand(common *cli.Common) *cobra.Command {
 		Use:   "remove [NAME[@RANGE]]...",
 		Short: "Take packages out of the selection",
 		Long: `Takes packages out of the selection, named as they were added. What is stored
-stays stored, and listed: it is only no longer kept up to date.`,
+stays stored, and listed: it is only no longer kept up to date. Ends with 1 if
+one of them was not there; the others are taken out all the same.`,
 		Example: `  follower remove express@4
   follower remove --scope @types
   follower remove --all`,
@@ -121,17 +125,55 @@ stays stored, and listed: it is only no longer kept up to date.`,
 				return err
 			}
 			defer sel.Close()
+			before, err := sel.Wants(cmd.Context())
+			if err != nil {
+				return err
+			}
+			absent := slices.DeleteFunc(slices.Clone(wants), func(w ledger.Want) bool {
+				return slices.ContainsFunc(before, func(b ledger.Want) bool { return b.Spec == w.Spec && b.Scope == w.Scope })
+			})
+			if len(absent) == len(wants) {
+				return notSelected(absent, before)
+			}
 			all, err := sel.RemoveWants(cmd.Context(), wants...)
 			if err != nil {
 				return err
 			}
-			return printSelection(cmd, common, all)
+			return errors.Join(printSelection(cmd, common, all), notSelected(absent, before))
 		},
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&s.Scopes, "scope", nil, "a scope; may be repeated")
 	f.BoolVar(&s.All, "all", false, "the selection of every package of the feed")
 	return cmd
+}
+
+// notSelected is the error for absent, which are no lines of the selection; nil
+// where there are none.
+func notSelected(absent, selection []ledger.Want) error {
+	if len(absent) == 0 {
+		return nil
+	}
+	lines := make([]string, len(absent))
+	for i, w := range absent {
+		lines[i] = line(w)
+	}
+	hint := "name packages as they were added; `follower why NAME --json` lists the lines that select one"
+	if i := slices.IndexFunc(selection, func(w ledger.Want) bool { return w.Spec.Name != "" && w.Spec.Name == absent[0].Spec.Name }); i >= 0 {
+		hint = "name it as it was added: `follower remove " + line(selection[i]) + "`"
+	}
+	return cli.Hint(fmt.Errorf("not in the selection: %s", strings.Join(lines, ", ")), hint)
+}
+
+// line names a line of the selection as people type it.
+func line(w ledger.Want) string {
+	switch {
+	case w.All():
+		return "--all"
+	case w.Scope != "":
+		return "--scope " + w.Scope
+	}
+	return w.Spec.String()
 }
 
 // wantJSON is a line of the selection as --json prints it.
