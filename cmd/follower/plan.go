@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -19,12 +20,14 @@ func planCommand(common *cli.Common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan [NAME | NAME@RANGE]...",
 		Short: "Say what a selection would cost, before it is added",
-		Long: `Says how many packages, versions and bytes a selection comes to, and how many of
-the versions are stored already. It takes what "follower add" takes; with nothing
-named it is about the selection as it is. Documents are fetched for it, nothing
-is recorded.`,
+		Long: `Says how many packages, versions, documents and bytes a selection comes to, and
+how much of that is stored already. It takes what "follower add" takes; with
+nothing named it is about the selection as it is. Documents are fetched for it,
+nothing is recorded. No registry says how large a tarball is: the bytes are
+estimated from what it unpacks to, and from what is stored.`,
 		Example: `  follower plan express@4 --every
   follower plan --scope @types --newest 3
+  follower plan --all --metadata-only
   follower plan                       # what is still missing`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			selected.Specs = args
@@ -50,22 +53,38 @@ is recorded.`,
 			if common.JSON {
 				return cli.PrintJSON(out, p)
 			}
-			about := ""
-			if !p.Exact {
-				about = "about "
-			}
-			fmt.Fprintf(out, "packages   %d\n", p.Packages)
-			fmt.Fprintf(out, "versions   %s%d, %d of them stored\n", about, p.Versions, p.Held)
-			fmt.Fprintf(out, "to fetch   %s%.1f MiB of tarballs, %d documents looked at\n", about, float64(p.Bytes)/(1<<20), p.Documents)
-			for _, problem := range p.Problems {
-				fmt.Fprintf(out, "problem    %s\n", problem)
-			}
-			return nil
+			return printPlan(out, p)
 		},
 	}
 	bindSelection(cmd, &selected)
 	s.bindSource(cmd.Flags())
 	return cmd
+}
+
+func printPlan(w io.Writer, p follow.Plan) error {
+	versions, bytes, estimate := "", "", ""
+	if p.Listed > 0 {
+		versions = "about "
+	}
+	if !p.Exact {
+		bytes, estimate = "about ", " (an estimate)"
+	}
+	fmt.Fprintf(w, "packages   %d\n", p.Packages)
+	fmt.Fprintf(w, "versions   %s%d, %d of them stored\n", versions, p.Versions, p.Held)
+	fmt.Fprintf(w, "documents  %d, %d of them stored\n", p.Documents, p.DocumentsHeld)
+	_, err := fmt.Fprintf(w, "to fetch   %s%s of tarballs and %s of documents%s\n", bytes, size(p.Bytes), size(p.DocumentBytes), estimate)
+	for _, problem := range p.Problems {
+		_, err = fmt.Fprintf(w, "problem    %s\n", problem)
+	}
+	return err
+}
+
+// size is a count of bytes for people.
+func size(bytes uint64) string {
+	if bytes < 1<<20 {
+		return fmt.Sprintf("%.1f KiB", float64(bytes)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", mib(bytes))
 }
 
 // wanted is the selection as it is.

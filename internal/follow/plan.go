@@ -11,33 +11,28 @@ import (
 
 // Plan is what a selection comes to.
 type Plan struct {
-	Packages int `json:"packages"` // that it selects versions of
+	Packages int `json:"packages"` // that it selects: versions of them, or their documents alone
 	Versions int `json:"versions"`
 	Held     int `json:"held"` // of the versions, stored already
 	// Bytes are those of the tarballs still to be fetched. They are estimated
 	// unless Exact: documents give the size of a package once it is unpacked.
 	Bytes uint64 `json:"bytes"`
 	Exact bool   `json:"exact"`
-	// Documents is how many documents are asked for on the way.
-	Documents int `json:"documents"`
+	// Documents are those that it holds: of each package that is looked at on the
+	// way. DocumentsHeld are stored already, as they are now.
+	Documents     int `json:"documents"`
+	DocumentsHeld int `json:"documents_held"`
+	// DocumentBytes are those of the others, compressed as they are stored.
+	DocumentBytes uint64 `json:"document_bytes"`
 	// Listed is how many packages of the feed the wants of every package, or of
-	// a scope, name. Their versions are estimated from what is held.
+	// a scope, name. Their versions and documents are estimated from what is held.
 	Listed int `json:"listed,omitempty"`
 	// Problems are what cannot be selected, with the reason.
 	Problems []string `json:"problems,omitempty"`
 }
 
-const (
-	// packedShare is the part that a tarball is of what it unpacks to: the
-	// median of npm's packages is near a quarter.
-	packedShare = 4
-	// typicalVersions and typicalBytes stand for the average package and
-	// tarball of npm where the ledger holds none to go by.
-	typicalVersions = 10
-	typicalBytes    = 100 << 10
-	// maxPlanProblems bounds what Plan lists.
-	maxPlanProblems = 1000
-)
+// maxPlanProblems bounds what Plan lists.
+const maxPlanProblems = 1000
 
 // Plan says what wants would cost, before anything is recorded or fetched but
 // documents.
@@ -61,15 +56,20 @@ func (f *Follower) Plan(ctx context.Context, wants []ledger.Want) (Plan, error) 
 }
 
 func (f *Follower) planNamed(ctx context.Context, p *Plan, wants []ledger.Want) error {
-	selected, problems := make(versions), make(map[ledger.Key]string)
+	known := make(map[npm.Name]bool) // of which documents are wanted
+	for _, want := range wants {
+		if want.Known {
+			known[want.Spec.Name] = true
+		}
+	}
+	problems := make(map[ledger.Key]string)
 	err := f.resolution(ctx, f.refresh, func(r *resolution) error {
 		r.dry = true
-		picked, wrong, names, err := r.choose(wants)
+		selected, wrong, names, err := r.choose(wants)
 		if err != nil {
 			return err
 		}
-		selected, problems = picked, wrong
-		p.Documents += len(names)
+		problems = wrong
 		for name := range names {
 			pap, err := r.paper(ctx, name)
 			if err != nil {
@@ -79,23 +79,16 @@ func (f *Follower) planNamed(ctx context.Context, p *Plan, wants []ledger.Want) 
 				problems[ledger.Key{Name: name}] = err.Error()
 				continue
 			}
-			for version := range selected[name] {
-				p.Versions++
-				if pap.holds(version) != nil {
-					p.Held++
-					continue
-				}
-				size, exact := f.expect(pap, version)
-				p.Bytes += size
-				p.Exact = p.Exact && exact
+			if known[name] || len(selected[name]) > 0 {
+				p.Packages++
 			}
+			f.planPaper(p, pap, selected[name])
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	p.Packages += len(selected)
 	for key, why := range problems {
 		if len(p.Problems) < maxPlanProblems {
 			p.Problems = append(p.Problems, strings.TrimSuffix(string(key.Name)+"@"+key.Version, "@")+": "+why)
@@ -104,25 +97,24 @@ func (f *Follower) planNamed(ctx context.Context, p *Plan, wants []ledger.Want) 
 	return nil
 }
 
-// expect is the likely size of a tarball in bytes.
-func (f *Follower) expect(pap *paper, version string) (size uint64, exact bool) {
-	if m := pap.doc.Versions[version]; m != nil && m.Dist.UnpackedSize > 0 {
-		return uint64(m.Dist.UnpackedSize)/packedShare + 1, false
+// planPaper counts a package's document and its selected versions.
+func (f *Follower) planPaper(p *Plan, pap *paper, selected map[string]bool) {
+	p.Documents++
+	if !pap.held.Deleted && pap.held.Document.CID == pap.ref.CID {
+		p.DocumentsHeld++
+	} else {
+		p.DocumentBytes += pap.ref.Tsize
 	}
-	if n := len(pap.held.Versions); n > 0 {
-		for _, v := range pap.held.Versions {
-			size += v.Size
+	likely := f.sizes(pap)
+	for version := range selected {
+		p.Versions++
+		if pap.holds(version) != nil {
+			p.Held++
+			continue
 		}
-		return size / uint64(n), false
+		p.Bytes += likely.tarball(version)
+		p.Exact = false
 	}
-	return f.typicalTarball(), false
-}
-
-func (f *Follower) typicalTarball() uint64 {
-	if c := f.ledger.Counts(); c.Versions > 0 {
-		return c.Bytes / uint64(c.Versions)
-	}
-	return typicalBytes
 }
 
 func (f *Follower) planWhole(ctx context.Context, p *Plan, wants []ledger.Want) error {
@@ -132,49 +124,78 @@ func (f *Follower) planWhole(ctx context.Context, p *Plan, wants []ledger.Want) 
 	if f.feed == nil {
 		return ErrNoFeed
 	}
+	c := f.ledger.Counts()
 	perPackage := uint64(typicalVersions)
-	if c := f.ledger.Counts(); c.Packages-c.Known > 0 {
-		perPackage = max(1, uint64(c.Versions)/uint64(c.Packages-c.Known))
+	if stored := c.Packages - c.Known; stored > 0 {
+		perPackage = max(1, uint64(c.Versions)/uint64(stored))
 	}
-	info, err := f.feed.Server(ctx)
+	listed, documents, held, err := f.listed(ctx, wants)
 	if err != nil {
 		return err
-	}
-	listed := 0
-	if info.DocCount > 0 && wants[0].All() {
-		listed = info.DocCount
-	} else {
-		for docs, err := range f.feed.AllDocs(ctx) {
-			if err != nil {
-				return err
-			}
-			for _, doc := range docs {
-				name, err := npm.ParseName(doc.ID)
-				if err == nil && (wants[0].All() || wantsScope(wants, name.Scope())) {
-					listed++
-				}
-			}
-		}
 	}
 	if wants[0].Newest > 0 {
 		perPackage = min(perPackage, uint64(wants[0].Newest))
 	}
 	if wants[0].Known {
-		perPackage = 0
+		perPackage, held = 0, 0
 	}
+	document, err := f.meanDocument(ctx)
+	if err != nil {
+		return err
+	}
+	versions := uint64(listed) * perPackage
+	held = min(held, int(versions))
 	p.Exact = false
 	p.Listed += listed
-	p.Documents += listed
 	p.Packages += listed
-	versions := uint64(listed) * perPackage
+	p.Documents += listed
+	p.DocumentsHeld += documents
+	p.DocumentBytes += uint64(listed-documents) * document
 	p.Versions += int(versions)
-	held := uint64(f.ledger.Counts().Versions)
-	if wants[0].All() {
-		p.Held += int(min(held, versions))
-		versions -= min(held, versions)
-	}
-	p.Bytes += versions * f.typicalTarball()
+	p.Held += held
+	p.Bytes += (versions - uint64(held)) * mean(c.Bytes, c.Versions, typicalTarball)
 	return nil
+}
+
+// listed is how many packages of the feed wants of every package, or of scopes,
+// name, and how many documents and versions of them are held.
+func (f *Follower) listed(ctx context.Context, wants []ledger.Want) (packages, documents, versions int, err error) {
+	all := wants[0].All()
+	info, err := f.feed.Server(ctx)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	if all && info.DocCount > 0 {
+		packages = info.DocCount
+	} else {
+		for docs, err := range f.feed.AllDocs(ctx) {
+			if err != nil {
+				return 0, 0, 0, err
+			}
+			for _, doc := range docs {
+				name, err := npm.ParseName(doc.ID)
+				if err != nil || !all && !wantsScope(wants, name.Scope()) {
+					continue
+				}
+				packages++
+				if all {
+					continue
+				}
+				held, err := f.held(ctx, name)
+				if err != nil {
+					return 0, 0, 0, err
+				}
+				versions += held.Held
+				if held.Document.CID.Defined() && !held.Deleted {
+					documents++
+				}
+			}
+		}
+	}
+	if c := f.ledger.Counts(); all {
+		documents, versions = min(c.Packages, packages), c.Versions
+	}
+	return packages, documents, versions, nil
 }
 
 func wantsScope(wants []ledger.Want, scope string) bool {
