@@ -32,7 +32,7 @@ const (
 type Cause struct {
 	Is   error
 	Code int
-	Hint string // one line: what to do; "" for none
+	Hint string // one line: what to do; "" for none, with CodeUsage for the command's help
 }
 
 // ErrUsage marks a mistake on the command line or in the configuration.
@@ -92,18 +92,20 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 		}
 		return nil
 	}
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return CodeOK
 	}
 	if !own {
 		err = usageError{err} // unknown command, wrong number of arguments
 	}
-	return report(stderr, root.Name(), err, causes)
+	return report(stderr, cmd, err, causes)
 }
 
-// report prints err as people read it and returns its exit code.
-func report(w io.Writer, name string, err error, causes []Cause) int {
+// report prints err, with which cmd ended, as people read it and returns its exit
+// code.
+func report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
+	name := cmd.Root().Name()
 	if errors.Is(err, context.Canceled) {
 		fmt.Fprintf(w, "%s: stopped; start it again to go on where it was\n", name)
 		return CodeFailed
@@ -111,7 +113,7 @@ func report(w io.Writer, name string, err error, causes []Cause) int {
 	fmt.Fprintf(w, "%s: error: %v\n", name, err)
 	code, hint := CodeFailed, ""
 	if errors.Is(err, ErrUsage) {
-		code, hint = CodeUsage, "see `"+name+" --help`"
+		code = CodeUsage
 	}
 	for _, c := range causes {
 		if errors.Is(err, c.Is) {
@@ -122,6 +124,9 @@ func report(w io.Writer, name string, err error, causes []Cause) int {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
 		hint = h.Hint()
+	}
+	if hint == "" && code == CodeUsage {
+		hint = "see `" + cmd.CommandPath() + " --help`"
 	}
 	if hint != "" {
 		fmt.Fprintf(w, "%s: hint: %s\n", name, hint)

@@ -21,6 +21,7 @@ func TestMain(m *testing.M) { loopback.Main(m) }
 var (
 	errAway  = errors.New("the daemon is away")
 	errPlain = errors.New("plain")
+	errWrong = errors.New("wrong")
 )
 
 type hintedError struct{ error }
@@ -32,6 +33,7 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 	causes := []Cause{
 		{Is: errAway, Code: CodeAway, Hint: "start it"},
 		{Is: errPlain, Code: 12},
+		{Is: errWrong, Code: CodeUsage},
 	}
 	for _, test := range []struct {
 		name   string
@@ -44,7 +46,8 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "Failed", err: errors.New("boom"), code: CodeFailed, stderr: "tool: error: boom\n"},
 		{name: "Cause", err: fmt.Errorf("open x: %w", errAway), code: CodeAway, stderr: "tool: error: open x: the daemon is away\ntool: hint: start it\n"},
 		{name: "CauseWithoutHint", err: errPlain, code: 12, stderr: "tool: error: plain\n"},
-		{name: "Usage", err: Usagef("--x %d", 1), code: CodeUsage, stderr: "tool: error: --x 1\ntool: hint: see `tool --help`\n"},
+		{name: "Usage", err: Usagef("--x %d", 1), code: CodeUsage, stderr: "tool: error: --x 1\ntool: hint: see `tool work --help`\n"},
+		{name: "CauseOfUsage", err: errWrong, code: CodeUsage, stderr: "tool: error: wrong\ntool: hint: see `tool work --help`\n"},
 		{name: "UsageOfACause", err: Usagef("read: %w", errAway), code: CodeAway, stderr: "tool: error: read: the daemon is away\ntool: hint: start it\n"},
 		{name: "Hint", err: Hint(Usagef("no"), "do this"), code: CodeUsage, stderr: "tool: error: no\ntool: hint: do this\n"},
 		{name: "HintOfACause", err: Hint(errAway, "do this"), code: CodeAway, stderr: "tool: error: the daemon is away\ntool: hint: do this\n"},
@@ -52,8 +55,8 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "Stopped", err: fmt.Errorf("fetch: %w", context.Canceled), code: CodeFailed, stderr: "tool: stopped; start it again to go on where it was\n"},
 		{name: "UnknownFlag", args: []string{"--nonsense"}, code: CodeUsage, stderr: "tool: error: unknown flag: --nonsense\ntool: hint: see `tool --help`\n"},
 		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\" for \"tool\"\ntool: hint: see `tool --help`\n"},
-		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: unknown command \"x\" for \"tool work\"\ntool: hint: see `tool --help`\n"},
-		{name: "BadValue", args: []string{"work", "--count", "many"}, code: CodeUsage, stderr: "tool: error: invalid argument \"many\" for \"--count\" flag: strconv.ParseInt: parsing \"many\": invalid syntax\ntool: hint: see `tool --help`\n"},
+		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: unknown command \"x\" for \"tool work\"\ntool: hint: see `tool work --help`\n"},
+		{name: "BadValue", args: []string{"work", "--count", "many"}, code: CodeUsage, stderr: "tool: error: invalid argument \"many\" for \"--count\" flag: strconv.ParseInt: parsing \"many\": invalid syntax\ntool: hint: see `tool work --help`\n"},
 		{name: "Help", args: []string{"--help"}, code: CodeOK},
 	} {
 		t.Run(test.name, func(t *testing.T) {

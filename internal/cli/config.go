@@ -48,7 +48,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 	for name := range env {
 		own := func(f string) bool { return EnvName(f) == name }
 		if !slices.ContainsFunc(known, own) && !slices.ContainsFunc(Flags, own) && !sharedEnv[name] {
-			return Hint(Usagef("unknown environment variable %s", name), "`"+cmd.Root().Name()+" --help` lists the flags; a flag's variable is "+EnvPrefix+" and its name")
+			return Hint(Usagef("unknown environment variable %s", name), "`"+cmd.CommandPath()+" --help` lists the flags; a flag's variable is "+EnvPrefix+" and its name")
 		}
 	}
 	file, err := readConfig(cmd, env)
