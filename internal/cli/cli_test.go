@@ -114,6 +114,10 @@ func TestCommon(t *testing.T) {
 		{name: "Typed", args: []string{"--state", "/x/../y"}, want: "/y"},
 		{name: "Environment", env: map[string]string{"REGMIRROR_STATE": "/z"}, want: "/z"},
 		{name: "Node", args: []string{"--node", "other"}, want: "--node other: it is embedded or kubo"},
+		{name: "Peer", args: []string{"--peer", "nonsense"}, want: "error: --peer nonsense: "},
+		{name: "PeerWithoutID", args: []string{"--peer", "/ip4/127.0.0.1/tcp/4001"}, want: "hint: it is a multiaddr with /p2p/ID"},
+		{name: "PeerOfTheEnvironment", env: map[string]string{"REGMIRROR_PEER": "nonsense"}, want: "error: --peer nonsense: "},
+		{name: "GoodPeer", args: []string{"--state", "/x", "--peer", "/dns4/example.test/tcp/4001/p2p/12D3KooWJSuJDznuCpxE1KSoAxEReXU25SpaveVqtxFzHv8ksTxm"}, want: "/x"},
 		{name: "Network", args: []string{"--network", "mars"}, want: "--network mars: it is local, lan or public"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -132,7 +136,7 @@ func TestCommon(t *testing.T) {
 			}})
 			var stdout, stderr bytes.Buffer
 			code := Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)
-			if got := stdout.String() + stderr.String(); !strings.Contains(got, test.want) || (code == CodeOK) != filepath.IsAbs(test.want) {
+			if got := stdout.String() + stderr.String(); !strings.Contains(got, test.want) || (code == CodeOK) != filepath.IsAbs(test.want) || code != CodeOK && code != CodeUsage {
 				t.Errorf("code %d: %q, want %q", code, got, test.want)
 			}
 		})

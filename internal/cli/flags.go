@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -59,6 +60,11 @@ func (c *Common) Bind(root *cobra.Command) {
 		case "", "local", "lan", "public":
 		default:
 			return Usagef("--network %s: it is local, lan or public", c.Network)
+		}
+		for _, addr := range c.Peers {
+			if _, err := peer.AddrInfoFromString(addr); err != nil {
+				return Hint(Usagef("--peer %.200s: %w", addr, err), "it is a multiaddr with /p2p/ID: the `peer` that their `registry-mirror up` printed")
+			}
 		}
 		if c.State == "" {
 			dir, err := dataDir()
