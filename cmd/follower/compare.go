@@ -156,7 +156,7 @@ own rows are compared with each other too, where no follower runs.`,
 				for _, b := range c.Broken {
 					fmt.Fprintf(out, "lost  %s  %s: %s\n", item(b.Name, b.Version), b.CID, b.Detail)
 				}
-				fmt.Fprintf(out, "%d packages, %d versions, %.1f MiB are whole; %d are lost\n", c.Packages, c.Versions, float64(c.Bytes)/(1<<20), c.Lost)
+				fmt.Fprintf(out, "whole: %s, %s, %.1f MiB; lost: %d\n", cli.Count(c.Packages, "package"), cli.Count(c.Versions, "version"), float64(c.Bytes)/(1<<20), c.Lost)
 			}
 			if err == nil && c.Lost > 0 && !fetch {
 				err = errBroken

@@ -58,7 +58,7 @@ Ends with 1 if there is nothing to try again of something that is named.`,
 			case n == 0 && all:
 				fmt.Fprintln(cmd.ErrOrStderr(), "follower: nothing was refused, and nothing waits to be tried again")
 			case n > 0 && (cli.IsTerminal(out) || common.Verbose):
-				fmt.Fprintf(out, "%d items are tried again\n", n)
+				fmt.Fprintf(out, "tried again: %s\n", cli.Count(n, "item"))
 			}
 			if err == nil && len(absent) > 0 {
 				err = cli.Hint(fmt.Errorf("nothing to try again of %s", strings.Join(absent, ", ")),

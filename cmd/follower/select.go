@@ -201,6 +201,6 @@ func printSelection(cmd *cobra.Command, common *cli.Common, all []ledger.Want) e
 	if !cli.IsTerminal(out) && !common.Verbose {
 		return nil
 	}
-	_, err := fmt.Fprintf(out, "%d lines in the selection\n", len(all))
+	_, err := fmt.Fprintf(out, "%s in the selection\n", cli.Count(len(all), "line"))
 	return err
 }

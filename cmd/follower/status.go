@@ -74,9 +74,9 @@ func show(w io.Writer, common *cli.Common, s ledger.Status, watch bool) error {
 
 func printStatus(w io.Writer, s ledger.Status) error {
 	c := s.Counts
-	fmt.Fprintf(w, "stored     %d packages, %d versions, %.1f MiB\n", c.Packages-c.Known, c.Versions, mib(c.Bytes))
+	fmt.Fprintf(w, "stored     %s, %s, %.1f MiB\n", cli.Count(c.Packages-c.Known, "package"), cli.Count(c.Versions, "version"), mib(c.Bytes))
 	if c.Known > 0 {
-		fmt.Fprintf(w, "known      %d packages, documents only\n", c.Known)
+		fmt.Fprintf(w, "known      %s, documents only\n", cli.Count(c.Known, "package"))
 	}
 	if c.Deleted > 0 {
 		fmt.Fprintf(w, "deleted    %d\n", c.Deleted)
@@ -86,7 +86,7 @@ func printStatus(w io.Writer, s ledger.Status) error {
 		fmt.Fprintf(w, "queued     %d\n", c.Queued)
 	}
 	fmt.Fprintf(w, "retrying   %d\n", c.Retrying)
-	fmt.Fprintf(w, "selection  %d lines\n", c.Wants)
+	fmt.Fprintf(w, "selection  %s\n", cli.Count(c.Wants, "line"))
 	fmt.Fprintf(w, "ledger     %s at sequence %d\n", s.Identity, s.Head)
 	for _, feed := range slices.Sorted(maps.Keys(s.Cursors)) {
 		fmt.Fprintf(w, "feed       %s read to %s\n", feed, s.Cursors[feed])
@@ -105,7 +105,7 @@ func printStatus(w io.Writer, s ledger.Status) error {
 		case loop.LagRows < 0:
 			behind = "how far its head is, is not known"
 		case loop.LagRows > 0:
-			behind = fmt.Sprintf("%d sequences behind its head", loop.LagRows)
+			behind = cli.Count(loop.LagRows, "sequence") + " behind its head"
 		}
 		fmt.Fprintf(w, "lag        %s; the queue's front waits for %s\n", behind, seconds(loop.LagSeconds))
 	}

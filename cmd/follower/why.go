@@ -126,15 +126,15 @@ func (a account) print(w io.Writer, key ledger.Key) {
 		fmt.Fprintf(w, "document   %s, revision %s, asked for %s\n", p.Document.CID, orNone(p.Rev), p.Checked.Local().Format(time.DateTime))
 		fmt.Fprintf(w, "versions   %d stored of %d that it names\n", p.Held, p.Listed)
 		if r := p.Removed; r != nil && a.Dropped == nil {
-			fmt.Fprintf(w, "removed    %d versions, %s: %s\n", r.Versions, r.Time.Local().Format(time.DateTime), r.Reason)
+			fmt.Fprintf(w, "removed    %s, %s: %s\n", cli.Count(r.Versions, "version"), r.Time.Local().Format(time.DateTime), r.Reason)
 		}
 	}
 	if v := a.Dropped; v != nil {
 		fmt.Fprintf(w, "removed    %s\n", removal(a.Package))
-		fmt.Fprintf(w, "it was     %s, %s, %d bytes, first seen %s\n", v.File, v.CID, v.Size, v.FirstSeen.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "it was     %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), v.FirstSeen.Local().Format(time.DateTime))
 	}
 	if v := a.Version; v != nil {
-		fmt.Fprintf(w, "tarball    %s, %s, %d bytes, first seen %s\n", v.File, v.CID, v.Size, v.FirstSeen.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "tarball    %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), v.FirstSeen.Local().Format(time.DateTime))
 		fmt.Fprintf(w, "checked    %s by upstream's %s; registry signature: %s\n", v.Integrity, orNone(v.Proof), orNone(v.Signature))
 	}
 	for _, r := range a.Refused {
@@ -153,7 +153,7 @@ func (a account) print(w io.Writer, key ledger.Key) {
 	case len(a.Selected) == 0:
 		fmt.Fprintln(w, "selected   not by itself: something depends on it, or did")
 	default:
-		fmt.Fprintf(w, "selected   by %d lines\n", len(a.Selected))
+		fmt.Fprintf(w, "selected   by %s\n", cli.Count(len(a.Selected), "line"))
 	}
 }
 

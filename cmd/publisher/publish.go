@@ -49,7 +49,7 @@ and directories of those packages and makes a release. The next publish signs it
 			if changed {
 				what = "built"
 			}
-			_, err = fmt.Fprintf(out, "release %d %s: %d packages, %d versions, %s\n", release.Number, what, release.Packages, release.Versions, release.Root)
+			_, err = fmt.Fprintf(out, "release %d %s: %s, %s, %s\n", release.Number, what, cli.Count(release.Packages, "package"), cli.Count(release.Versions, "version"), release.Root)
 			return err
 		},
 	}
@@ -86,7 +86,7 @@ lifetime is over. Made for cron: it prints nothing on success off a terminal.`,
 			if err != nil || !cli.IsTerminal(out) && !r.Verbose {
 				return err
 			}
-			fmt.Fprintf(out, "release %d of /ipns/%s: %d packages, %d versions\n", result.Number, result.Name, result.Packages, result.Versions)
+			fmt.Fprintf(out, "release %d of /ipns/%s: %s, %s\n", result.Number, result.Name, cli.Count(result.Packages, "package"), cli.Count(result.Versions, "version"))
 			where := "read back"
 			if result.LocalOnly {
 				where = "local only: the node has no peers"

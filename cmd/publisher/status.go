@@ -68,7 +68,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Number == 0 {
 		fmt.Fprintln(w, "release   none")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %d packages, %d versions\n", s.Number, s.Created.Local().Format(time.DateTime), s.Packages, s.Versions)
+		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
 		fmt.Fprintf(w, "list      %s\n", s.List.Root)
 	}
 	if s.Sequence > 0 {

@@ -89,7 +89,7 @@ func announce(out io.Writer, common *cli.Common, s mirror.Status, url string) er
 	}
 	held := "no list yet"
 	if s.Release.Number > 0 {
-		held = fmt.Sprintf("release %d, %d packages", s.Release.Number, s.Release.Packages)
+		held = fmt.Sprintf("release %d, %s", s.Release.Number, cli.Count(s.Release.Packages, "package"))
 	}
 	_, err := fmt.Fprintf(out, "serving /ipns/%s (%s) at %s\n", s.Name, held, url)
 	return err

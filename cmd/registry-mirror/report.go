@@ -96,7 +96,7 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	if len(r.Peers) > 0 {
 		fmt.Fprintf(w, "  peer       %s\n", r.Peers[0])
 	}
-	fmt.Fprintf(w, "  fetched    %d tarballs, %.1f MiB\n", r.Fetched.Tarballs, float64(r.Fetched.Bytes)/(1<<20))
+	fmt.Fprintf(w, "  fetched    %s, %.1f MiB\n", cli.Count(r.Fetched.Tarballs, "tarball"), float64(r.Fetched.Bytes)/(1<<20))
 	for _, one := range r.Withheld {
 		fmt.Fprintf(w, "  withheld   %s %s: %s\n", one.Name, one.Version, one.Reason)
 	}

@@ -64,7 +64,7 @@ for NAME (or the one registry in this state) and ends.`,
 			if !cli.IsTerminal(out) && !common.Verbose {
 				return nil
 			}
-			_, err = fmt.Fprintf(out, "release %d, %d packages\n", status.Release.Number, status.Release.Packages)
+			_, err = fmt.Fprintf(out, "release %d, %s\n", status.Release.Number, cli.Count(status.Release.Packages, "package"))
 			return err
 		},
 	}
@@ -158,7 +158,7 @@ func printStatus(w io.Writer, s mirror.Status) error {
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %d packages, %d versions\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), s.Release.Packages, s.Release.Versions)
+		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
 	}
 	if s.Record.Sequence > 0 {
 		stale := ""
@@ -171,9 +171,9 @@ func printStatus(w io.Writer, s mirror.Status) error {
 		fmt.Fprintf(w, "problem   %s\n", s.Error)
 	}
 	if s.Node != nil {
-		fmt.Fprintf(w, "node      %s, %d peers\n", s.Node.Agent, s.Node.Peers)
+		fmt.Fprintf(w, "node      %s, %s\n", s.Node.Agent, cli.Count(s.Node.Peers, "peer"))
 	}
 	b := summed(s).BytesBySource
-	_, err := fmt.Fprintf(w, "bytes     %d held, %d bitswap, %d CAR, %d upstream; %d requests\n", b.Cache, b.Bitswap, b.CAR, b.Upstream, s.Requests)
+	_, err := fmt.Fprintf(w, "bytes     %d held, %d bitswap, %d CAR, %d upstream; %s\n", b.Cache, b.Bitswap, b.CAR, b.Upstream, cli.Count(s.Requests, "request"))
 	return err
 }

@@ -86,6 +86,12 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 	}
 }
 
+func TestCount(t *testing.T) {
+	if got := Count(1, "line") + ", " + Count(0, "line") + ", " + Count(uint64(2), "byte"); got != "1 line, 0 lines, 2 bytes" {
+		t.Error(got)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	root := &cobra.Command{Use: "tool"}
 	root.AddCommand(VersionCommand())

@@ -116,6 +116,14 @@ func PrintJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+// Count is n and what it counts, for people: "1 line", "2 lines".
+func Count[N int | int64 | uint64](n N, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprint(n) + " " + one + "s"
+}
+
 // IsTerminal tells whether a person reads w.
 func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)

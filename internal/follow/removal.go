@@ -45,10 +45,10 @@ func (b *breaker) pass(now time.Time, l Ledger) error {
 	}
 	b.times = b.times[first:]
 	if waiting := l.Reasons()[ledger.ReasonMassRemoval]; waiting > 0 {
-		return fmt.Errorf("%w: %d wait for an operator", ErrMassRemoval, waiting)
+		return fmt.Errorf("%w: %d waiting for an operator", ErrMassRemoval, waiting)
 	}
 	if len(b.times) >= limit {
-		return fmt.Errorf("%w: %d packages within an hour", ErrMassRemoval, len(b.times))
+		return fmt.Errorf("%w: %d within an hour", ErrMassRemoval, len(b.times))
 	}
 	b.times = append(b.times, now)
 	return nil
@@ -80,7 +80,7 @@ func (f *Follower) missed(ctx context.Context, row ledger.Retry) (item, error) {
 		}
 		if row.Missing < f.confirm || now.Sub(row.Since) < f.confirmOver {
 			row.Next = now.Add(f.confirmOver / time.Duration(max(1, f.confirm-1)))
-			row.Detail = fmt.Sprintf("upstream has no such package, said %d times; it counts after %d times over %v", row.Missing, f.confirm, f.confirmOver)
+			row.Detail = fmt.Sprintf("upstream has no such package; said %d of the %d times, over %v, after which it counts", row.Missing, f.confirm, f.confirmOver)
 			return item{name: row.Name, queue: []ledger.Retry{row}}, nil
 		}
 	}

@@ -282,7 +282,7 @@ func (f *Follower) update(ctx context.Context, name npm.Name, items []item) (all
 		}
 		if len(drop) > 0 && !it.approved {
 			if err := f.removals.pass(f.now(), f.ledger); err != nil {
-				all.refused = append(all.refused, f.heldBack(name, it.paper.rev, fmt.Errorf("a document without %d held versions: %w", len(drop), err)))
+				all.refused = append(all.refused, f.heldBack(name, it.paper.rev, fmt.Errorf("a document that lacks %d of the versions held: %w", len(drop), err)))
 				continue
 			}
 		}
