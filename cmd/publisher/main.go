@@ -30,6 +30,9 @@ const (
 
 func main() { os.Exit(cli.Main(root(), causes)) }
 
+// defaultName is the registry that is meant where none is named.
+const defaultName = "main"
+
 const upRuns = "`registry-mirror up` publishes by itself; otherwise wait for the other publisher to end"
 
 var causes = []cli.Cause{
@@ -77,7 +80,7 @@ configuration, 69 node away, 75 locked.`,
 	}
 	common.Bind(cmd)
 	r := &registry{Common: common}
-	cmd.PersistentFlags().StringVar(&r.name, "name", "main", "registry of this state to work on; its key has the same name")
+	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
 	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r), cli.VersionCommand())
 	return cmd
 }

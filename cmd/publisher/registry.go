@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
@@ -55,7 +56,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	own := func(f func() error) { o.close = append([]func() error{f}, o.close...) }
 
 	var signer publish.Signer
-	if o.key, err = ipnskeys.Find(dir.Keys(), r.name); err != nil {
+	if o.key, err = r.find(dir); err != nil {
 		return nil, err
 	}
 	if purpose != build { // the network is asked for the signer's name
@@ -93,6 +94,28 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
 	})
 	return o, nil
+}
+
+// find gives what may be known of the registry's key. ErrNoKey says which keys
+// there are, and how to mint this one.
+func (r *registry) find(dir state.Dir) (ipnskeys.Key, error) {
+	k, err := ipnskeys.Find(dir.Keys(), r.name)
+	if !errors.Is(err, ipnskeys.ErrNoKey) {
+		return k, err
+	}
+	mint := "`publisher key new`"
+	if r.name != defaultName {
+		mint = "`publisher key new --name " + r.name + "`"
+	}
+	hint := mint + " mints it"
+	if others, err := ipnskeys.List(dir.Keys()); err == nil && len(others) > 0 {
+		names := make([]string, len(others))
+		for i, other := range others {
+			names[i] = other.Name
+		}
+		hint = "this state has keys of " + strings.Join(names, ", ") + ": name one of them with --name; or " + mint + " mints this one"
+	}
+	return k, cli.Hint(err, hint)
 }
 
 type closingLedger interface {

@@ -14,7 +14,6 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
-	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
 
 func statusCommand(r *registry) *cobra.Command {
@@ -43,14 +42,15 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 	if path := dir.Socket("publisher"); socket.Alive(ctx, path) {
 		err := socket.Call(ctx, path, http.MethodGet, "/status", &s)
 		if err == nil && s.Registry != r.name {
-			err = fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked)
+			err = cli.Hint(fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked),
+				"`publisher status --name "+s.Registry+"` asks that one; for the other, wait until it ends")
 		}
 		return s, err
 	}
 	log := r.Logger(cmd.ErrOrStderr(), false)
 	o, err := r.open(ctx, look, log, cli.NewProgress(io.Discard, log))
 	if errors.Is(err, index.ErrNoIndex) {
-		k, err := ipnskeys.Find(dir.Keys(), r.name)
+		k, err := r.find(dir)
 		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, err
 	}
 	if err != nil {
