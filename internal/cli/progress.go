@@ -1,29 +1,48 @@
 package cli
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 )
 
-// Progress shows how far a long piece of work is: a bar on a terminal, a log
-// line every few seconds elsewhere. Its methods may run concurrently.
+// Progress shows how far a long piece of work is: a bar on a terminal, the same
+// one for all its stages, a log line every few seconds elsewhere. Its methods may
+// run concurrently.
 type Progress struct {
-	w   io.Writer
+	w   io.Writer // nil off a terminal
 	log *slog.Logger
 
-	mu    sync.Mutex
-	bar   *progressbar.ProgressBar // of stage; nil off a terminal
-	stage string
-	last  map[string]time.Time // of the last log line of each stage
-	ended bool
+	mu     sync.Mutex
+	bar    *progressbar.ProgressBar
+	stages []stage              // shown by bar, in the order in which they began
+	last   map[string]time.Time // of the last log line of each stage
+	ended  bool
 }
 
-// logEvery is the time between two log lines of one stage.
-const logEvery = 5 * time.Second
+// stage is a part of the work: several may go on at the same time.
+type stage struct {
+	name        string
+	done, total int
+	reported    time.Time
+}
+
+const (
+	// logEvery is the time between two log lines of one stage.
+	logEvery = 5 * time.Second
+	// maxStages bounds what is said of the stages before the bar, in characters:
+	// the rest of a terminal's 80 is the bar and its times.
+	maxStages = 48
+	// barSteps is the bar's length. It never comes to its end, where it would be
+	// taken away, for most work is found on the way.
+	barSteps = 1000
+)
 
 // NewProgress shows progress on w when a person reads it, else in log.
 func NewProgress(w io.Writer, log *slog.Logger) *Progress {
@@ -50,19 +69,52 @@ func (p *Progress) Update(stage string, done, total int, bytes int64) {
 		}
 		return
 	}
-	if stage != p.stage || p.bar == nil {
-		p.clear()
-		p.stage = stage
-		p.bar = progressbar.NewOptions(max(total, 1),
-			progressbar.OptionSetWriter(p.w), progressbar.OptionSetDescription(stage),
-			progressbar.OptionShowCount(), progressbar.OptionSetPredictTime(true),
+	p.note(stage, done, total)
+	if p.bar == nil {
+		p.bar = progressbar.NewOptions(barSteps,
+			progressbar.OptionSetWriter(p.w), progressbar.OptionSetPredictTime(true),
 			progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond),
-			progressbar.OptionFullWidth())
+			progressbar.OptionFullWidth(), progressbar.OptionUseANSICodes(true))
 	}
-	if total > 0 && p.bar.GetMax() != total {
-		p.bar.ChangeMax(total)
+	p.bar.Describe(p.line())
+	_ = p.bar.Set(p.steps()) // a bar that cannot be drawn stops nothing
+}
+
+// note keeps what is said of a stage. Where they do not all fit, the one of which
+// nothing was heard for the longest time is left out.
+func (p *Progress) note(name string, done, total int) {
+	s := stage{name, done, total, time.Now()}
+	if i := slices.IndexFunc(p.stages, func(s stage) bool { return s.name == name }); i >= 0 {
+		p.stages[i] = s
+	} else {
+		p.stages = append(p.stages, s)
 	}
-	_ = p.bar.Set(done) // a bar that cannot be drawn stops nothing
+	for len(p.stages) > 1 && len(p.line()) > maxStages {
+		oldest := slices.MinFunc(p.stages, func(a, b stage) int { return a.reported.Compare(b.reported) })
+		p.stages = slices.DeleteFunc(p.stages, func(s stage) bool { return s.name == oldest.name })
+	}
+}
+
+// line says how far the stages are.
+func (p *Progress) line() string {
+	parts := make([]string, len(p.stages))
+	for i, s := range p.stages {
+		parts[i] = fmt.Sprintf("%s %d", s.name, s.done)
+		if s.total > 0 {
+			parts[i] += fmt.Sprintf("/%d", s.total)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// steps is how far the bar is, all stages together.
+func (p *Progress) steps() int {
+	done, total := 0, 1 // one more is always to come
+	for _, s := range p.stages {
+		done += max(0, s.done)
+		total += max(0, s.done, s.total)
+	}
+	return int(int64(barSteps) * int64(done) / int64(total))
 }
 
 // End clears the bar. What is reported after it is not shown: a command that
@@ -70,13 +122,9 @@ func (p *Progress) Update(stage string, done, total int, bytes int64) {
 func (p *Progress) End() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.clear()
-	p.ended = true
-}
-
-func (p *Progress) clear() {
 	if p.bar != nil {
 		_ = p.bar.Clear()
 		p.bar = nil
 	}
+	p.ended = true
 }

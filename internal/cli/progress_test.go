@@ -56,3 +56,48 @@ func TestProgressAtOnce(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// TestProgressOnATerminal: stages by turns share one bar, which stays where it is
+// until the end.
+func TestProgressOnATerminal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		p := NewProgress(&out, slog.New(slog.DiscardHandler))
+		p.w = &out
+		p.Update("packuments", 1, 1, 0) // all that is known by now, and not the end
+		p.Update("tarballs", 0, 0, 0)
+		out.Reset()
+		for i := range 50 {
+			time.Sleep(time.Second)
+			p.Update("packuments", i, 60, 0)
+			p.Update("tarballs", i/2, 40, int64(i))
+		}
+		p.Update("packuments", 1, 1, 0) // another pass
+		lines := strings.Split(strings.TrimPrefix(out.String(), "\r"), "\r")
+		if len(lines) < 50 {
+			t.Errorf("drawn %d times in 50 seconds", len(lines))
+		}
+		for _, line := range lines {
+			if !strings.HasPrefix(line, "packuments ") || !strings.Contains(line, ", tarballs ") {
+				t.Fatalf("a line of one stage, or none: %q", line)
+			}
+		}
+		if last := lines[len(lines)-1]; !strings.HasPrefix(last, "packuments 49/60, tarballs 24/40") {
+			t.Errorf("the last line is %q", last)
+		}
+		for i := range 10 {
+			time.Sleep(time.Second)
+			out.Reset()
+			p.Update("building", i, 100000, 0)
+			p.Update("a stage of a very long name", i, 100000, 0)
+			if line, _, _ := strings.Cut(strings.TrimPrefix(out.String(), "\r"), "|"); len(line) > maxStages+8 {
+				t.Errorf("%q leaves no room for the bar", line)
+			}
+		}
+		out.Reset()
+		p.End()
+		if out.String() != "\x1b[2K\r" {
+			t.Errorf("the end leaves %q", out.String())
+		}
+	})
+}
