@@ -1,9 +1,10 @@
 //go:build linux
 
 // Command index times the list: building it whole, and a release of it when some
-// of it changed, beside boxo's directories, which make the same blocks.
+// of it changed, beside boxo's directories, which make the same blocks; and how a
+// reader's copy follows, by delta, snapshot and the directories themselves.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
 // process of its own, which reads them from a file. For the default numbers it
@@ -31,6 +32,7 @@ type result struct {
 	Bulk    []bulkResult    `json:"bulk,omitempty"`
 	Release []releaseResult `json:"release,omitempty"`
 	Growth  []growthResult  `json:"growth,omitempty"`
+	Sync    []syncResult    `json:"sync,omitempty"`
 }
 
 // part is one thing to measure.
@@ -39,7 +41,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"release", release}}
+var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -126,6 +128,10 @@ func (r result) print(out io.Writer) {
 		table(printRelease)
 		fmt.Fprintln(out, "ours to the disk, synced; boxo reads from the same index, and writes into memory")
 		printGrowth(out, r)
+	}
+	if r.Sync != nil {
+		table(printSync)
+		fmt.Fprintln(out, "each list rebuilt, compared with what the release commits to, and synced to the disk; from an index in the same process")
 	}
 }
 

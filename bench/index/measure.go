@@ -27,14 +27,19 @@ type job struct {
 	Index   string   // directory of the index
 	Root    string   // of the list in the index, before any change
 	Changes []string // files of changes, one after the other
+	Blocks  string   // directory of blocks as files
+	Copy    string   // directory of a reader's copy
+	Roots   []string // of releases that it comes to
 	Profile string   // file for a CPU profile, "" for none
 }
 
 // measured is what a side says.
 type measured struct {
 	cost
-	Root  string // of the list that came of it
-	Steps []step // one per file of changes
+	Root  string   // of the list that came of it
+	Steps []step   // one per file of changes, or per release
+	Roots []string // of releases that were made
+	Ways  []string // by which a copy came to each release
 }
 
 // cost is what a timed part took. RSSMiB is the most memory that the process ever
@@ -56,6 +61,8 @@ var sides = map[string]func(context.Context, job) (measured, error){
 	"boxo":          boxoBulk,
 	"releases":      releases,
 	"boxo-releases": boxoReleases,
+	"snapshot":      snapshot,
+	"sync":          syncCopy,
 }
 
 // measure runs a side, on a list of n names, in a process of its own.
