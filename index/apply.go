@@ -105,50 +105,30 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return old, false, err
 	}
 
-	// Where most of the list changes it is cheaper to build it than to edit it.
-	anew := first || len(touched)+pending > old.Packages/anewShare
-	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
-	w := newBlockWriter(ix.db, number)
-	if anew {
-		if w, err = newBulkWriter(ix.db, number, ix.chunk, !first); err != nil {
-			return Release{}, false, err
-		}
+	m := making{
+		b: b, old: old, first: first, snapshot: snapshot,
+		anew:    first || len(touched)+pending > old.Packages/anewShare,
+		inDelta: !first && len(touched)+pending <= maxDeltaNames,
 	}
-	defer w.close()
-	var names []npm.Name
-	inDelta := !first && len(touched)+pending <= maxDeltaNames
-	if !anew || inDelta {
-		if names, err = changedNames(ctx, b, touched); err != nil {
-			return Release{}, false, err
-		}
-	}
-	var list built
-	if anew {
-		list, err = buildList(ctx, entries(ctx, b), w.write)
-	} else {
-		list, err = editList(ctx, b, w, old.List, names, w.write, nil)
-	}
-	if err != nil {
+	if m.w, err = ix.writer(number, m.anew, first); err != nil {
 		return Release{}, false, err
 	}
-	same = same && list.list() == old.List
-	front := list.root
-	if ix.parameters.Gateway != "" && (shown || !same) {
-		var before unixfs.Ref
-		if !first {
-			if before, err = frontOf(ctx, w, old.Root); err != nil {
-				return Release{}, false, err
-			}
-		}
-		if anew {
-			front, err = buildFront(ctx, b, w.write)
-		} else {
-			front, err = editFront(ctx, b, w, old.List, before, names, w.write)
-		}
-		if err != nil {
+	defer m.w.close()
+	if !m.anew || m.inDelta {
+		if m.names, err = changedNames(ctx, b, touched); err != nil {
 			return Release{}, false, err
 		}
-		shown = before != front
+	}
+	if err := m.makeList(ctx); err != nil {
+		return Release{}, false, err
+	}
+	same = same && m.list.list() == old.List
+	m.front = m.list.root
+	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
+	if ix.parameters.Gateway != "" && (shown || !same) {
+		if shown, err = m.makeFront(ctx); err != nil {
+			return Release{}, false, err
+		}
 	}
 	if err := b.DeleteRange([]byte{rowPending}, []byte{rowPending + 1}, nil); err != nil {
 		return Release{}, false, err
@@ -159,55 +139,110 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		// directories' blocks were there already.
 		return old, false, b.Commit(pebble.Sync)
 	}
-	if err := w.given(batch.Blocks); err != nil {
+	if err := m.w.given(batch.Blocks); err != nil {
 		return Release{}, false, err
 	}
 	r := Release{
-		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: list.list(),
+		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
 		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
 		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
 	}
-	raw, err := encodeRelease(r, false)
-	if err != nil {
-		return Release{}, false, err
-	}
-	var more []unixfs.Link
-	if snapshot.Number > 0 {
-		l, err := snapshot.dir(w.write)
-		if err != nil {
-			return Release{}, false, err
-		}
-		more = append(more, l)
-	}
-	if inDelta {
-		deltas, err := addDelta(ctx, b, w, old, number, names, w.write)
-		if err != nil {
-			return Release{}, false, err
-		}
-		more = append(more, unixfs.Link{Name: deltaName, CID: deltas.CID, Tsize: deltas.Tsize})
-	}
-	root, err := releaseDir(ctx, w, list, front, raw, more, w.write)
-	if err != nil {
-		return Release{}, false, err
-	}
-	r.Root = root.CID
-	if raw, err = encodeRelease(r, true); err != nil {
-		return Release{}, false, err
-	}
-	if err := b.Set(numbered(rowRelease, number), raw, nil); err != nil {
-		return Release{}, false, err
-	}
-	if err := w.flush(); err != nil {
-		return Release{}, false, err
-	}
-	// The one durable step. Before it nothing of this release exists, after it
-	// all does; what the node lacks of it NewBlocks gives again.
-	if err := b.Commit(pebble.Sync); err != nil {
+	if err := m.commit(ctx, &r); err != nil {
 		return Release{}, false, err
 	}
 	ix.log.InfoContext(ctx, "made a release", "number", r.Number, "root", r.Root.String(),
 		"packages", r.Packages, "versions", r.Versions, "changes", len(batch.Changes))
 	return r, true, nil
+}
+
+// writer is for the blocks of a release. Those of a whole list go to the store as
+// they come, for they may be many.
+func (ix *Index) writer(number uint64, anew, first bool) (*blockWriter, error) {
+	if anew {
+		return newBulkWriter(ix.db, number, ix.chunk, !first)
+	}
+	return newBlockWriter(ix.db, number), nil
+}
+
+// making is a release on its way.
+type making struct {
+	b        *pebble.Batch // with entries, places and counts as they are now
+	w        *blockWriter
+	old      Release // zero for the first
+	first    bool
+	names    []npm.Name // that changed since old
+	anew     bool       // where most of the list changes it is cheaper to build it than to edit it
+	inDelta  bool       // there is a delta from old
+	snapshot Snapshot   // to show; none without a number
+	list     built
+	front    unixfs.Ref
+}
+
+func (m *making) makeList(ctx context.Context) (err error) {
+	if m.anew {
+		m.list, err = buildList(ctx, entries(ctx, m.b), m.w.write)
+	} else {
+		m.list, err = editList(ctx, m.b, m.w, m.old.List, m.names, m.w.write, nil)
+	}
+	return err
+}
+
+// makeFront makes what a bare gateway shows, and says whether it is another than
+// before.
+func (m *making) makeFront(ctx context.Context) (changed bool, err error) {
+	var before unixfs.Ref
+	if !m.first {
+		if before, err = frontOf(ctx, m.w, m.old.Root); err != nil {
+			return false, err
+		}
+	}
+	if m.anew {
+		m.front, err = buildFront(ctx, m.b, m.w.write)
+	} else {
+		m.front, err = editFront(ctx, m.b, m.w, m.old.List, before, m.names, m.w.write)
+	}
+	return before != m.front, err
+}
+
+// commit makes r's directory and commits all of it.
+func (m *making) commit(ctx context.Context, r *Release) error {
+	raw, err := encodeRelease(*r, false)
+	if err != nil {
+		return err
+	}
+	var more []unixfs.Link
+	if m.snapshot.Number > 0 {
+		l, err := m.snapshot.dir(m.w.write)
+		if err != nil {
+			return err
+		}
+		more = append(more, l)
+	}
+	if m.inDelta {
+		deltas, err := addDelta(ctx, m.b, m.w, m.old, r.Number, m.names, m.w.write)
+		if err != nil {
+			return err
+		}
+		more = append(more, unixfs.Link{Name: deltaName, CID: deltas.CID, Tsize: deltas.Tsize})
+	}
+	root, err := releaseDir(ctx, m.w, m.list, m.front, raw, more, m.w.write)
+	if err != nil {
+		return err
+	}
+	r.Root = root.CID
+	if raw, err = encodeRelease(*r, true); err != nil {
+		return err
+	}
+	if err := m.b.Set(numbered(rowRelease, r.Number), raw, nil); err != nil {
+		return err
+	}
+	// Blocks first, to which nothing leads yet; then the one durable step. Before
+	// it nothing of this release exists, after it all does; what the node lacks of
+	// it NewBlocks gives again.
+	if err := m.w.flush(); err != nil {
+		return err
+	}
+	return m.b.Commit(pebble.Sync)
 }
 
 // applyPage writes a batch after which more come before there is a release.

@@ -352,6 +352,13 @@ func (ix *Index) Check(ctx context.Context) error {
 	defer ix.end()
 	snap := ix.db.NewSnapshot()
 	defer snap.Close()
+	if err := check(ctx, snap); err != nil {
+		return fmt.Errorf("check index: %w", err)
+	}
+	return nil
+}
+
+func check(ctx context.Context, snap *pebble.Snapshot) error {
 	r, err := head(snap)
 	if errors.Is(err, ErrNoRelease) {
 		return nil
@@ -359,68 +366,63 @@ func (ix *Index) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pending, err := countPending(snap, 1)
+	if err != nil {
+		return err
+	}
 	stored := func(blk blocks.Block) error {
 		_, err := readBlock(snap, blk.Cid())
 		return err
 	}
-	pending, err := countPending(snap, 1)
-	if err != nil {
-		return fmt.Errorf("check index: %w", err)
-	}
-	if pending > 0 { // what they give nobody has built yet
+	if pending > 0 { // what the entries give nobody has built yet
 		stored = func(blocks.Block) error { return nil }
 	}
-	b, err := buildList(ctx, entries(ctx, snap), stored)
+	list, err := buildList(ctx, entries(ctx, snap), stored)
 	if err != nil {
-		return fmt.Errorf("check index: %w", err)
-	}
-	n, err := readCounts(ctx, snap)
-	if err == nil && (n != counts{b.packages, b.versions}) {
-		err = fmt.Errorf("%w: %d packages and %d versions are counted, the entries have %d and %d", ErrCorrupt, n.packages, n.versions, b.packages, b.versions)
-	}
-	if err != nil {
-		return fmt.Errorf("check index: %w", err)
-	}
-	if pending > 0 {
-		if err := checkPlaces(ctx, snap); err != nil {
-			return fmt.Errorf("check index: %w: %w", ErrCorrupt, err)
-		}
-		return nil
-	}
-	if b.list() != r.List || b.packages != r.Packages {
-		return fmt.Errorf("check index: %w: the entries give the list %v, release %d has %v", ErrCorrupt, b.list(), r.Number, r.List)
-	}
-	if isCopy, err := readCopy(snap); err != nil || isCopy {
-		if err == nil {
-			err = checkPlaces(ctx, snap)
-		}
-		if err != nil {
-			err = fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
-		}
 		return err
 	}
-	got, err := ReadRelease(ctx, getter{snap}, r.Root)
-	if err == nil && got.Number != r.Number {
-		err = fmt.Errorf("its directory says %d", got.Number)
-	}
-	if err != nil {
-		return fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
-	}
-	want := b.root
-	if r.Parameters.Gateway != "" {
-		if want, err = buildFront(ctx, snap, stored); err != nil {
-			return fmt.Errorf("check index: %w", err)
-		}
-	}
-	front, err := frontOf(ctx, getter{snap}, r.Root)
-	if err == nil && front != want {
-		err = fmt.Errorf("a gateway shows %s, the entries give %s", front.CID, want.CID)
+	n, err := readCounts(ctx, snap)
+	if err == nil && (n != counts{list.packages, list.versions}) {
+		err = fmt.Errorf("%d packages and %d versions are counted, the entries have %d and %d", n.packages, n.versions, list.packages, list.versions)
 	}
 	if err == nil {
 		err = checkPlaces(ctx, snap)
 	}
 	if err != nil {
-		return fmt.Errorf("check index: %w: release %d: %w", ErrCorrupt, r.Number, err)
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if pending > 0 {
+		return nil
+	}
+	if list.list() != r.List || list.packages != r.Packages {
+		return fmt.Errorf("%w: the entries give the list %v, release %d has %v", ErrCorrupt, list.list(), r.Number, r.List)
+	}
+	isCopy, err := readCopy(snap)
+	if err == nil && !isCopy {
+		err = checkRelease(ctx, snap, r, list.root, stored)
+	}
+	return err
+}
+
+// checkRelease holds the newest release's own directory, and what a bare gateway
+// shows, to the list's root and the entries.
+func checkRelease(ctx context.Context, snap *pebble.Snapshot, r Release, root unixfs.Ref, stored unixfs.Sink) error {
+	got, err := ReadRelease(ctx, getter{snap}, r.Root)
+	if err == nil && got.Number != r.Number {
+		err = fmt.Errorf("its directory says %d", got.Number)
+	}
+	if err == nil && r.Parameters.Gateway != "" {
+		root, err = buildFront(ctx, snap, stored)
+	}
+	var front unixfs.Ref
+	if err == nil {
+		front, err = frontOf(ctx, getter{snap}, r.Root)
+	}
+	if err == nil && front != root {
+		err = fmt.Errorf("a gateway shows %s, the entries give %s", front.CID, root.CID)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: release %d: %w", ErrCorrupt, r.Number, err)
 	}
 	return nil
 }
