@@ -98,7 +98,14 @@ func (m *Mirror) keepDirectories(ctx context.Context) func([]blocks.Block) error
 	if m.o.Node == nil {
 		return nil
 	}
-	return func(blks []blocks.Block) error { return m.o.Node.Put(ctx, blks) }
+	return func(blks []blocks.Block) error {
+		err := m.o.Node.Put(ctx, blks)
+		if err != nil && ctx.Err() == nil {
+			m.log.WarnContext(ctx, "the node lacks a part of the list for its peers", "error", err)
+			err = nil
+		}
+		return err
+	}
 }
 
 // entry returns the directory of a listed name; ok is false for one that is
