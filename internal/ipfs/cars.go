@@ -20,6 +20,9 @@ const (
 	// carWriteBehind is how many bytes the disk may lag behind what was
 	// appended, so that a sync finds little left to do.
 	carWriteBehind = 4 << 20
+	// carCopy is the size in bytes up to which blocks are put together before
+	// they are written.
+	carCopy = 64 << 10
 )
 
 // cars holds the bytes of large blocks in CARv1 files, DIR/1.car and on, each
@@ -124,14 +127,22 @@ func (c *cars) append(blks []blocks.Block) error {
 		c.buf = binary.AppendUvarint(c.buf, uint64(len(id)+len(b.RawData())))
 		c.buf = append(c.buf, id...)
 		places[string(b.Cid().Hash())] = place{c.number, c.size + int64(len(c.buf)), len(b.RawData())}
-		c.buf = append(c.buf, b.RawData()...)
-		if len(c.buf) >= 1<<20 {
-			if err := c.write(); err != nil {
-				return err
+		var err error
+		if len(b.RawData()) >= carCopy {
+			if err = c.write(); err == nil {
+				err = c.writeOut(b.RawData())
 			}
+		} else if c.buf = append(c.buf, b.RawData()...); len(c.buf) >= 1<<20 {
+			err = c.write()
+		}
+		if err == nil {
+			err = c.turn()
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if err := c.write(); err != nil {
+	if err := errors.Join(c.write(), c.turn()); err != nil {
 		return err
 	}
 	c.placesMu.Lock()
@@ -153,23 +164,36 @@ func (c *cars) begin() error {
 	return nil
 }
 
-// write hands buf to the file. A file that could not be written has unknown
-// bytes at its end, so nothing more is appended to it.
+// write hands buf to the file.
 func (c *cars) write() error {
 	if len(c.buf) == 0 {
 		return nil
 	}
-	n, err := c.file.Write(c.buf)
-	c.size += int64(n)
+	err := c.writeOut(c.buf)
 	c.buf = c.buf[:0]
+	return err
+}
+
+// writeOut hands bytes to the file. A file that could not be written has unknown
+// bytes at its end, so nothing more is appended to it.
+func (c *cars) writeOut(p []byte) error {
+	n, err := c.file.Write(p)
+	c.size += int64(n)
 	if err != nil {
 		c.abandon()
 		return full(err)
 	}
-	if c.size >= c.limit {
-		c.abandon()
-	}
 	return nil
+}
+
+// turn makes the next append begin a file, where this one is full.
+func (c *cars) turn() error {
+	if c.file == nil || c.size+int64(len(c.buf)) < c.limit {
+		return nil
+	}
+	err := c.write()
+	c.abandon()
+	return err
 }
 
 // abandon makes the next append begin a file.
