@@ -327,6 +327,24 @@ func TestHostileShards(t *testing.T) {
 	if _, err := Lookup(t.Context(), s, c, l.Name); err == nil {
 		t.Error("Lookup in a chain too deep")
 	}
+	// Eight blocks, and in them 256^7 places without a name.
+	if c, _, err = writeShard(nil, s.sink); err != nil {
+		t.Fatal(err)
+	}
+	for range hashLen - 1 {
+		cs := make([]child, Fanout)
+		for i := range cs {
+			cs[i] = child{slot: byte(i), sub: true, link: Link{CID: c}}
+		}
+		if c, _, err = writeShard(cs, s.sink); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, last = range List(t.Context(), s, c) {
+	}
+	if !errors.Is(last, ErrMalformed) {
+		t.Errorf("places without a name: %v", last)
+	}
 	raw, err := newBlock(cid.Raw, []byte("no directory"))
 	if err != nil {
 		t.Fatal(err)

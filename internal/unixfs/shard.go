@@ -25,6 +25,11 @@ func open(at shardAt, blk blocks.Block) ([]Link, []*visit[shardAt], error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("decode %s: %w", blk.Cid(), err)
 	}
+	// Without this a few blocks could keep a reader busy for ever: an empty shard
+	// fits in every place, one with a name in one alone.
+	if at.depth > 0 && len(cs) == 0 {
+		return nil, nil, fmt.Errorf("decode %s: %w: an empty shard below the root", blk.Cid(), ErrMalformed)
+	}
 	if at.depth == hashLen-1 && slices.ContainsFunc(cs, func(c child) bool { return c.sub }) {
 		return nil, nil, fmt.Errorf("decode %s: %w: more than %d levels", blk.Cid(), ErrMalformed, hashLen)
 	}
