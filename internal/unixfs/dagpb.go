@@ -259,6 +259,19 @@ func decodeUnixFS(blk blocks.Block) (node, fsData, error) {
 // Children returns the CIDs that a raw or dag-pb block links to, in order and
 // as often as they stand there.
 func Children(blk blocks.Block) ([]cid.Cid, error) {
+	links, err := linksOf(blk)
+	if err != nil || len(links) == 0 {
+		return nil, err
+	}
+	out := make([]cid.Cid, len(links))
+	for i := range links {
+		out[i] = links[i].CID
+	}
+	return out, nil
+}
+
+// linksOf are a block's links as they stand there; a raw leaf has none.
+func linksOf(blk blocks.Block) ([]Link, error) {
 	switch blk.Cid().Prefix().Codec {
 	case cid.Raw:
 		return nil, nil
@@ -267,11 +280,7 @@ func Children(blk blocks.Block) ([]cid.Cid, error) {
 		if err != nil {
 			return nil, fmt.Errorf("decode %s: %w", blk.Cid(), err)
 		}
-		out := make([]cid.Cid, len(n.links))
-		for i := range n.links {
-			out[i] = n.links[i].CID
-		}
-		return out, nil
+		return n.links, nil
 	}
 	return nil, fmt.Errorf("decode %s: %w: neither raw nor dag-pb", blk.Cid(), ErrMalformed)
 }
