@@ -43,6 +43,9 @@ func Diff(ctx context.Context, g Getter, old, new cid.Cid) iter.Seq2[LinkChange,
 				return
 			}
 			if err == nil {
+				err = ctx.Err() // which g may not mind
+			}
+			if err == nil {
 				err = h.read(blk)
 			}
 			if err != nil {
