@@ -1,8 +1,11 @@
 package index
 
 import (
+	"context"
 	"fmt"
 	"strings"
+
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -69,4 +72,37 @@ func PackageDir(docs PackageFiles, sink unixfs.Sink) (dir, gateway unixfs.Ref, e
 		}
 	}
 	return dir, gateway, nil
+}
+
+// ReadPackage reads a package's directory, also one that a bare gateway shows. A
+// Ref without a CID is of a file that is not there; Size is not known. What
+// PackageDir does not write is passed over.
+func ReadPackage(ctx context.Context, g unixfs.Getter, dir cid.Cid) (files PackageFiles, err error) {
+	tarballs := cid.Undef
+	for l, err := range unixfs.List(ctx, g, dir) {
+		if err != nil {
+			return PackageFiles{}, fmt.Errorf("read package: %w", err)
+		}
+		ref := unixfs.Ref{CID: l.CID, Tsize: l.Tsize}
+		switch l.Name {
+		case PackumentName:
+			files.Packument = ref
+		case InstallName:
+			files.Install = ref
+		case IndexName:
+			files.Index = ref
+		case TarballsName:
+			tarballs = l.CID
+		}
+	}
+	if !tarballs.Defined() {
+		return files, nil
+	}
+	for l, err := range unixfs.List(ctx, g, tarballs) {
+		if err != nil {
+			return PackageFiles{}, fmt.Errorf("read package: %w", err)
+		}
+		files.Tarballs = append(files.Tarballs, l)
+	}
+	return files, nil
 }
