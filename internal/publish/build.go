@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // Build brings the index up to the ledger: every package that changed since
@@ -393,10 +395,11 @@ func (q *putter) put(ctx context.Context) error {
 }
 
 // content makes a release whole and durable in the node and pins it, before
-// anything says that it exists. The index's own blocks (the list, release.json)
-// of every release since the last one pinned are pushed, and all that it has
-// where that one is another index's; the documents and package directories went
-// in when they were built, the tarballs when the follower stored them.
+// anything says that it exists. The index's own blocks (the list, release.json,
+// package directories) are pushed that the last release pinned does not have, for
+// the node may have lost what only releases before that one had; all of them
+// where that one is another index's. The documents went in when they were built,
+// the tarballs when the follower stored them.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
@@ -413,24 +416,19 @@ func (p *Publisher) content(ctx context.Context, j *journal, release index.Relea
 func (p *Publisher) push(ctx context.Context, j *journal, release index.Release) error {
 	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
 	defer cancel()
-	put := &putter{node: p.o.Node}
-	pinned := j.pinned.number
-	if _, err := p.o.Index.Get(ctx, j.pinned.root); errors.Is(err, index.ErrNoBlock) {
-		pinned = 0 // nothing of this index, which was built anew or is an old copy
+	pinned := j.pinned.root
+	if _, err := p.o.Index.Get(ctx, pinned); errors.Is(err, index.ErrNoBlock) {
+		pinned = cid.Undef // nothing of this index, which was built anew or is an old copy
 	} else if err != nil {
 		return err
 	}
-	for number := pinned + 1; number <= release.Number; number++ {
-		for b, err := range p.o.Index.NewBlocks(ctx, number) {
-			if errors.Is(err, index.ErrNoRelease) {
-				break // a number that another index gave
-			}
-			if err != nil {
-				return fmt.Errorf("blocks of release %d: %w", number, err)
-			}
-			if err := put.add(ctx, []blocks.Block{b}); err != nil {
-				return err
-			}
+	put := &putter{node: p.o.Node}
+	for b, err := range unixfs.Beyond(ctx, indexed{p.o.Index}, pinned, release.Root) {
+		if err != nil {
+			return fmt.Errorf("blocks of release %d: %w", release.Number, err)
+		}
+		if err := put.add(ctx, []blocks.Block{b}); err != nil {
+			return err
 		}
 	}
 	if err := put.flush(ctx); err != nil {
@@ -449,6 +447,18 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 		return fmt.Errorf("pin %s: %w", release.Root, err)
 	}
 	return hook(p.fault, "pinned in the node")
+}
+
+// indexed gives the index's own blocks, and passes over those that the node has
+// from elsewhere.
+type indexed struct{ *index.Index }
+
+func (x indexed) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	b, err := x.Index.Get(ctx, c)
+	if errors.Is(err, index.ErrNoBlock) {
+		err = unixfs.SkipBlock
+	}
+	return b, err
 }
 
 // Withheld lists what the ledger holds and the list does not, with reasons.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // reader is a mirror as far as it accepts releases.
@@ -217,5 +218,61 @@ func TestIndexAndNodeRestored(t *testing.T) {
 	})
 	if got := w.publish(p); got.Number != 8 || got.Release.Previous != other {
 		t.Errorf("%+v", got)
+	}
+}
+
+// collect takes from the node what neither its pins nor the ledger keep, as a
+// garbage collection does.
+func (n *memNode) collect(t testing.TB, l *memLedger) {
+	t.Helper()
+	keep := map[string]bool{}
+	var mark func(c cid.Cid)
+	mark = func(c cid.Cid) {
+		b, err := n.Local(t.Context(), c)
+		if keep[string(c.Hash())] || err != nil {
+			return
+		}
+		keep[string(c.Hash())] = true
+		children, err := unixfs.Children(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, child := range children {
+			mark(child)
+		}
+	}
+	for _, root := range n.pins {
+		mark(root)
+	}
+	for _, p := range l.packages {
+		mark(p.Document.CID)
+		for _, v := range p.Versions {
+			mark(v.CID)
+		}
+	}
+	n.set(func() { maps.DeleteFunc(n.durable, func(hash string, _ blocks.Block) bool { return !keep[hash] }) })
+}
+
+// What comes back as it was, after the node has lost it, is pushed again though it
+// is not new to the index.
+func TestListComesBack(t *testing.T) {
+	w := newWorld(t)
+	p, stop := w.start()
+	defer stop()
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	w.ledger.hold(t, "@scope/thing", []string{"1.0.0"}, "1.0.0")
+	first := w.publish(p)
+	thing := w.ledger.packages["@scope/thing"]
+	gone := thing
+	gone.Deleted = true
+	w.ledger.set(gone)
+	w.publish(p)
+	w.node.collect(t, w.ledger)
+	if _, err := w.node.Local(t.Context(), first.Release.List.Root); err == nil {
+		t.Fatal("the node has lost nothing")
+	}
+	w.ledger.set(thing)
+	if again := w.publish(p); again.Release.List != first.Release.List {
+		t.Errorf("list %v, want %v", again.Release.List, first.Release.List)
 	}
 }
