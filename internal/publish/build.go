@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,6 +65,9 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	}
 	h, _, err := readJournal(p.o.FS, p.o.Journal)
 	if err != nil && !errors.Is(err, ErrNoJournal) {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	if err := p.settleRolledBack(before.Number); err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
 	// What changes while this runs is the next build's, so that this one ends.
@@ -498,12 +502,7 @@ func (p *Publisher) keepWithheld(changes []ledger.Change, now []Withheld) error 
 	}
 	after := slices.DeleteFunc(slices.Clone(before), func(w Withheld) bool { return again[w.Name] })
 	after = append(after, now...)
-	slices.SortFunc(after, func(a, b Withheld) int {
-		if c := strings.Compare(string(a.Name), string(b.Name)); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Version, b.Version)
-	})
+	slices.SortFunc(after, compareWithheld)
 	if slices.Equal(before, after) {
 		return nil
 	}
@@ -512,7 +511,21 @@ func (p *Publisher) keepWithheld(changes []ledger.Change, now []Withheld) error 
 			p.o.Log.Warn("withheld from the list", "registry", p.o.Registry, "package", string(w.Name), "version", w.Version, "reason", w.Reason, "detail", w.Detail)
 		}
 	}
-	raw, err := json.MarshalIndent(after, "", " ")
+	for _, w := range before {
+		if w.Reason == reasonRolledBack && again[w.Name] {
+			p.o.Log.Warn("no longer rolled back: it changed upstream", "registry", p.o.Registry, "package", string(w.Name), "rolled_back_by", w.Release)
+		}
+	}
+	return p.writeWithheld(after)
+}
+
+func compareWithheld(a, b Withheld) int {
+	return cmp.Or(strings.Compare(string(a.Name), string(b.Name)), strings.Compare(a.Version, b.Version),
+		strings.Compare(a.Reason, b.Reason), cmp.Compare(a.Release, b.Release))
+}
+
+func (p *Publisher) writeWithheld(all []Withheld) error {
+	raw, err := json.MarshalIndent(all, "", " ")
 	if err != nil {
 		return err
 	}

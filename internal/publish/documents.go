@@ -43,7 +43,7 @@ type built struct {
 }
 
 func (b *built) withhold(version, reason string, format string, args ...any) {
-	b.withheld = append(b.withheld, Withheld{b.change.Name, version, reason, clip(fmt.Sprintf(format, args...))})
+	b.withheld = append(b.withheld, Withheld{Name: b.change.Name, Version: version, Reason: reason, Detail: clip(fmt.Sprintf(format, args...))})
 }
 
 // clip bounds text that may quote upstream's bytes.

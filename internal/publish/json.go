@@ -53,21 +53,22 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		routes[i] = route(one)
 	}
 	return json.Marshal(struct {
-		Name      string     `json:"name,omitempty"`
-		Number    uint64     `json:"number"`
-		CID       string     `json:"cid,omitempty"`
-		List      *listJSON  `json:"list,omitempty"`
-		Packages  int        `json:"packages"`
-		Versions  int        `json:"versions"`
-		Sequence  uint64     `json:"sequence"`
-		EOL       time.Time  `json:"eol,omitzero"`
-		Signed    bool       `json:"signed"`
-		LocalOnly bool       `json:"local_only"`
-		Routes    []route    `json:"routes"`
-		Withheld  []Withheld `json:"withheld,omitempty"`
+		Name       string      `json:"name,omitempty"`
+		Number     uint64      `json:"number"`
+		CID        string      `json:"cid,omitempty"`
+		List       *listJSON   `json:"list,omitempty"`
+		Packages   int         `json:"packages"`
+		Versions   int         `json:"versions"`
+		Sequence   uint64      `json:"sequence"`
+		EOL        time.Time   `json:"eol,omitzero"`
+		Signed     bool        `json:"signed"`
+		LocalOnly  bool        `json:"local_only"`
+		Routes     []route     `json:"routes"`
+		Withheld   []Withheld  `json:"withheld,omitempty"`
+		RolledBack *RolledBack `json:"rolled_back,omitempty"`
 	}{
 		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL,
-		r.Signed, r.LocalOnly, routes, r.Withheld,
+		r.Signed, r.LocalOnly, routes, r.Withheld, r.RolledBack,
 	})
 }
 

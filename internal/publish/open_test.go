@@ -202,7 +202,7 @@ func TestStatusJSON(t *testing.T) {
 		Release: index.Release{Number: 3, Created: dayZero, Root: c, List: index.List{Root: c, Overflow: c}, Packages: 2, Versions: 5},
 		Behind:  true, Sequence: 7, Value: c, EOL: dayZero, Remaining: -90500 * time.Millisecond, Confirmed: dayZero,
 		Network: &ipnsrecord.Record{Sequence: 8}, Next: "build", Problem: errors.Join(ErrNewer, ErrNoSequence),
-		Withheld: []Withheld{{"x", "1.0.0", reasonSameFile, "why"}},
+		Withheld: []Withheld{{Name: "x", Version: "1.0.0", Reason: reasonSameFile, Detail: "why"}},
 	}
 	want := `{"registry":"main","name":"` + s.Name.String() + `","number":3,"cid":"bafkqaaa","list":{"root":"bafkqaaa","overflow":"bafkqaaa"},` +
 		`"created":"2030-01-01T00:00:00Z","packages":2,"versions":5,"behind":true,"sequence":7,"value":"bafkqaaa",` +

@@ -118,8 +118,13 @@ type Progress struct {
 type Withheld struct {
 	Name    npm.Name `json:"name"`
 	Version string   `json:"version,omitempty"` // "" for the whole package
-	Reason  string   `json:"reason"`            // a short code, as in documents.go
+	Reason  string   `json:"reason"`            // a short code, as in documents.go and rollback.go
 	Detail  string   `json:"detail"`
+	// Release and Instead are of what Rollback took back alone: the number of the
+	// release that did, and the CID of the directory that the package had before,
+	// "" where it was not listed.
+	Release uint64 `json:"release,omitempty"`
+	Instead string `json:"instead,omitempty"`
 }
 
 // Publisher builds and publishes one registry. New starts nothing. Its methods

@@ -33,6 +33,8 @@ type Result struct {
 	Routes    []Route
 	LocalOnly bool // the node has no peers: nobody else can know yet
 	Withheld  []Withheld
+	// RolledBack is what a Rollback did; nil for what is none.
+	RolledBack *RolledBack
 }
 
 // Route is what happened on one way to the network.
