@@ -318,6 +318,11 @@ type whole struct {
 // readJournal reads without a lock. Only a last line without its newline may
 // be wrong: that is one whose write did not end. Anything else is damage.
 func readJournal(fsys vfs.FS, path string) (history, whole, error) {
+	return readLines(fsys, path, func(line) {})
+}
+
+// readLines is readJournal, and hands over each line.
+func readLines(fsys vfs.FS, path string, each func(line)) (history, whole, error) {
 	var h history
 	var w whole
 	f, err := fsys.Open(path)
@@ -354,6 +359,7 @@ func readJournal(fsys vfs.FS, path string) (history, whole, error) {
 		if err := h.next(l); err != nil {
 			return h, w, fmt.Errorf("%s, line %d: %w", path, n, err)
 		}
+		each(l)
 		w.size += int64(len(text))
 		w.sum = want
 	}
