@@ -160,15 +160,16 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 		ways = append(ways, way{WaySnapshot, size + snapshot.File.Tsize, all})
 	}
 	slices.SortStableFunc(ways, func(a, b way) int { return cmp.Compare(a.bytes, b.bytes) })
+	var from List // empty
+	if !first {
+		from = old.List
+	}
 	var dag iter.Seq2[Change, error] = func(yield func(Change, error) bool) {
-		for e, err := range Names(ctx, g, r.List) {
-			if !yield(Change{Entry: e}, err) {
+		for d, err := range Diff(ctx, ownFirst{getter{ix.db}, g}, from, r.List) {
+			if !yield(d.Change(), err) {
 				return
 			}
 		}
-	}
-	if !first {
-		dag = difference(entries(ctx, ix.db), sorted(dag))
 	}
 	return append(ways, way{WayDAG, 0, dag}), nil
 }
@@ -422,24 +423,14 @@ func difference(entries iter.Seq2[Entry, error], stands iter.Seq2[Change, error]
 	}
 }
 
-// sorted yields changes in the order of their names.
-func sorted(changes iter.Seq2[Change, error]) iter.Seq2[Change, error] {
-	return func(yield func(Change, error) bool) {
-		var all []Change
-		for c, err := range changes {
-			if err != nil {
-				yield(c, err)
-				return
-			}
-			all = append(all, c)
-		}
-		slices.SortFunc(all, func(a, b Change) int { return cmp.Compare(a.Name, b.Name) })
-		for _, c := range all {
-			if !yield(c, nil) {
-				return
-			}
-		}
+// ownFirst gives the blocks that are held, and asks for the others.
+type ownFirst struct{ own, other unixfs.Getter }
+
+func (o ownFirst) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	if b, err := o.own.Get(ctx, c); err == nil {
+		return b, nil
 	}
+	return o.other.Get(ctx, c)
 }
 
 // meter counts what comes from a getter.

@@ -270,6 +270,20 @@ func TestSyncBySnapshot(t *testing.T) {
 	}
 }
 
+// TestSyncByDifference: where a copy has neither delta nor snapshot it asks for the
+// directories that changed, and no others.
+func TestSyncByDifference(t *testing.T) {
+	h := newHistory(t, 3000)
+	c := newCopy(t)
+	whole := mustSync(t, c, h.node, h.releases[0])
+	for range 5 {
+		got := mustSync(t, c, without(h.node, deltaName), h.next(t))
+		if got.Way != WayDAG || 8*got.Blocks > whole.Blocks {
+			t.Errorf("by %s, %d blocks; the whole list took %d", got.Way, got.Blocks, whole.Blocks)
+		}
+	}
+}
+
 // hiding is a node that hides a directory of "_registry", and lies where it is
 // told to.
 type hiding struct {
