@@ -43,6 +43,8 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: publish.ErrUnconfirmed, Code: codeUnconfirmed, Hint: "the record is kept and the next run puts the same bytes again"},
 	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed; `follower run --once` fetches what is missing"},
+	{Is: publish.ErrGone, Code: codeIncomplete, Hint: "nothing was changed; `publisher log` lists the other releases, `follower check --fetch` fetches what the ledger names"},
+	{Is: publish.ErrUnderWay, Code: cli.CodeFailed, Hint: "`publisher build` ends it"},
 	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record"},
 	{Is: publish.ErrNewer, Code: codeNewer, Hint: "is this state restored from a backup, or the key in use elsewhere? nothing was signed"},
 	{Is: ipnsrecord.ErrEquivocation, Code: codeRule, Hint: "the network has another value under our sequence: the key is in use elsewhere"},
@@ -53,6 +55,10 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrSealed, Code: codeSigner},
 	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},
 	{Is: ipnskeys.ErrKeyExists, Code: cli.CodeUsage, Hint: "`publisher key list` shows it; no key is ever replaced"},
+	{Is: index.ErrNoIndex, Code: cli.CodeFailed, Hint: "`publisher publish` makes the first release"},
+	{Is: index.ErrNoRelease, Code: cli.CodeUsage, Hint: "`publisher log` lists the releases, `publisher publish` makes the first"},
+	{Is: index.ErrNotFound, Code: cli.CodeFailed, Hint: "`publisher list 'PATTERN*'` looks for names, `follower why NAME` says what became of one"},
+	{Is: index.ErrNoBlock, Code: cli.CodeFailed, Hint: "the index does not have that release's directories any more"},
 	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
 	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME`, then `follower run --once`, make one to publish from"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
@@ -76,11 +82,13 @@ incomplete and nothing published, 12 no journal and network unreadable,
 configuration, 69 node away, 75 locked.`,
 		Example: `  publisher key new
   publisher publish
+  publisher log
   */5 * * * *  publisher publish      # in a crontab: success prints nothing`,
 	}
 	common.Bind(cmd)
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
-	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r), cli.VersionCommand())
+	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r),
+		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), cli.VersionCommand())
 	return cmd
 }

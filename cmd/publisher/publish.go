@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,15 +87,19 @@ lifetime is over. Made for cron: it prints nothing on success off a terminal.`,
 			if err != nil || !cli.IsTerminal(out) && !r.Verbose {
 				return err
 			}
-			fmt.Fprintf(out, "release %d of /ipns/%s: %s, %s\n", result.Number, result.Name, cli.Count(result.Packages, "package"), cli.Count(result.Versions, "version"))
-			where := "read back"
-			if result.LocalOnly {
-				where = "local only: the node has no peers"
-			}
-			_, err = fmt.Fprintf(out, "record %d, valid until %s, %s\n", result.Sequence, result.EOL.Local().Format(time.DateTime), where)
-			return err
+			return printResult(out, result)
 		},
 	}
 	bindParameters(cmd, r)
 	return cmd
+}
+
+func printResult(w io.Writer, result publish.Result) error {
+	fmt.Fprintf(w, "release %d of /ipns/%s: %s, %s\n", result.Number, result.Name, cli.Count(result.Packages, "package"), cli.Count(result.Versions, "version"))
+	where := "read back"
+	if result.LocalOnly {
+		where = "local only: the node has no peers"
+	}
+	_, err := fmt.Fprintf(w, "record %d, valid until %s, %s\n", result.Sequence, result.EOL.Local().Format(time.DateTime), where)
+	return err
 }

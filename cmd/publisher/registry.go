@@ -42,6 +42,7 @@ const (
 	look  = iota // begins nothing: without an index it is index.ErrNoIndex
 	build        // begins an index where there is none, and leaves the key alone
 	sign
+	rollback // sign, and begins nothing
 )
 
 // open opens everything.
@@ -70,7 +71,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	own(source.Close)
 	var ix *index.Index
-	if purpose == look {
+	if purpose == look || purpose == rollback {
 		ix, err = index.Open(dir.Index(r.name), index.Options{Log: log})
 	} else {
 		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log)
@@ -88,10 +89,14 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if err != nil {
 		return nil, err
 	}
+	stage := "building"
+	if purpose == rollback {
+		stage = "checking"
+	}
 	o.Publisher = publish.New(publish.Options{
 		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, Next: o.key.Next,
 		Journal: dir.Journal(r.name), Peers: info.Addrs, Log: log,
-		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
+		Progress: func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 	})
 	return o, nil
 }

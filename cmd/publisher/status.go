@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -81,8 +82,20 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Problem != "" {
 		fmt.Fprintf(w, "problem   %s\n", s.Problem)
 	}
+	var back []string
 	for _, one := range s.Withheld {
+		if one.Reason == publish.RolledBackReason {
+			back = append(back, string(one.Name))
+			continue
+		}
 		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
+	}
+	if n := len(back); n > 0 {
+		more := ""
+		if n > 10 {
+			back, more = back[:10], ", …"
+		}
+		fmt.Fprintf(w, "rolled back  %d packages, until they change upstream: %s%s\n", n, strings.Join(back, ", "), more)
 	}
 	_, err := fmt.Fprintf(w, "next      %s\n", s.Next)
 	return err

@@ -83,9 +83,9 @@ func Configure(cmd *cobra.Command, environ []string) error {
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"all", "allow-private", "config", "confirm-over", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
-	"ipfs", "ipfs-api", "json", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
-	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "reserve", "scope", "share", "signatures", "state",
+	"all", "allow-private", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
+	"ipfs", "ipfs-api", "json", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
+	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "scope", "share", "signatures", "since", "state",
 	"tarball-host", "upstream", "verbose", "watch",
 }
 

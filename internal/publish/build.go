@@ -512,7 +512,7 @@ func (p *Publisher) keepWithheld(changes []ledger.Change, now []Withheld) error 
 		}
 	}
 	for _, w := range before {
-		if w.Reason == reasonRolledBack && again[w.Name] {
+		if w.Reason == RolledBackReason && again[w.Name] {
 			p.o.Log.Warn("no longer rolled back: it changed upstream", "registry", p.o.Registry, "package", string(w.Name), "rolled_back_by", w.Release)
 		}
 	}

@@ -28,9 +28,9 @@ var (
 	ErrUnderWay = errors.New("a build is not done yet")
 )
 
-// reasonRolledBack is what a package is withheld for that stands as it did in an
+// RolledBackReason is the reason for which a package is withheld that stands as it did in an
 // older release, or is not listed as it was not then.
-const reasonRolledBack = "rolled-back"
+const RolledBackReason = "rolled-back"
 
 // RolledBack says what a Rollback changed.
 type RolledBack struct {
@@ -240,7 +240,7 @@ func (p *Publisher) noteRolledBack(differences []index.Difference, to, number ui
 	}
 	listed := make(map[npm.Name]bool, len(differences))
 	for _, d := range differences {
-		w := Withheld{Name: d.New.Name, Reason: reasonRolledBack, Release: number, Instead: cidText(d.Old.CID)}
+		w := Withheld{Name: d.New.Name, Reason: RolledBackReason, Release: number, Instead: cidText(d.Old.CID)}
 		if listed[w.Name] = d.New.CID.Defined(); listed[w.Name] {
 			w.Detail = fmt.Sprintf("as in release %d", to)
 		} else {
@@ -265,14 +265,14 @@ func (p *Publisher) settleRolledBack(newest uint64) error {
 	}
 	var after []Withheld
 	for _, w := range before { // the notes of a package follow each other, by release
-		if w.Reason != reasonRolledBack {
+		if w.Reason != RolledBackReason {
 			after = append(after, w)
 			continue
 		}
 		if w.Release > newest {
 			continue
 		}
-		if last := len(after) - 1; last >= 0 && after[last].Name == w.Name && after[last].Reason == reasonRolledBack {
+		if last := len(after) - 1; last >= 0 && after[last].Name == w.Name && after[last].Reason == RolledBackReason {
 			w.Instead = after[last].Instead
 			after = after[:last]
 		}
@@ -280,7 +280,7 @@ func (p *Publisher) settleRolledBack(newest uint64) error {
 	}
 	var failed error
 	after = slices.DeleteFunc(after, func(w Withheld) bool {
-		if w.Reason != reasonRolledBack || failed != nil {
+		if w.Reason != RolledBackReason || failed != nil {
 			return false
 		}
 		e, err := p.o.Index.Entry(w.Name)

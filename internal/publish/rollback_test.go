@@ -48,7 +48,7 @@ func (w *world) notes(p *Publisher) string {
 	}
 	var all []string
 	for _, x := range withheld {
-		if x.Reason == reasonRolledBack {
+		if x.Reason == RolledBackReason {
 			all = append(all, fmt.Sprintf("%s %s", x.Name, x.Detail))
 		}
 	}

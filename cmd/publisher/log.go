@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+// look opens the index alone. Whoever owns it must have ended.
+func (r *registry) look(cmd *cobra.Command) (*index.Index, error) {
+	return index.Open(state.Dir(r.State).Index(r.name), index.Options{Log: r.Logger(cmd.ErrOrStderr(), false)})
+}
+
+// releaseJSON is one release of `log --json`.
+type releaseJSON struct {
+	Number    uint64    `json:"number"`
+	Created   time.Time `json:"created"`
+	CID       string    `json:"cid"`
+	Root      string    `json:"list_root"`
+	Overflow  string    `json:"list_overflow"`
+	ListOf    uint64    `json:"list_of"`
+	Packages  int       `json:"packages"`
+	Versions  int       `json:"versions"`
+	Sequence  uint64    `json:"sequence"`
+	Signed    time.Time `json:"signed,omitzero"`
+	Confirmed time.Time `json:"confirmed,omitzero"`
+	Current   bool      `json:"current"`
+}
+
+func logCommand(r *registry) *cobra.Command {
+	return &cobra.Command{
+		Use:   "log",
+		Short: "List the releases, the newest first",
+		Long: `Lists the releases of the registry, the newest first: number, date, root, how many
+packages and versions, the newest record that was signed for it, and whether that
+was read back. A release that has the list of an earlier one says which; so a
+rollback shows.`,
+		Example: `  publisher log
+  publisher log --json | jq '.releases[] | select(.current) | .number'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			ix, err := r.look(cmd)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, ix.Close()) }()
+			releases := publish.Log(cmd.Context(), ix, nil, state.Dir(r.State).Journal(r.name))
+			return printAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases), releaseJSON.line, nil, nil)
+		},
+	}
+}
+
+func logged(releases iter.Seq2[publish.Logged, error]) iter.Seq2[releaseJSON, error] {
+	return func(yield func(releaseJSON, error) bool) {
+		for l, err := range releases {
+			if err != nil {
+				yield(releaseJSON{}, err)
+				return
+			}
+			v := releaseJSON{
+				Number: l.Number, Created: l.Created, CID: l.Root.String(), Root: l.List.Root.String(), Overflow: l.List.Overflow.String(),
+				ListOf: l.ListOf, Packages: l.Packages, Versions: l.Versions,
+				Sequence: l.Sequence, Signed: l.Signed, Confirmed: l.Confirmed, Current: l.Current,
+			}
+			if !yield(v, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (v releaseJSON) line() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d  %s  %s  %d packages, %d versions", v.Number, v.Created.Local().Format(time.DateTime), v.CID, v.Packages, v.Versions)
+	switch {
+	case v.Sequence == 0:
+		b.WriteString("  not published")
+	case v.Confirmed.IsZero():
+		fmt.Fprintf(&b, "  record %d, not read back", v.Sequence)
+	default:
+		fmt.Fprintf(&b, "  record %d", v.Sequence)
+	}
+	if v.Current {
+		b.WriteString(", current")
+	}
+	if v.ListOf != v.Number {
+		fmt.Fprintf(&b, "  list of %d", v.ListOf)
+	}
+	return b.String()
+}

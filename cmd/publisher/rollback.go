@@ -1,0 +1,60 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+)
+
+func rollbackCommand(r *registry) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rollback NUMBER",
+		Short: "Publish the list of an older release as a new one",
+		Long: `Publishes the list of an older release as a new release: the number rises, and
+readers follow as they follow any release. publisher diff, from the newest release
+to the older one, says beforehand what that changes.
+
+A package that is rolled back stays as it was then until it changes upstream; then
+it is listed as upstream has it, with a warning. publisher status says which ones
+those are. So a rollback mends a list at once, and keeps nothing out for ever.
+Rolling back to the release before the rollback undoes it.
+
+All that the older release lists is first read back from this state, tarballs
+included; where some of it is gone, nothing is changed.`,
+		Example: `  publisher diff 42 41
+  publisher rollback 41`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			number, err := releaseNumber(args[0])
+			if err != nil {
+				return err
+			}
+			log := r.Logger(cmd.ErrOrStderr(), false)
+			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
+			defer progress.End()
+			o, err := r.open(cmd.Context(), rollback, log, progress)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, o.Close()) }()
+			result, err := o.Rollback(cmd.Context(), number)
+			progress.End()
+			out := cmd.OutOrStdout()
+			if r.JSON && result.Number > 0 {
+				return errors.Join(err, cli.PrintJSON(out, result))
+			}
+			if err != nil || !cli.IsTerminal(out) && !r.Verbose {
+				return err
+			}
+			if back := result.RolledBack; back.Put+back.Removed == 0 {
+				fmt.Fprintf(out, "release %d has the list of release %d already\n", result.Number, number)
+			} else {
+				fmt.Fprintf(out, "rolled back to release %d: %d packages as they were, %d taken out\n", number, back.Put, back.Removed)
+			}
+			return printResult(out, result)
+		},
+	}
+}
