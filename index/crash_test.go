@@ -24,12 +24,12 @@ func step(t testing.TB, k uint64) []Batch {
 		b.Changes = append(b.Changes, Change{Entry: e})
 		b.Blocks = append(b.Blocks, blks...)
 	}
-	for range 5 {
+	for range 2 {
 		add(fmt.Sprintf("p%d", rng.IntN(30)))
 		add(fmt.Sprintf("@s/p%d", rng.IntN(30)))
 	}
 	if k == 0 {
-		for i := range 150 {
+		for i := range 60 {
 			add(fmt.Sprintf("q%d", i))
 		}
 	}
@@ -94,7 +94,7 @@ func (fs renaming) ReuseForWrite(from, to string, category vfs.DiskWriteCategory
 // ahead of it by the page that Apply had taken. Work goes on from it to the same
 // list.
 func TestPowerCuts(t *testing.T) {
-	const releases = 12
+	const releases = 9
 	rng := rand.New(rand.NewPCG(5, 6))
 	disk := vfs.NewCrashableMem()
 	var (

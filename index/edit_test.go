@@ -23,14 +23,14 @@ import (
 func TestEditsEqualRebuild(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	var names []string
-	for i := range 3000 {
+	for i := range 1500 {
 		names = append(names, fmt.Sprintf("p%d", i))
 	}
 	long := strings.Repeat("long", 40)
 	for i := range 300 { // 160 of them fill a basic directory
 		names = append(names, fmt.Sprintf("@crossing/%s%d", long, i), fmt.Sprintf("@small%d/p", i%40), fmt.Sprintf("@once%d/p", i))
 	}
-	for i := range 1200 {
+	for i := range 900 {
 		names = append(names, fmt.Sprintf("@large/p%d", i))
 	}
 	pairs := []string{collideA, collideB, "@large/" + collideA, "@large/" + collideB, "@crossing/" + collideA, "@crossing/" + collideB, "@small1/" + collideA, "@small1/" + collideB,
@@ -51,7 +51,7 @@ func TestEditsEqualRebuild(t *testing.T) {
 	}
 	mustApply(t, ix, all...)
 	crossed, hamt := 0, false
-	for round := range 60 {
+	for round := range 40 {
 		batch := map[string]Change{}
 		pick := func(from []string, n int) {
 			for range n {
@@ -62,7 +62,7 @@ func TestEditsEqualRebuild(t *testing.T) {
 				}
 			}
 		}
-		pick(names, 1+rng.IntN(200))
+		pick(names, 1+rng.IntN(120))
 		pick(pairs, rng.IntN(6))
 		for i := range 20 { // the scope grows and shrinks around its limit
 			name := fmt.Sprintf("@crossing/%s%d", long, (round*20+i)%300)

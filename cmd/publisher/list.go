@@ -81,7 +81,7 @@ one with a scope. Filters go together.`,
 				if r.JSON {
 					return cli.PrintJSON(out, total)
 				}
-				_, err = fmt.Fprintf(out, "%d packages, %d versions, %d bytes\n", total.Packages, total.Versions, total.Bytes)
+				_, err = fmt.Fprintf(out, "%s, %s, %d bytes\n", cli.Count(total.Packages, "package"), cli.Count(total.Versions, "version"), total.Bytes)
 				return err
 			}
 			return printAll(out, r.JSON, "packages", listed(entries), entryJSON.line, nil, nil)
@@ -104,5 +104,5 @@ func listed(entries iter.Seq2[index.Entry, error]) iter.Seq2[entryJSON, error] {
 }
 
 func (v entryJSON) line() string {
-	return fmt.Sprintf("%s  %s  %d versions, %d bytes", v.Name, v.CID, v.Versions, v.Tsize)
+	return fmt.Sprintf("%s  %s  %s, %d bytes", v.Name, v.CID, cli.Count(v.Versions, "version"), v.Tsize)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
@@ -79,7 +80,7 @@ func logged(releases iter.Seq2[publish.Logged, error]) iter.Seq2[releaseJSON, er
 
 func (v releaseJSON) line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d  %s  %s  %d packages, %d versions", v.Number, v.Created.Local().Format(time.DateTime), v.CID, v.Packages, v.Versions)
+	fmt.Fprintf(&b, "%d  %s  %s  %s, %s", v.Number, v.Created.Local().Format(time.DateTime), v.CID, cli.Count(v.Packages, "package"), cli.Count(v.Versions, "version"))
 	switch {
 	case v.Sequence == 0:
 		b.WriteString("  not published")

@@ -52,7 +52,7 @@ included; where some of it is gone, nothing is changed.`,
 			if back := result.RolledBack; back.Put+back.Removed == 0 {
 				fmt.Fprintf(out, "release %d has the list of release %d already\n", result.Number, number)
 			} else {
-				fmt.Fprintf(out, "rolled back to release %d: %d packages as they were, %d taken out\n", number, back.Put, back.Removed)
+				fmt.Fprintf(out, "rolled back to release %d: %s as before, %d taken out\n", number, cli.Count(back.Put, "package"), back.Removed)
 			}
 			return printResult(out, result)
 		},

@@ -111,7 +111,7 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 }
 
 func (v packageJSON) print(w io.Writer) error {
-	fmt.Fprintf(w, "package    %s, release %d, %d versions\n", v.Name, v.Release, len(v.Versions))
+	fmt.Fprintf(w, "package    %s, release %d, %s\n", v.Name, v.Release, cli.Count(len(v.Versions), "version"))
 	for _, l := range []struct {
 		what string
 		*fileJSON

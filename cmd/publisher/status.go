@@ -95,7 +95,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		if n > 10 {
 			back, more = back[:10], ", …"
 		}
-		fmt.Fprintf(w, "rolled back  %d packages, until they change upstream: %s%s\n", n, strings.Join(back, ", "), more)
+		fmt.Fprintf(w, "rolled back  %s, until they change upstream: %s%s\n", cli.Count(n, "package"), strings.Join(back, ", "), more)
 	}
 	_, err := fmt.Fprintf(w, "next      %s\n", s.Next)
 	return err

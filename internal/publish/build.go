@@ -460,7 +460,7 @@ type indexed struct{ *index.Index }
 func (x indexed) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	b, err := x.Index.Get(ctx, c)
 	if errors.Is(err, index.ErrNoBlock) {
-		err = unixfs.SkipBlock
+		err = unixfs.ErrSkipBlock
 	}
 	return b, err
 }

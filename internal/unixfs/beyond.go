@@ -10,9 +10,9 @@ import (
 	"github.com/ipfs/go-cid"
 )
 
-// SkipBlock is what a Getter returns to Beyond for a block that is to be passed
+// ErrSkipBlock is what a Getter returns to Beyond for a block that is to be passed
 // over, with all below it.
-var SkipBlock = errors.New("skip this block")
+var ErrSkipBlock = errors.New("skip this block")
 
 // Beyond yields the blocks of new, a file or directory, parents before their
 // children, without what it shares with old, of which cid.Undef is nothing: its
@@ -44,7 +44,7 @@ func (b beyond) walk(old, new cid.Cid) (bool, error) {
 		return false, err
 	}
 	blk, err := get(b.ctx, b.g, new)
-	if errors.Is(err, SkipBlock) {
+	if errors.Is(err, ErrSkipBlock) {
 		return true, nil
 	}
 	if err != nil {

@@ -349,7 +349,7 @@ func TestBeyond(t *testing.T) {
 		case old:
 			return errors.New("gone")
 		case file.CID:
-			return SkipBlock
+			return ErrSkipBlock
 		}
 		return nil
 	}
