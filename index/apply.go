@@ -20,10 +20,11 @@ import (
 // Apply makes the next release of the entries that stand after the changes, and
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
 // all or nothing of it, but for blocks that nothing leads to. With Batch.More
-// there is no release yet: entries and sources alone move. Where the list, what a bare gateway shows, Next and Peers
-// are as the newest release has them there is no new release; Sources move all
-// the same, and changed is false. The first Apply always makes a release, if of
-// an empty list, and so does one whose Batch.After this index does not have.
+// there is no release yet: entries and sources alone move. Where the list, what a
+// bare gateway shows, Next, Peers and Snapshot are as the newest release has them
+// there is no new release; Sources move all the same, and changed is false. The
+// first Apply always makes a release, if of an empty list, and so does one whose
+// Batch.After this index does not have.
 //
 // List and front depend on the entries alone, not on the batches that led to
 // them. The work, and the new blocks, grow with the changes, and hardly with the
@@ -237,8 +238,7 @@ func (m *making) commit(ctx context.Context, r *Release) error {
 		return err
 	}
 	// Blocks first, to which nothing leads yet; then the one durable step. Before
-	// it nothing of this release exists, after it all does; what the node lacks of
-	// it NewBlocks gives again.
+	// it nothing of this release exists, after it all does.
 	if err := m.w.flush(); err != nil {
 		return err
 	}

@@ -36,8 +36,10 @@ const (
 	// maxDeltas bounds the files that no higher level covers. What is beyond is
 	// left out, the oldest first: a snapshot is cheaper then.
 	maxDeltas = 64
-	// maxDeltaFile bounds what a reader takes for a delta, in bytes.
-	maxDeltaFile = 256 << 20
+	// Of a stranger's release a reader takes that many deltas at most, and that
+	// many bytes of those that it applies: what is longer is no short cut.
+	maxListed = 1024
+	maxWay    = 128 << 20
 )
 
 // delta is a file of deltaName.
@@ -62,10 +64,14 @@ func parseDelta(l unixfs.Link) (d delta, ok bool) {
 	return d, errors.Join(err1, err2, err3) == nil && from < to && d.name() == l.Name
 }
 
-// ops reads the file.
+// ops reads the file, whose size is at most what its link says: so the sizes of a
+// few bound the memory that they take.
 func (d delta) ops(ctx context.Context, g unixfs.Getter) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
-		raw, err := unixfs.ReadFile(ctx, g, d.file.CID, maxDeltaFile)
+		raw, err := unixfs.ReadFile(ctx, g, d.file.CID, int64(d.file.Tsize))
+		if errors.Is(err, unixfs.ErrTooLarge) {
+			err = fmt.Errorf("%w: %w", ErrDelta, err)
+		}
 		if err != nil {
 			yield(Change{}, fmt.Errorf("delta %s: %w", d.name(), err))
 			return
@@ -91,7 +97,11 @@ func listDeltas(ctx context.Context, g unixfs.Getter, release cid.Cid) (all []de
 	if err != nil {
 		return nil, err
 	}
+	listed := 0
 	for l, err := range unixfs.List(ctx, g, dir.CID) {
+		if listed++; err == nil && listed > maxListed {
+			err = fmt.Errorf("%w: more than %d deltas", ErrDelta, maxListed)
+		}
 		if err != nil {
 			return nil, err
 		}

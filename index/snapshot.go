@@ -130,7 +130,11 @@ func snapshotOf(ctx context.Context, g unixfs.Getter, release cid.Cid) (s Snapsh
 	if err != nil {
 		return Snapshot{}, err
 	}
+	listed := 0
 	for l, err := range unixfs.List(ctx, g, dir.CID) {
+		if listed++; err == nil && listed > maxListed {
+			err = fmt.Errorf("%w: more than %d snapshots", ErrDelta, maxListed)
+		}
 		if err != nil {
 			return Snapshot{}, err
 		}

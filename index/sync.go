@@ -68,6 +68,9 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 	if err != nil {
 		return Synced{}, err
 	}
+	if r.Packages > maxPackages {
+		return Synced{}, fmt.Errorf("%w: %d packages, %d are taken", ErrRelease, r.Packages, maxPackages)
+	}
 	s := Synced{Release: r, Way: WayNone}
 	old, err := head(ix.db)
 	first := errors.Is(err, ErrNoRelease)
@@ -87,15 +90,15 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 	case old.Root == r.Root:
 		return s, nil
 	case old.List == r.List:
-		b, w := ix.db.NewBatch(), newBlockWriter(ix.db, 0)
+		b := ix.db.NewBatch()
 		defer b.Close()
-		defer w.close()
-		return s, adopt(b, w, r)
+		return s, adopt(b, r)
 	}
-	ways, err := ix.ways(ctx, g, old, r, first)
-	if err != nil {
+	ways, refused := ix.ways(ctx, g, old, r, first)
+	if err := ctx.Err(); err != nil {
 		return Synced{}, err
 	}
+	s.Refused = refused
 	for i, w := range ways {
 		s.Way = w.name
 		keep := keep
@@ -128,29 +131,32 @@ type way struct {
 	changes iter.Seq2[Change, error]
 }
 
+// maxPackages bounds the list that a copy takes: three times npm's.
+const maxPackages = 16 << 20
+
 // ways are those that there are, the cheapest first; the directories, which need
-// nobody's help, are always the last.
-func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, first bool) (ways []way, err error) {
+// nobody's help, are always the last. refused says why there are no others.
+func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, first bool) (ways []way, refused []error) {
 	deltas, err := listDeltas(ctx, g, r.Root)
 	if err != nil {
-		return nil, fmt.Errorf("deltas: %w", err)
+		deltas, refused = nil, append(refused, fmt.Errorf("deltas: %w", err))
 	}
 	snapshot, err := snapshotOf(ctx, g, r.Root)
 	if err != nil {
-		return nil, fmt.Errorf("snapshot: %w", err)
+		snapshot, refused = Snapshot{}, append(refused, fmt.Errorf("snapshot: %w", err))
 	}
-	changes := func(way []delta) (all iter.Seq2[Change, error], size uint64) {
+	changes := func(since []delta) (all iter.Seq2[Change, error], size uint64) {
 		all = func(func(Change, error) bool) {}
-		for _, d := range way {
+		for _, d := range since {
 			all, size = mergeOps(all, d.ops(ctx, g)), size+d.file.Tsize
 		}
 		return all, size
 	}
-	if since := wayFrom(deltas, old.Number, r.Number); !first && len(since) > 0 {
+	if since := shortWay(deltas, old.Number, r.Number); !first && len(since) > 0 {
 		all, size := changes(since)
 		ways = append(ways, way{WayDelta, size, all})
 	}
-	since := wayFrom(deltas, snapshot.Number, r.Number)
+	since := shortWay(deltas, snapshot.Number, r.Number)
 	if snapshot.Number > 0 && (snapshot.Number == r.Number || len(since) > 0) {
 		all, size := changes(since)
 		all = standingOnly(mergeOps(snapshot.ops(ctx, g), all))
@@ -171,7 +177,20 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 			}
 		}
 	}
-	return append(ways, way{WayDAG, 0, dag}), nil
+	return append(ways, way{WayDAG, 0, dag}), refused
+}
+
+// shortWay is wayFrom within the bounds of a stranger's deltas.
+func shortWay(deltas []delta, from, to uint64) []delta {
+	since := wayFrom(deltas, from, to)
+	left := uint64(maxWay)
+	for _, d := range since {
+		if d.file.Tsize > left {
+			return nil
+		}
+		left -= d.file.Tsize
+	}
+	return since
 }
 
 // move changes the list that is held.
@@ -184,10 +203,19 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	}
 	var all []Change
 	for c, err := range changes {
+		if err == nil && c.Delete { // of what came and went between, it is not here
+			var here []byte
+			if here, err = get(ix.db, entryKey(c.Name)); err == nil && here == nil {
+				continue
+			}
+		}
 		if err != nil {
 			return err
 		}
-		all = append(all, c)
+		// Each of the packages before may go, and each of those now be new.
+		if all = append(all, c); len(all) > old.Packages+r.Packages {
+			return fmt.Errorf("%w: more than %d changes", ErrDelta, old.Packages+r.Packages)
+		}
 	}
 	touched, err := writeEntries(b, all, false, &now)
 	if err != nil {
@@ -215,7 +243,10 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	if err != nil {
 		return err
 	}
-	return adopt(b, w, r)
+	if err := w.finish(); err != nil {
+		return err
+	}
+	return adopt(b, r)
 }
 
 // editCopy makes the list of b's entries, of which touched ones changed since old,
@@ -267,15 +298,18 @@ func (ix *Index) anew(ctx context.Context, b *pebble.Batch, now counts, r Releas
 			return err
 		}
 	}
-	return adopt(b, w, r)
+	if err := w.finish(); err != nil {
+		return err
+	}
+	return adopt(b, r)
 }
 
 // load takes in a whole list, in batches that nothing leads to before the last.
 func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error) error {
 	b := ix.db.NewBatch()
 	defer func() { b.Close() }()
-	flush := func(sync *pebble.WriteOptions) error {
-		if err := errors.Join(b.Commit(sync), b.Close()); err != nil {
+	flush := func() error {
+		if err := errors.Join(b.Commit(pebble.NoSync), b.Close()); err != nil {
 			return err
 		}
 		b = ix.db.NewBatch()
@@ -305,13 +339,16 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 			}
 		}
 		scope = c.Name.Scope()
-		if now.packages++; b.Len() >= ix.chunk {
-			if err := flush(pebble.NoSync); err != nil {
+		if now.packages++; now.packages > r.Packages {
+			return fmt.Errorf("%w: more than %d packages", ErrDelta, r.Packages)
+		}
+		if b.Len() >= ix.chunk {
+			if err := flush(); err != nil {
 				return err
 			}
 		}
 	}
-	if err := flush(pebble.NoSync); err != nil {
+	if err := flush(); err != nil {
 		return err
 	}
 	w, err := newBulkWriter(ix.db, 0, ix.chunk, false)
@@ -330,7 +367,10 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 	if err != nil {
 		return err
 	}
-	return adopt(b, w, r)
+	if err := w.finish(); err != nil {
+		return err
+	}
+	return adopt(b, r)
 }
 
 // leadsTo holds what was rebuilt to what the release commits to.
@@ -345,12 +385,9 @@ func leadsTo(list built, now counts, r Release) error {
 	return nil
 }
 
-// adopt commits b with r, whose blocks w has, as the only release. The one durable
-// step is the last: before it readers see the list before, after it r's.
-func adopt(b *pebble.Batch, w *blockWriter, r Release) error {
-	if err := errors.Join(w.handOn(), w.flush()); err != nil {
-		return err
-	}
+// adopt commits b with r, whose blocks are in the store, as the only release. The
+// one durable step is the last: before it readers see the list before, after it r's.
+func adopt(b *pebble.Batch, r Release) error {
 	raw, err := encodeRelease(r, true)
 	if err != nil {
 		return err

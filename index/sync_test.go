@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -342,7 +343,12 @@ func TestSyncRefusesWrongWays(t *testing.T) {
 		}
 		return block(buf.Bytes())
 	}
+	var flood []Change
+	for i := range 2 * (before.Packages + r.Packages) {
+		flood = append(flood, put(t, fmt.Sprintf("flood%06d", i), 1))
+	}
 	for what, lie := range map[string]blocks.Block{
+		"a flood":             ops(flood...),
 		"nothing":             ops(),
 		"another change":      ops(put(t, "p1", 12345)),
 		"a package too many":  ops(put(t, "p1", 1), put(t, "zzz", 1)),
@@ -364,6 +370,47 @@ func TestSyncRefusesWrongWays(t *testing.T) {
 		lying := hiding{Getter: h.node, lies: map[cid.Cid]blocks.Block{s.File.CID: lie}}
 		if got := mustSync(t, newCopy(t), lying, r); got.Way != WayDAG || len(got.Refused) != 1 {
 			t.Errorf("%s: by %s, refused %v", what, got.Way, got.Refused)
+		}
+	}
+	// More names than the release says, in what a small file unpacks to.
+	var zipped bytes.Buffer
+	if err := writeSnapshot(&zipped, func(yield func(Entry, error) bool) {
+		for _, c := range flood {
+			if !yield(c.Entry, nil) {
+				return
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	lying := hiding{Getter: h.node, lies: map[cid.Cid]blocks.Block{s.File.CID: block(zipped.Bytes())}}
+	if got := mustSync(t, newCopy(t), lying, r); got.Way != WayDAG || len(got.Refused) != 1 || !strings.Contains(got.Refused[0].Error(), "more than") {
+		t.Errorf("a flood: by %s, refused %v", got.Way, got.Refused)
+	}
+	held := newCopy(t)
+	mustSync(t, held, h.node, before)
+	again, err := h.ix.Snapshot(t.Context(), h.node.put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := h.release(t, Batch{Snapshot: again})
+	lying.lies = map[cid.Cid]blocks.Block{newest: ops(flood...), again.File.CID: block(zipped.Bytes())}
+	got := mustSync(t, held, lying, later)
+	if got.Way != WayDAG || len(got.Refused) != 2 || !errors.Is(got.Refused[0], ErrDelta) || !strings.Contains(got.Refused[1].Error(), "more than") {
+		t.Errorf("floods: by %s, refused %v", got.Way, got.Refused)
+	}
+	// The directories of either, gone or no directories.
+	for _, name := range []string{deltaName, snapshotName} {
+		dir, err := unixfs.Path(t.Context(), h.node, r.Root, registryName, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newCopy(t)
+		mustSync(t, c, h.node, before)
+		lying := hiding{Getter: h.node, lies: map[cid.Cid]blocks.Block{dir.CID: block([]byte("no directory"))}}
+		got := mustSync(t, c, lying, r)
+		if len(got.Refused) != 1 || (got.Way == WayDelta) != (name == snapshotName) {
+			t.Errorf("without %s: by %s, refused %v", name, got.Way, got.Refused)
 		}
 	}
 	// Where no way leads there, what is held stays.

@@ -138,6 +138,14 @@ func (w *blockWriter) handOn() error {
 	return err
 }
 
+// finish hands on what waits: to keep, then to the store.
+func (w *blockWriter) finish() error {
+	if err := w.handOn(); err != nil {
+		return err
+	}
+	return w.flush()
+}
+
 // given writes blocks of strangers' making.
 func (w *blockWriter) given(blks []blocks.Block) error {
 	for _, blk := range blks {
