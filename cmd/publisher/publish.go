@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 )
@@ -24,22 +27,20 @@ func buildCommand(r *registry) *cobra.Command {
 and directories of those packages and makes a release. The next publish signs it.`,
 		Example: `  publisher build --json`,
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			log := r.Logger(cmd.ErrOrStderr(), false)
-			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
-			defer progress.End()
-			o, err := r.open(cmd.Context(), build, log, progress)
-			if err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var release index.Release
+			var changed bool
+			var name ipns.Name
+			err := r.with(cmd, build, func(ctx context.Context, o *opened) (err error) {
+				name = o.key.IPNSName
+				release, changed, err = o.Build(ctx)
 				return err
-			}
-			defer func() { err = errors.Join(err, o.Close()) }()
-			release, changed, err := o.Build(cmd.Context())
-			progress.End()
+			})
 			if err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
-			result := publish.Result{Release: release, Number: release.Number, CID: release.Root, Name: o.key.IPNSName, Packages: release.Packages, Versions: release.Versions}
+			result := publish.Result{Release: release, Number: release.Number, CID: release.Root, Name: name, Packages: release.Packages, Versions: release.Versions}
 			if r.JSON {
 				return cli.PrintJSON(out, result)
 			}
@@ -69,29 +70,42 @@ lifetime is over. Made for cron: it prints nothing on success off a terminal.`,
 		Example: `  publisher publish
   publisher publish --json | jq .name`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			log := r.Logger(cmd.ErrOrStderr(), false)
-			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
-			defer progress.End()
-			o, err := r.open(cmd.Context(), sign, log, progress)
-			if err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var result publish.Result
+			err := r.with(cmd, sign, func(ctx context.Context, o *opened) (err error) {
+				result, err = o.Publish(ctx)
 				return err
-			}
-			defer func() { err = errors.Join(err, o.Close()) }()
-			result, err := o.Publish(cmd.Context())
-			progress.End()
-			out := cmd.OutOrStdout()
-			if r.JSON && result.Number > 0 {
-				return errors.Join(err, cli.PrintJSON(out, result))
-			}
-			if err != nil || !cli.IsTerminal(out) && !r.Verbose {
-				return err
-			}
-			return printResult(out, result)
+			})
+			return r.report(cmd, result, err, printResult)
 		},
 	}
 	bindParameters(cmd, r)
 	return cmd
+}
+
+// with opens the registry for f, and shows progress until f ends.
+func (r *registry) with(cmd *cobra.Command, purpose int, f func(context.Context, *opened) error) (err error) {
+	log := r.Logger(cmd.ErrOrStderr(), false)
+	progress := cli.NewProgress(cmd.ErrOrStderr(), log)
+	defer progress.End()
+	o, err := r.open(cmd.Context(), purpose, log, progress)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	return f(cmd.Context(), o)
+}
+
+// report prints what was published, as JSON also where it failed half way.
+func (r *registry) report(cmd *cobra.Command, result publish.Result, err error, print func(io.Writer, publish.Result) error) error {
+	out := cmd.OutOrStdout()
+	switch {
+	case r.JSON && result.Number > 0:
+		return errors.Join(err, cli.PrintJSON(out, result))
+	case err != nil || !cli.IsTerminal(out) && !r.Verbose:
+		return err
+	}
+	return print(out, result)
 }
 
 func printResult(w io.Writer, result publish.Result) error {

@@ -1,12 +1,14 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
 )
 
 func rollbackCommand(r *registry) *cobra.Command {
@@ -27,34 +29,24 @@ included; where some of it is gone, nothing is changed.`,
 		Example: `  publisher diff 42 41
   publisher rollback 41`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			number, err := releaseNumber(args[0])
 			if err != nil {
 				return err
 			}
-			log := r.Logger(cmd.ErrOrStderr(), false)
-			progress := cli.NewProgress(cmd.ErrOrStderr(), log)
-			defer progress.End()
-			o, err := r.open(cmd.Context(), rollback, log, progress)
-			if err != nil {
+			var result publish.Result
+			err = r.with(cmd, rollback, func(ctx context.Context, o *opened) (err error) {
+				result, err = o.Rollback(ctx, number)
 				return err
-			}
-			defer func() { err = errors.Join(err, o.Close()) }()
-			result, err := o.Rollback(cmd.Context(), number)
-			progress.End()
-			out := cmd.OutOrStdout()
-			if r.JSON && result.Number > 0 {
-				return errors.Join(err, cli.PrintJSON(out, result))
-			}
-			if err != nil || !cli.IsTerminal(out) && !r.Verbose {
-				return err
-			}
-			if back := result.RolledBack; back.Put+back.Removed == 0 {
-				fmt.Fprintf(out, "release %d has the list of release %d already\n", result.Number, number)
-			} else {
-				fmt.Fprintf(out, "rolled back to release %d: %s as before, %d taken out\n", number, cli.Count(back.Put, "package"), back.Removed)
-			}
-			return printResult(out, result)
+			})
+			return r.report(cmd, result, err, func(out io.Writer, result publish.Result) error {
+				if back := result.RolledBack; back.Put+back.Removed == 0 {
+					fmt.Fprintf(out, "release %d has the list of release %d already\n", result.Number, number)
+				} else {
+					fmt.Fprintf(out, "rolled back to release %d: %s as before, %d taken out\n", number, cli.Count(back.Put, "package"), back.Removed)
+				}
+				return printResult(out, result)
+			})
 		},
 	}
 }
