@@ -43,7 +43,14 @@ json() { node -e 'const o=JSON.parse(require("fs").readFileSync(process.argv[1],
 # has_json FILE: it holds a whole object.
 has_json() { node -e 'JSON.parse(require("fs").readFileSync(process.argv[1],"utf8"))' "$1"; }
 
-free_port() { node -e 'const s=require("net").createServer().listen(0,"127.0.0.1",()=>{console.log(s.address().port);s.close()})'; }
+# free_port: a port that nothing listens on, and that it has not given before.
+free_port() {
+  local port
+  mkdir -p "$WORK/ports"
+  until port=$(node -e 'const s=require("net").createServer().listen(0,"127.0.0.1",()=>{console.log(s.address().port);s.close()})') &&
+    mkdir "$WORK/ports/$port" 2>/dev/null; do :; done
+  echo "$port"
+}
 
 # build: our three commands, once a run.
 build() {
