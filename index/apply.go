@@ -82,7 +82,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return Release{}, false, err
 	}
 	if batch.More {
-		return old, false, ix.applyPage(b, batch, touched, old.Number+1)
+		return old, false, ix.applyPage(b, batch, touched)
 	}
 	pending, err := countPending(ix.db, max(old.Packages/anewShare, maxDeltaNames)+1)
 	if err != nil {
@@ -111,7 +111,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		anew:    first || len(touched)+pending > old.Packages/anewShare,
 		inDelta: !first && len(touched)+pending <= maxDeltaNames,
 	}
-	if m.w, err = ix.writer(number, m.anew, first); err != nil {
+	if m.w, err = ix.writer(m.anew, first); err != nil {
 		return Release{}, false, err
 	}
 	defer m.w.close()
@@ -131,8 +131,10 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 			return Release{}, false, err
 		}
 	}
-	if err := b.DeleteRange([]byte{rowPending}, []byte{rowPending + 1}, nil); err != nil {
-		return Release{}, false, err
+	for _, row := range []byte{rowPending, rowAhead} {
+		if err := b.DeleteRange([]byte{row}, []byte{row + 1}, nil); err != nil {
+			return Release{}, false, err
+		}
 	}
 	if same && !shown {
 		// Only counts of versions changed, or what changed was changed back.
@@ -158,11 +160,11 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 
 // writer is for the blocks of a release. Those of a whole list go to the store as
 // they come, for they may be many.
-func (ix *Index) writer(number uint64, anew, first bool) (*blockWriter, error) {
+func (ix *Index) writer(anew, first bool) (*blockWriter, error) {
 	if anew {
-		return newBulkWriter(ix.db, number, ix.chunk, !first)
+		return newBulkWriter(ix.db, ix.chunk, !first)
 	}
-	return newBlockWriter(ix.db, number), nil
+	return newBlockWriter(ix.db), nil
 }
 
 // making is a release on its way.
@@ -246,14 +248,15 @@ func (m *making) commit(ctx context.Context, r *Release) error {
 }
 
 // applyPage writes a batch after which more come before there is a release.
-func (ix *Index) applyPage(b *pebble.Batch, batch Batch, touched []touch, number uint64) error {
+func (ix *Index) applyPage(b *pebble.Batch, batch Batch, touched []touch) error {
 	for _, t := range touched {
 		if err := writePending(b, t); err != nil {
 			return err
 		}
 	}
-	w := newBlockWriter(ix.db, number)
+	w := newBlockWriter(ix.db)
 	defer w.close()
+	w.ahead = true
 	if err := w.given(batch.Blocks); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -147,15 +148,23 @@ func TestNewBlocksGrowWithTheChange(t *testing.T) {
 	}
 }
 
-// TestStoreFormat1 takes up an index from before there were counts.
+// TestStoreFormat1 takes up an index from before there were counts, and with rows
+// of the blocks that came with each release: those that came after the newest are
+// ahead of it.
 func TestStoreFormat1(t *testing.T) {
 	fs := vfs.NewMem()
 	ix, err := Create("ix", memory(fs))
 	if err != nil {
 		t.Fatal(err)
 	}
-	mustApply(t, ix, put(t, "a", 0), put(t, "b", 2))
+	r := mustApply(t, ix, put(t, "a", 0), put(t, "b", 2))
 	raw, err := json.Marshal(formatRow{1, ix.parameters})
+	newRow := func(number uint64, c cid.Cid) error {
+		return ix.db.Set(append(numbered('n', number), c.KeyString()...), nil, nil)
+	}
+	if err == nil {
+		err = errors.Join(newRow(r.Number, r.List.Root), newRow(r.Number+1, r.List.Overflow))
+	}
 	if err == nil {
 		err = errors.Join(ix.db.Set([]byte{rowFormat}, raw, nil), ix.db.Delete([]byte{rowCounts}, nil), ix.Close())
 	}
@@ -169,6 +178,18 @@ func TestStoreFormat1(t *testing.T) {
 	row, err := readFormat(ix.db)
 	if err != nil || row.Format != storeFormat || row.Parameters != ix.parameters {
 		t.Errorf("%+v, %v", row, err)
+	}
+	var keys []string
+	for _, space := range []byte{'n', rowAhead} {
+		for row, err := range scan(t.Context(), ix.db, []byte{space}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys = append(keys, string(row.key))
+		}
+	}
+	if want := string(aheadKey(r.List.Overflow)); len(keys) != 1 || keys[0] != want {
+		t.Errorf("rows %q, want %q", keys, want)
 	}
 	if r := mustApply(t, ix, drop("a")); r.Packages != 1 || r.Versions != 3 {
 		t.Errorf("%d packages, %d versions", r.Packages, r.Versions)

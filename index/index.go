@@ -133,8 +133,8 @@ type Release struct {
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
 	Changes []Change
-	// Blocks are the nodes of package directories. They are kept, and belong to
-	// what NewBlocks gives.
+	// Blocks are the nodes of package directories. They are kept as long as a
+	// release that Collect leaves has them.
 	Blocks  []blocks.Block
 	Sources []Source
 	Next    string

@@ -502,7 +502,7 @@ func plantRelease(ix *Index, r Release) error {
 	ctx := context.Background()
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	w := newBlockWriter(ix.db, r.Number)
+	w := newBlockWriter(ix.db)
 	defer w.close()
 	keep := w.write
 	front, err := frontOf(ctx, w, r.Root)

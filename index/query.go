@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -60,6 +62,46 @@ func (ix *Index) Log(ctx context.Context) iter.Seq2[Release, error] {
 			yield(Release{}, err)
 		}
 	}
+}
+
+// NewBlocks yields the blocks of release number that the release before it does not
+// have in the same place, parents before their children: those of its directories,
+// of package directories and of deltas, but not of the packages' files, which the
+// index does not have. With those of all releases before it they are the whole
+// release. A block that stands in two places may come twice. ErrNoRelease where
+// there is none.
+func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.Block, error] {
+	return func(yield func(blocks.Block, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(nil, err)
+			return
+		}
+		defer ix.end()
+		before, r, err := releaseAndBefore(ix.db, number)
+		if err != nil {
+			yield(nil, fmt.Errorf("release %d: %w", number, err))
+			return
+		}
+		for blk, err := range unixfs.Beyond(ctx, held{ix.db}, before.Root, r.Root) {
+			if err != nil {
+				err = fmt.Errorf("blocks of release %d: %w", number, err)
+			}
+			if !yield(blk, err) {
+				return
+			}
+		}
+	}
+}
+
+// held gives what the index has, and passes over the packages' files.
+type held struct{ r pebble.Reader }
+
+func (h held) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
+	blk, err := readBlock(h.r, c)
+	if errors.Is(err, ErrNoBlock) {
+		err = unixfs.ErrSkipBlock
+	}
+	return blk, err
 }
 
 // Prefix yields the entries whose names begin with prefix, as Entries does: with

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -30,8 +31,8 @@ import (
 //	h hash path         a listed name, or scope, under its hash; see place
 //	b CID               the block
 //	r number            the release as JSON, with its root
-//	n number CID        this block came with that release, or, where there is no
-//	                    release of that number, with the next one there is
+//	a CID               this block came with an Apply after which there was no
+//	                    release yet: nothing leads to it
 //
 // Numbers are 8 bytes, big-endian.
 const (
@@ -44,13 +45,14 @@ const (
 	rowPlace   = 'h'
 	rowBlock   = 'b'
 	rowRelease = 'r'
-	rowNew     = 'n'
+	rowAhead   = 'a'
 )
 
 // storeFormat is the number of the rows' layout. Format 1 had neither counts nor
-// pending rows; what it has is read as it is, and Open gives it this number, so
-// that no program which does not know those rows opens it again.
-const storeFormat = 2
+// pending rows, and 2 had no rows "a", but rows "n", of every release's blocks.
+// What they have is read as it is, and Open gives it this number, so that no
+// program which does not know those rows opens it again.
+const storeFormat = 3
 
 type formatRow struct {
 	Format     int        `json:"format"`
@@ -96,11 +98,45 @@ func writeParameters(db *pebble.DB, p Parameters) error {
 	return db.Set([]byte{rowFormat}, raw, pebble.Sync)
 }
 
+// upgrade brings the rows of earlier formats up to this one: of the rows "n number
+// CID" those count that came after the newest release.
+func upgrade(db *pebble.DB, p Parameters) error {
+	r, err := head(db)
+	if err != nil && !errors.Is(err, ErrNoRelease) {
+		return err
+	}
+	const rowNew = 'n'
+	b := db.NewBatch()
+	defer b.Close()
+	ahead := numbered(rowNew, r.Number+1)
+	for row, err := range scanBetween(context.Background(), db, ahead, []byte{rowNew + 1}) {
+		if err == nil {
+			err = b.Set(append([]byte{rowAhead}, row.key[len(ahead):]...), nil, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(formatRow{storeFormat, p})
+	if err == nil {
+		err = b.DeleteRange([]byte{rowNew}, []byte{rowNew + 1}, nil)
+	}
+	if err == nil {
+		err = b.Set([]byte{rowFormat}, raw, nil)
+	}
+	if err != nil {
+		return err
+	}
+	return b.Commit(pebble.Sync)
+}
+
 func numbered(row byte, number uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{row}, number)
 }
 
 func blockKey(c cid.Cid) []byte { return append([]byte{rowBlock}, c.KeyString()...) }
+
+func aheadKey(c cid.Cid) []byte { return append([]byte{rowAhead}, c.KeyString()...) }
 
 func entryKey(name npm.Name) []byte { return append([]byte{rowEntry}, name...) }
 
@@ -224,25 +260,30 @@ func head(r pebble.Reader) (Release, error) {
 	return readReleaseRow(keyValue{it.Key(), value})
 }
 
-// releaseBefore is the number of the release before number, 0 where that is the first;
-// ErrNoRelease where number is none.
-func releaseBefore(r pebble.Reader, number uint64) (uint64, error) {
+// releaseAndBefore are the release of that number and the one before it, which is
+// zero where that is the first; ErrNoRelease where there is none of that number.
+func releaseAndBefore(r pebble.Reader, number uint64) (before, release Release, err error) {
 	key := numbered(rowRelease, number)
 	it, err := r.NewIter(&pebble.IterOptions{LowerBound: []byte{rowRelease}, UpperBound: upperBound(key)})
 	if err != nil {
-		return 0, err
+		return before, release, err
 	}
 	defer it.Close()
-	if !it.Last() || string(it.Key()) != string(key) {
-		if err := it.Error(); err != nil {
-			return 0, err
+	read := func() (Release, error) {
+		value, err := it.ValueAndErr()
+		if err != nil {
+			return Release{}, err
 		}
-		return 0, ErrNoRelease
+		return readReleaseRow(keyValue{it.Key(), value})
 	}
-	if !it.Prev() {
-		return 0, it.Error()
+	if !it.Last() || string(it.Key()) != string(key) {
+		return before, release, cmp.Or(it.Error(), ErrNoRelease)
 	}
-	return binary.BigEndian.Uint64(it.Key()[1:]), nil
+	if release, err = read(); err != nil || !it.Prev() {
+		return before, release, cmp.Or(err, it.Error())
+	}
+	before, err = read()
+	return before, release, err
 }
 
 func readReleaseRow(row keyValue) (Release, error) {

@@ -152,7 +152,7 @@ func open(dir string, o Options) (*Index, error) {
 		err = fmt.Errorf("%w: documents %q, gateway %q", ErrParameters, p.Documents, p.Gateway)
 	}
 	if err == nil && row.Format < storeFormat {
-		err = writeParameters(db, p)
+		err = upgrade(db, p)
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -277,42 +277,6 @@ func (ix *Index) Releases(ctx context.Context) iter.Seq2[Release, error] {
 				r, err = readReleaseRow(row)
 			}
 			if !yield(r, err) || err != nil {
-				return
-			}
-		}
-	}
-}
-
-// NewBlocks yields the blocks that release number added to the index, in no
-// promised order: those of its directories, those of package directories that its
-// Apply, and those with Batch.More before it, brought, and any that an Apply which
-// did not come to its end left. With those of all releases before it they are the
-// whole release, but for the packages' files. ErrNoRelease where there is none.
-func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.Block, error] {
-	return func(yield func(blocks.Block, error) bool) {
-		if err := ix.begin(); err != nil {
-			yield(nil, err)
-			return
-		}
-		defer ix.end()
-		after, err := releaseBefore(ix.db, number)
-		if err != nil {
-			yield(nil, fmt.Errorf("release %d: %w", number, err))
-			return
-		}
-		for row, err := range scanBetween(ctx, ix.db, numbered(rowNew, after+1), numbered(rowNew, number+1)) {
-			var blk blocks.Block
-			if err == nil {
-				var c cid.Cid
-				if c, err = cid.Cast(row.key[len(numbered(rowNew, 0)):]); err == nil {
-					blk, err = readBlock(ix.db, c)
-				}
-			}
-			if err != nil {
-				yield(nil, fmt.Errorf("blocks of release %d: %w", number, err))
-				return
-			}
-			if !yield(blk, nil) {
 				return
 			}
 		}

@@ -227,7 +227,7 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 	if len(touched) > old.Packages/anewShare {
 		return ix.anew(ctx, b, now, r, keep)
 	}
-	w := newBlockWriter(ix.db, 0)
+	w := newBlockWriter(ix.db)
 	defer w.close()
 	w.keep = keep
 	list, err := editCopy(ctx, b, w, old, touched)
@@ -269,7 +269,7 @@ func editCopy(ctx context.Context, b *pebble.Batch, w *blockWriter, old Release,
 // anew makes the list of all of b's entries, whatever blocks there are, and takes
 // away those that are none of its own.
 func (ix *Index) anew(ctx context.Context, b *pebble.Batch, now counts, r Release, keep func([]blocks.Block) error) error {
-	w, err := newBulkWriter(ix.db, 0, ix.chunk, false)
+	w, err := newBulkWriter(ix.db, ix.chunk, false)
 	if err != nil {
 		return err
 	}
@@ -351,7 +351,7 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 	if err := flush(); err != nil {
 		return err
 	}
-	w, err := newBulkWriter(ix.db, 0, ix.chunk, false)
+	w, err := newBulkWriter(ix.db, ix.chunk, false)
 	if err != nil {
 		return err
 	}
@@ -406,7 +406,7 @@ func adopt(b *pebble.Batch, r Release) error {
 
 // wipe takes away what a Sync that did not come to its first end left.
 func (ix *Index) wipe() error {
-	for _, row := range []byte{rowEntry, rowPlace, rowBlock, rowNew, rowCounts} {
+	for _, row := range []byte{rowEntry, rowPlace, rowBlock, rowAhead, rowCounts} {
 		if err := ix.db.DeleteRange([]byte{row}, []byte{row + 1}, pebble.NoSync); err != nil {
 			return err
 		}

@@ -14,9 +14,9 @@ import (
 // release's batch nothing leads to them, and that one comes after them in one log,
 // so that its sync covers them. What a crash leaves of them is nobody's.
 type blockWriter struct {
-	db     *pebble.DB
-	number uint64 // of the release that brings them; 0 where nobody asks
-	batch  *pebble.Batch
+	db    *pebble.DB
+	batch *pebble.Batch
+	ahead bool // no release comes with them
 
 	// fresh is what was written and not yet flushed. Nil where that is too much
 	// to hold: then a batch is flushed at chunk bytes.
@@ -35,14 +35,14 @@ const handOnBytes = 4 << 20
 
 // newBlockWriter holds what is written until flush, which is for what changes of a
 // list.
-func newBlockWriter(db *pebble.DB, number uint64) *blockWriter {
-	return &blockWriter{db: db, number: number, batch: db.NewBatch(), fresh: map[cid.Cid]blocks.Block{}}
+func newBlockWriter(db *pebble.DB) *blockWriter {
+	return &blockWriter{db: db, batch: db.NewBatch(), fresh: map[cid.Cid]blocks.Block{}}
 }
 
 // newBulkWriter writes as it goes, which is for a whole list. Where known is set it
 // passes over what the index had when it began.
-func newBulkWriter(db *pebble.DB, number uint64, chunk int, known bool) (*blockWriter, error) {
-	w := &blockWriter{db: db, number: number, batch: db.NewBatchWithSize(chunk + chunk/4), chunk: chunk}
+func newBulkWriter(db *pebble.DB, chunk int, known bool) (*blockWriter, error) {
+	w := &blockWriter{db: db, batch: db.NewBatchWithSize(chunk + chunk/4), chunk: chunk}
 	if !known {
 		return w, nil
 	}
@@ -83,8 +83,8 @@ func (w *blockWriter) write(blk blocks.Block) error {
 	if err := w.batch.Set(key, blk.RawData(), nil); err != nil {
 		return err
 	}
-	if w.number > 0 {
-		if err := w.batch.Set(append(numbered(rowNew, w.number), key[1:]...), nil, nil); err != nil {
+	if w.ahead {
+		if err := w.batch.Set(aheadKey(blk.Cid()), nil, nil); err != nil {
 			return err
 		}
 	}
