@@ -195,7 +195,7 @@ func (m *making) makeList(ctx context.Context) (err error) {
 func (m *making) makeFront(ctx context.Context) (changed bool, err error) {
 	var before unixfs.Ref
 	if !m.first {
-		if before, err = frontOf(ctx, m.w, m.old.Root); err != nil {
+		if before, err = frontOf(ctx, m.w, m.old.Root, discard); err != nil {
 			return false, err
 		}
 	}

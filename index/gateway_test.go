@@ -141,11 +141,11 @@ func TestGatewayChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	front, err := frontOf(t.Context(), ix, head.Root)
+	front, err := frontOf(t.Context(), ix, head.Root, discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := frontOf(t.Context(), other, r.Root); err != nil || got != front {
+	if got, err := frontOf(t.Context(), other, r.Root, discard); err != nil || got != front {
 		t.Errorf("front %v, %v; want %v", got, err, front)
 	}
 }
@@ -157,7 +157,7 @@ func TestNoGateway(t *testing.T) {
 		t.Errorf("Apply: %v", err)
 	}
 	r := mustApply(t, ix, put(t, "a", 0))
-	if l, err := frontOf(t.Context(), ix, r.Root); err != nil || l.CID != r.List.Root {
+	if l, err := frontOf(t.Context(), ix, r.Root, discard); err != nil || l.CID != r.List.Root {
 		t.Errorf("gateways are shown %v, %v; want the list %v", l, err, r.List)
 	}
 }

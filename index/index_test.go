@@ -505,7 +505,7 @@ func plantRelease(ix *Index, r Release) error {
 	w := newBlockWriter(ix.db)
 	defer w.close()
 	keep := w.write
-	front, err := frontOf(ctx, w, r.Root)
+	front, err := frontOf(ctx, w, r.Root, discard)
 	if err != nil {
 		return err
 	}

@@ -115,10 +115,14 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 	return out, append(overflow, over...), nil
 }
 
-// frontOf is the front in the release's directory root.
-func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid) (unixfs.Ref, error) {
-	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, func(blocks.Block) error { return nil }, nil)
+// frontOf is the front in the release's directory root. Those of its directories
+// that are not the release's own, for "_registry" is not in them, go to sink.
+func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid, sink unixfs.Sink) (unixfs.Ref, error) {
+	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, sink, nil)
 }
+
+// discard is a sink for what is there already.
+func discard(blocks.Block) error { return nil }
 
 // releaseDir makes the release's directory: front, which is the list's root or
 // what a bare gateway shows instead, with "_registry" in it, in which lie the list,

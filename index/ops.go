@@ -138,6 +138,12 @@ func mergeOps(older, newer iter.Seq2[Change, error]) iter.Seq2[Change, error] {
 	}
 }
 
+// directory is the CID of a directory whose SHA-256 is digest.
+func directory(digest [32]byte) cid.Cid {
+	hash := append([]byte{multihash.SHA2_256, byte(len(digest))}, digest[:]...)
+	return cid.NewCidV1(cid.DagProtobuf, hash)
+}
+
 type opReader struct {
 	r    *bufio.Reader
 	last []byte
@@ -208,11 +214,7 @@ func (o *opReader) next() (Change, error) {
 	if _, err := io.ReadFull(o.r, digest[:]); err != nil {
 		return Change{}, short(err)
 	}
-	hash, err := multihash.Encode(digest[:], multihash.SHA2_256)
-	if err != nil {
-		return Change{}, err
-	}
-	c.CID = cid.NewCidV1(cid.DagProtobuf, hash)
+	c.CID = directory(digest)
 	c.Tsize, err = o.number(maxTsize)
 	return c, err
 }

@@ -33,6 +33,12 @@ import (
 //	r number            the release as JSON, with its root
 //	a CID               this block came with an Apply after which there was no
 //	                    release yet: nothing leads to it
+//	o                   number of the oldest release whose directories are there
+//	w number name       what stood under the name before that release, and what
+//	                    since: of each a 0, or a 1, the digest of the CID and the
+//	                    Tsize (uvarint)
+//	m YYYY-MM           number (uvarint), Tsize (uvarint) and CID of a snapshot of
+//	                    that month
 //
 // Numbers are 8 bytes, big-endian.
 const (
@@ -46,6 +52,9 @@ const (
 	rowBlock   = 'b'
 	rowRelease = 'r'
 	rowAhead   = 'a'
+	rowOldest  = 'o'
+	rowHistory = 'w'
+	rowMonth   = 'm'
 )
 
 // storeFormat is the number of the rows' layout. Format 1 had neither counts nor

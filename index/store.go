@@ -74,6 +74,8 @@ type Index struct {
 
 	// apply is held by Apply from its first read to the synced write.
 	apply sync.Mutex
+	// collecting is held by Collect, which takes apply now and then.
+	collecting sync.Mutex
 
 	mu     sync.Mutex
 	idle   sync.Cond // users reached zero
@@ -339,7 +341,7 @@ func check(ctx context.Context, snap *pebble.Snapshot) error {
 		return err
 	}
 	if pending > 0 { // what the entries give nobody has built yet
-		stored = func(blocks.Block) error { return nil }
+		stored = discard
 	}
 	list, err := buildList(ctx, entries(ctx, snap), stored)
 	if err != nil {
@@ -380,7 +382,7 @@ func checkRelease(ctx context.Context, snap *pebble.Snapshot, r Release, root un
 	}
 	var front unixfs.Ref
 	if err == nil {
-		front, err = frontOf(ctx, getter{snap}, r.Root)
+		front, err = frontOf(ctx, getter{snap}, r.Root, discard)
 	}
 	if err == nil && front != root {
 		err = fmt.Errorf("a gateway shows %s, the entries give %s", front.CID, root.CID)
