@@ -42,7 +42,7 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: publish.ErrUnconfirmed, Code: codeUnconfirmed, Hint: "the record is kept and the next run puts the same bytes again"},
-	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed; `follower run --once` fetches what is missing"},
+	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed, and the next run pushes again; `follower check --fetch` fetches what the ledger names and the node lacks"},
 	{Is: publish.ErrGone, Code: codeIncomplete, Hint: "nothing was changed; `publisher log` lists the other releases, `follower check --fetch` fetches what the ledger names"},
 	{Is: publish.ErrUnderWay, Code: cli.CodeFailed, Hint: "`publisher build` ends it"},
 	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record"},

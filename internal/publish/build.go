@@ -404,6 +404,9 @@ func (q *putter) put(ctx context.Context) error {
 // the node may have lost what only releases before that one had; all of them
 // where that one is another index's. The documents went in when they were built,
 // the tarballs when the follower stored them.
+//
+// Law: pushed, durable, a sample read back, pinned, and only then written in the
+// journal. So a run after one that failed in any of these pushes again.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
@@ -427,6 +430,7 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 		return err
 	}
 	put := &putter{node: p.o.Node}
+	some := reservoir[cid.Cid]{most: sampleBlocks}
 	for b, err := range unixfs.Beyond(ctx, indexed{p.o.Index}, pinned, release.Root) {
 		if err != nil {
 			return fmt.Errorf("blocks of release %d: %w", release.Number, err)
@@ -434,6 +438,7 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 		if err := put.add(ctx, []blocks.Block{b}); err != nil {
 			return err
 		}
+		some.offer(b.Cid())
 	}
 	if err := put.flush(ctx); err != nil {
 		return err
@@ -445,6 +450,12 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 		return fmt.Errorf("sync the node: %w", err)
 	}
 	if err := hook(p.fault, "checkpoint"); err != nil {
+		return err
+	}
+	if err := p.readBack(ctx, pinned, release, some.kept); err != nil {
+		return err
+	}
+	if err := hook(p.fault, "read back from the node"); err != nil {
 		return err
 	}
 	if err := p.o.Node.Pin(ctx, p.label, j.pinned.root, release.Root); err != nil {

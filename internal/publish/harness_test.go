@@ -45,6 +45,7 @@ type memNode struct {
 	records map[string][]byte   // the network's best, by name
 	puts    map[uint64][]string // by sequence, every value put
 	putRaws map[uint64][][]byte
+	spoilt  map[string]bool // blocks that are held, with other bytes, until they are put again
 	peers   int
 	gateway *httptest.Server
 
@@ -55,7 +56,7 @@ type memNode struct {
 func newNode(t testing.TB) *memNode {
 	n := &memNode{
 		durable: map[string]blocks.Block{}, fresh: map[string]blocks.Block{}, pins: map[string]cid.Cid{},
-		records: map[string][]byte{}, puts: map[uint64][]string{}, putRaws: map[uint64][][]byte{},
+		spoilt: map[string]bool{}, records: map[string][]byte{}, puts: map[uint64][]string{}, putRaws: map[uint64][][]byte{},
 	}
 	n.gateway = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.mu.Lock()
@@ -91,6 +92,7 @@ func (n *memNode) Put(_ context.Context, blks []blocks.Block) error {
 	}
 	for _, b := range blks {
 		n.fresh[string(b.Cid().Hash())] = b
+		delete(n.spoilt, string(b.Cid().Hash()))
 	}
 	return nil
 }
@@ -117,6 +119,9 @@ func (n *memNode) Local(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	defer n.mu.Unlock()
 	if err := call(n.failLocal); err != nil {
 		return nil, err
+	}
+	if n.spoilt[string(c.Hash())] {
+		return nil, fmt.Errorf("block %s: %w", c, ipfs.ErrCorrupt)
 	}
 	if b, ok := n.fresh[string(c.Hash())]; ok {
 		return b, nil

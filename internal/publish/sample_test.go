@@ -1,0 +1,214 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
+)
+
+// below are all blocks of the node below root.
+func (n *memNode) below(t testing.TB, root cid.Cid) (all []blocks.Block) {
+	t.Helper()
+	for b, err := range unixfs.Beyond(t.Context(), n, cid.Undef, root) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// A node that loses or spoils any block between the put and the sample is found
+// out, nothing is signed, and the next run heals it; but for what the follower
+// stored, which only the follower has.
+func TestSampleReadBack(t *testing.T) {
+	fill := func(w *world) map[string]bool {
+		w.ledger.hold(t, "left-pad", []string{"1.0.0", "1.1.0"}, "1.0.0")
+		w.ledger.hold(t, "@scope/thing", []string{"2.0.0"}, "2.0.0")
+		stored := map[string]bool{}
+		for hash := range w.node.durable {
+			stored[hash] = true
+		}
+		return stored
+	}
+	w := newWorld(t)
+	fill(w)
+	p, stop := w.start()
+	root := w.publish(p).CID
+	stop()
+	healed, kept := 0, 0
+	for _, b := range w.node.below(t, root) {
+		for _, spoil := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s spoilt=%v", b.Cid(), spoil), func(t *testing.T) {
+				w := newWorld(t)
+				stored := fill(w)
+				p, stop := w.start()
+				defer stop()
+				hash, fired := string(b.Cid().Hash()), false
+				p.fault = func(step string) error {
+					if step != "checkpoint" || fired {
+						return nil
+					}
+					fired = true
+					w.node.set(func() {
+						if spoil {
+							w.node.spoilt[hash] = true
+						} else {
+							delete(w.node.durable, hash)
+						}
+					})
+					return nil
+				}
+				_, err := p.Publish(t.Context())
+				if !fired || !errors.Is(err, ErrIncomplete) || !lost(err) || !strings.Contains(err.Error(), b.Cid().String()) {
+					t.Fatalf("fired %v, %v", fired, err)
+				}
+				if got := w.ops(); got != "created" || len(w.node.records) != 0 {
+					t.Errorf("journal: %s, records: %v", got, w.node.records)
+				}
+				if stored[hash] {
+					kept++
+					if _, err := p.Publish(t.Context()); !errors.Is(err, ErrIncomplete) {
+						t.Errorf("the next run, without what the follower had stored: %v", err)
+					}
+					if err := w.node.Put(t.Context(), []blocks.Block{b}); err != nil { // it fetches it again
+						t.Fatal(err)
+					}
+				} else {
+					healed++
+				}
+				if r := w.publish(p); r.CID != root || w.best().Value != root {
+					t.Errorf("the next run: %+v", r)
+				}
+			})
+		}
+	}
+	if healed == 0 || kept == 0 {
+		t.Errorf("%d healed, %d of the follower's", healed, kept)
+	}
+}
+
+// What two releases share is not pushed with the second, and read back all the
+// same where every reader begins: the overflow.
+func TestSampleShared(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	p, stop := w.start()
+	defer stop()
+	overflow := w.publish(p).Release.List.Overflow
+	w.ledger.hold(t, "right-pad", []string{"1.0.0"}, "1.0.0")
+	w.node.set(func() { delete(w.node.durable, string(overflow.Hash())) })
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), "the overflow") {
+		t.Errorf("lost: %v", err)
+	}
+	if got := w.ops(); got != "created pinned intent record confirmed" {
+		t.Errorf("journal: %s", got)
+	}
+	w.publish(p)
+}
+
+// A node that goes away meanwhile has lost nothing.
+func TestSampleAway(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	p, stop := w.start()
+	defer stop()
+	away := errors.New("away")
+	p.fault = func(step string) error {
+		if step == "checkpoint" {
+			w.node.set(func() { w.node.failLocal = func() error { return away } })
+		}
+		return nil
+	}
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrIncomplete) || !errors.Is(err, away) || lost(err) {
+		t.Errorf("%v", err)
+	}
+	w.node.set(func() { w.node.failLocal = nil })
+	p.fault = nil
+	w.publish(p)
+}
+
+// Of a large release a bounded number of blocks is read, whatever has changed.
+func TestSampleBounded(t *testing.T) {
+	w := newWorld(t)
+	versions := make([]string, 60)
+	for i := range versions {
+		versions[i] = fmt.Sprintf("1.0.%d", i)
+	}
+	for i := range 40 {
+		w.ledger.hold(t, fmt.Sprintf("pad-%d", i), versions, versions...)
+	}
+	p, stop := w.start()
+	defer stop()
+	reads := 0
+	count := func() error { reads++; return nil }
+	p.fault = func(step string) error {
+		w.node.set(func() {
+			if w.node.failLocal = nil; step == "checkpoint" {
+				w.node.failLocal = count
+			}
+		})
+		return nil
+	}
+	w.publish(p)
+	// Inner nodes of documents and tarballs are read on the way to their leaves.
+	const most = 5 + sampleBlocks + samplePackages*(sampleFiles+3+sampleTarballs)
+	if reads < sampleBlocks || reads > most {
+		t.Errorf("%d blocks were read back, at most %d should be", reads, most)
+	}
+}
+
+// Each has the same chance to be kept, and no more are kept than asked for.
+func TestReservoir(t *testing.T) {
+	count := [10]int{}
+	for range 4000 {
+		r := reservoir[int]{most: 3}
+		for i := range count {
+			r.offer(i)
+		}
+		if len(r.kept) != 3 {
+			t.Fatalf("kept %v", r.kept)
+		}
+		for _, i := range r.kept {
+			count[i]++
+		}
+	}
+	for i, n := range count {
+		if n < 1000 || n > 1400 { // 1200, with a deviation of 29
+			t.Errorf("%d was kept %d times", i, n)
+		}
+	}
+	few := reservoir[int]{most: 3}
+	if few.offer(7); len(few.kept) != 1 || few.kept[0] != 7 {
+		t.Errorf("of one: %v", few.kept)
+	}
+}
+
+func BenchmarkReadBack(b *testing.B) {
+	w := newWorld(b)
+	for i := range 1000 {
+		w.ledger.hold(b, fmt.Sprintf("pad-%d", i), []string{"1.0.0", "1.1.0"}, "1.0.0", "1.1.0")
+	}
+	p, stop := w.start()
+	defer stop()
+	r := w.publish(p).Release
+	some := reservoir[cid.Cid]{most: sampleBlocks}
+	for blk, err := range unixfs.Beyond(context.Background(), indexed{p.o.Index}, cid.Undef, r.Root) {
+		if err != nil {
+			b.Fatal(err)
+		}
+		some.offer(blk.Cid())
+	}
+	for b.Loop() {
+		if err := p.readBack(context.Background(), cid.Undef, r, some.kept); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
