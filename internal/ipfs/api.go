@@ -24,6 +24,8 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // maxSocketPath is the longest path of a unix socket, in bytes: 108 with the
@@ -151,9 +153,13 @@ func APIHandler(n Node, log *slog.Logger) http.Handler {
 		"dag/import":      a.dagImport,
 		"block/get":       a.blockGet,
 		"pin/add":         a.pinAdd,
+		"pin/update":      a.pinUpdate,
+		"pin/rm":          a.pinRm,
+		"pin/ls":          a.pinLs,
 		"name/put":        a.namePut,
 		"name/get":        a.nameGet,
 		"files/cp":        a.filesCp,
+		"files/rm":        a.filesRm,
 		"repo/checkpoint": a.checkpoint,
 		"repo/free":       a.free,
 	} {
@@ -255,22 +261,58 @@ func (a api) checkpoint(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return struct{}{}, a.n.Checkpoint(r.Context())
 }
 
-// filesCp is Kubo's copy into MFS, for what Hold copies there and nothing else.
+// filesCp is Kubo's copy into MFS, for what Hold copies there and nothing else:
+// what the directory lists is held.
 func (a api) filesCp(_ http.ResponseWriter, r *http.Request) (any, error) {
 	args := r.URL.Query()["arg"]
 	if len(args) != 2 {
 		return nil, fmt.Errorf("%d arguments, not a source and a destination", len(args))
 	}
-	c, err := cid.Decode(strings.TrimPrefix(args[0], "/ipfs/"))
+	label, dir, err := readHeldPath(args[1])
 	if err != nil {
 		return nil, err
 	}
-	rest, ok := strings.CutPrefix(args[1], heldDir+"/")
-	label, name, _ := strings.Cut(rest, "/")
-	if !ok || name != c.String() {
-		return nil, fmt.Errorf("%q is not a place for %s: this node has no MFS but %s", args[1], c, heldDir)
+	if args[0] != "/ipfs/"+dir.String() {
+		return nil, fmt.Errorf("%q is not a place for %s", args[1], args[0])
 	}
-	return struct{}{}, a.n.Hold(r.Context(), label, []cid.Cid{c})
+	roots, err := a.listed(r.Context(), dir)
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, a.n.Hold(r.Context(), label, roots)
+}
+
+// filesRm is Kubo's removal from MFS, for what Unhold removes there.
+func (a api) filesRm(_ http.ResponseWriter, r *http.Request) (any, error) {
+	label, dir, err := readHeldPath(r.URL.Query().Get("arg"))
+	if err != nil {
+		return nil, err
+	}
+	roots, err := a.listed(r.Context(), dir)
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, a.n.Unhold(r.Context(), label, roots)
+}
+
+func readHeldPath(name string) (label string, dir cid.Cid, err error) {
+	rest, ok := strings.CutPrefix(name, heldDir+"/")
+	label, text, _ := strings.Cut(rest, "/")
+	if dir, err = cid.Decode(text); err != nil || !ok || text != dir.String() {
+		return "", cid.Undef, fmt.Errorf("%q: this node has no MFS but %s/LABEL/CID", name, heldDir)
+	}
+	return label, dir, nil
+}
+
+// listed is what a directory of Hold's or Unhold's lists.
+func (a api) listed(ctx context.Context, dir cid.Cid) (roots []cid.Cid, err error) {
+	for l, err := range unixfs.List(ctx, localBlocks{a.n}, dir) {
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, l.CID)
+	}
+	return roots, nil
 }
 
 func (a api) free(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -348,6 +390,53 @@ func (a api) pinAdd(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	return map[string]any{"Pins": []string{c.String()}}, nil
+}
+
+// pinUpdate adds a pin beside another. Kubo's gives it that one's name; here a
+// name is said.
+func (a api) pinUpdate(_ http.ResponseWriter, r *http.Request) (any, error) {
+	q := r.URL.Query()
+	if len(q["arg"]) != 2 || q.Get("unpin") != "false" {
+		return nil, errors.New("pin/update takes two roots here, and unpin=false")
+	}
+	near, err := cid.Decode(q["arg"][0])
+	if err != nil {
+		return nil, err
+	}
+	root, err := cid.Decode(q["arg"][1])
+	if err != nil {
+		return nil, err
+	}
+	if err := a.n.Pin(r.Context(), q.Get("name"), near, root); err != nil {
+		return nil, err
+	}
+	return map[string]any{"Pins": []string{near.String(), root.String()}}, nil
+}
+
+// pinRm unpins a root under one name.
+func (a api) pinRm(_ http.ResponseWriter, r *http.Request) (any, error) {
+	c, err := cid.Decode(r.URL.Query().Get("arg"))
+	if err != nil {
+		return nil, err
+	}
+	if err := a.n.Unpin(r.Context(), r.URL.Query().Get("name"), c); err != nil {
+		return nil, err
+	}
+	return map[string]any{"Pins": []string{c.String()}}, nil
+}
+
+// pinLs lists the pins of one name.
+func (a api) pinLs(_ http.ResponseWriter, r *http.Request) (any, error) {
+	name := r.URL.Query().Get("name")
+	roots, err := a.n.Pins(r.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	keys := make(map[string]map[string]string, len(roots))
+	for _, c := range roots {
+		keys[c.String()] = map[string]string{"Type": "recursive", "Name": name}
+	}
+	return map[string]any{"Keys": keys}, nil
 }
 
 func (a api) namePut(_ http.ResponseWriter, r *http.Request) (any, error) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -336,14 +337,24 @@ func (n *Embedded) Put(ctx context.Context, blks []blocks.Block) error {
 // Checkpoint implements Node: all earlier Puts and Holds are fsynced together.
 func (n *Embedded) Checkpoint(context.Context) error { return n.blocks.checkpoint() }
 
-// Hold implements Node. Nothing collects garbage here yet; the record is for
-// what will.
+// Hold implements Node.
 func (n *Embedded) Hold(_ context.Context, label string, roots []cid.Cid) error {
 	if err := checkLabel(label); err != nil {
 		return err
 	}
 	if err := n.blocks.hold(label, roots); err != nil {
 		return fmt.Errorf("hold %q: %w", label, err)
+	}
+	return nil
+}
+
+// Unhold implements Node.
+func (n *Embedded) Unhold(_ context.Context, label string, roots []cid.Cid) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	if err := n.blocks.unhold(label, roots); err != nil {
+		return fmt.Errorf("unhold %q: %w", label, err)
 	}
 	return nil
 }
@@ -402,24 +413,50 @@ func (n *Embedded) exchange() exchange.Fetcher {
 	return n.session
 }
 
-// Pin implements Node. The walk that checks new is as long as its difference
-// to what label pinned before; a missing block is ErrNotFound and changes
-// nothing. When it returns, new and the blocks put before are durable.
-func (n *Embedded) Pin(ctx context.Context, label string, _, new cid.Cid) error {
-	was, err := n.blocks.pinned(label)
-	if err != nil {
-		return fmt.Errorf("pin %q: %w", label, err)
-	}
-	if err := whole(ctx, n.blocks, was, new); err != nil {
-		return fmt.Errorf("pin %q to %s: %w", label, new, err)
-	}
-	if err := n.blocks.pin(label, new); err != nil {
-		return fmt.Errorf("pin %q to %s: %w", label, new, err)
+// Pin implements Node. A missing block is ErrNotFound and changes nothing. When
+// it returns, root and the blocks put before are durable.
+func (n *Embedded) Pin(ctx context.Context, label string, near, root cid.Cid) error {
+	if err := n.pin(ctx, label, near, root); err != nil {
+		return fmt.Errorf("pin %q to %s: %w", label, root, err)
 	}
 	if n.network == Public && n.share {
-		n.wg.Go(func() { n.provide(n.ctx, new) })
+		n.wg.Go(func() { n.provide(n.ctx, root) })
 	}
 	return nil
+}
+
+func (n *Embedded) pin(ctx context.Context, label string, near, root cid.Cid) error {
+	if err := checkPinLabel(label); err != nil {
+		return err
+	}
+	pinned, err := n.blocks.pinned(label)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(pinned, near) {
+		near = cid.Undef // nobody says that it is whole
+	}
+	if err := whole(ctx, n.blocks, near, root); err != nil {
+		return err
+	}
+	return n.blocks.pin(label, root)
+}
+
+// Unpin implements Node. It is durable when it returns.
+func (n *Embedded) Unpin(_ context.Context, label string, root cid.Cid) error {
+	if err := n.blocks.unpin(label, root); err != nil {
+		return fmt.Errorf("unpin %s from %q: %w", root, label, err)
+	}
+	return nil
+}
+
+// Pins implements Node.
+func (n *Embedded) Pins(_ context.Context, label string) ([]cid.Cid, error) {
+	roots, err := n.blocks.pinned(label)
+	if err != nil {
+		return nil, fmt.Errorf("pins of %q: %w", label, err)
+	}
+	return roots, nil
 }
 
 // Connect implements Node. A peer that was connected to may fetch blocks.

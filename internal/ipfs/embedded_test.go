@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,8 +83,8 @@ func TestEmbeddedRestart(t *testing.T) {
 			t.Errorf("block %s: %v", want.Cid(), err)
 		}
 	}
-	if pinned, err := n.blocks.pinned("root"); err != nil || !pinned.Equals(root.Cid()) {
-		t.Errorf("pin: %s, %v", pinned, err)
+	if pinned, err := n.Pins(ctx, "root"); err != nil || !slices.Equal(pinned, []cid.Cid{root.Cid()}) {
+		t.Errorf("pins: %s, %v", pinned, err)
 	}
 	if got, err := n.Record(ctx, s.name); err != nil || !bytes.Equal(got, raw) {
 		t.Errorf("record: %v", err)
@@ -296,8 +297,8 @@ func TestPinIsDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	crashed := testStore(t, disk.CrashClone(vfs.CrashCloneCfg{}))
-	if c, err := crashed.pinned("x"); err != nil || !c.Equals(b.Cid()) {
-		t.Errorf("pin %s, %v", c, err)
+	if pinned, err := crashed.pinned("x"); err != nil || !slices.Equal(pinned, []cid.Cid{b.Cid()}) {
+		t.Errorf("pin %s, %v", pinned, err)
 	}
 	if _, err := crashed.Get(t.Context(), b.Cid()); err != nil {
 		t.Error(err)
@@ -536,4 +537,39 @@ func TestRoutingPut(t *testing.T) {
 	if got, err := n.Record(ctx, s.name); err != nil || !bytes.Equal(got, raw) {
 		t.Errorf("kept another: %v", err)
 	}
+}
+
+// TestReadsOldPins: a store from when a label had one pin has it still, beside
+// others, until it is unpinned.
+func TestReadsOldPins(t *testing.T) {
+	t.Parallel()
+	s := testStore(t, vfs.NewMem())
+	old, next := randomLeaf(1, 10).Cid(), randomLeaf(2, 10).Cid()
+	label := "registry-mirror/main"
+	if err := s.setSync(append([]byte{pinSpace}, label...), []byte(`"`+old.String()+`"`)); err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	pinned := func(want ...cid.Cid) {
+		t.Helper()
+		got, err := s.pinned(label)
+		must(err)
+		slices.SortFunc(want, func(a, b cid.Cid) int { return strings.Compare(a.KeyString(), b.KeyString()) })
+		slices.SortFunc(got, func(a, b cid.Cid) int { return strings.Compare(a.KeyString(), b.KeyString()) })
+		if !slices.Equal(got, want) {
+			t.Errorf("pinned: %v, want %v", got, want)
+		}
+	}
+	pinned(old)
+	must(s.pin(label, next))
+	pinned(old, next)
+	must(s.pin(label, old)) // the same root, as it is written now
+	pinned(old, next)
+	must(s.unpin(label, old))
+	pinned(next)
 }

@@ -394,7 +394,36 @@ func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
 	if len(roots) == 0 {
 		return nil
 	}
-	// In order, so that the same roots are the same directory.
+	dir, err := k.directory(ctx, roots)
+	if err != nil {
+		return fmt.Errorf("hold %q: %w", label, err)
+	}
+	defer k.holding.Store(true) // whatever the call ends with: it may have been done
+	return k.insist(ctx, fmt.Sprintf("hold %q", label), time.Minute, func(ctx context.Context) error {
+		copy := func() error {
+			return k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.String(), heldPath(label, dir)).
+				Option("parents", true).
+				Option("flush", false).
+				Option("offline", true), nil)
+		}
+		err := copy()
+		if err != nil && strings.Contains(err.Error(), "unflushed MFS operations") {
+			// Kubo bounds how many there may be, whoever made them: 256.
+			if err = k.call(ctx, k.api.Request("files/flush"), nil); err == nil {
+				err = copy()
+			}
+		}
+		if err != nil && strings.Contains(err.Error(), "already has entry by that name") {
+			return nil
+		}
+		return err
+	})
+}
+
+func heldPath(label string, dir cid.Cid) string { return path.Join(heldDir, label, dir.String()) }
+
+// directory puts a directory of roots. The same roots are the same directory.
+func (k *Kubo) directory(ctx context.Context, roots []cid.Cid) (cid.Cid, error) {
 	roots = slices.Clone(roots)
 	slices.SortFunc(roots, func(a, b cid.Cid) int { return strings.Compare(a.KeyString(), b.KeyString()) })
 	roots = slices.CompactFunc(roots, cid.Cid.Equals)
@@ -411,27 +440,99 @@ func (k *Kubo) Hold(ctx context.Context, label string, roots []cid.Cid) error {
 		err = fmt.Errorf("%d roots do not fit into one directory", len(roots))
 	}
 	if err != nil {
-		return fmt.Errorf("hold %q: %w", label, err)
+		return cid.Undef, err
 	}
-	if err := k.Put(ctx, blks); err != nil {
-		return fmt.Errorf("hold %q: %w", label, err)
+	return dir.CID, k.Put(ctx, blks)
+}
+
+// Unhold implements Node. A directory that Hold copied into MFS and that has
+// some of roots is replaced by one of what else it has. Kubo has all directories
+// of a label read for that, so it is worth its while for many roots at once.
+//
+// The order is law: the directory of what stays is in MFS, flushed, before the
+// one that it replaces goes. A crash between the two leaves both.
+func (k *Kubo) Unhold(ctx context.Context, label string, roots []cid.Cid) error {
+	if err := checkLabel(label); err != nil {
+		return err
 	}
-	defer k.holding.Store(true) // whatever the call ends with: it may have been done
-	return k.insist(ctx, fmt.Sprintf("hold %q", label), time.Minute, func(ctx context.Context) error {
-		copy := func() error {
-			return k.call(ctx, k.api.Request("files/cp", "/ipfs/"+dir.CID.String(), path.Join(heldDir, label, dir.CID.String())).
-				Option("parents", true).
-				Option("flush", false).
-				Option("offline", true), nil)
+	if len(roots) == 0 {
+		return nil
+	}
+	if err := k.unhold(ctx, label, roots); err != nil {
+		return fmt.Errorf("unhold %q: %w", label, err)
+	}
+	return nil
+}
+
+func (k *Kubo) unhold(ctx context.Context, label string, roots []cid.Cid) error {
+	if k.embedded {
+		// Our own node takes the directory for what it lists.
+		dir, err := k.directory(ctx, roots)
+		if err != nil {
+			return err
 		}
-		err := copy()
-		if err != nil && strings.Contains(err.Error(), "unflushed MFS operations") {
-			// Kubo bounds how many there may be, whoever made them: 256.
-			if err = k.call(ctx, k.api.Request("files/flush"), nil); err == nil {
-				err = copy()
+		return k.dropHeld(ctx, label, dir)
+	}
+	var all struct{ Hash string }
+	err := k.insist(ctx, "read what is held", time.Minute, func(ctx context.Context) error {
+		return k.call(ctx, k.api.Request("files/stat", path.Join(heldDir, label)).Option("hash", true), &all)
+	})
+	if err != nil && strings.Contains(err.Error(), "file does not exist") {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	root, err := cid.Decode(all.Hash)
+	if err != nil {
+		return err
+	}
+	gone := make(map[cid.Cid]bool, len(roots))
+	for _, c := range roots {
+		gone[c] = true
+	}
+	for l, err := range unixfs.List(ctx, localBlocks{k}, root) {
+		if err != nil {
+			return err
+		}
+		var stay []cid.Cid
+		touched := false
+		for held, err := range unixfs.List(ctx, localBlocks{k}, l.CID) {
+			if err != nil {
+				return err
+			}
+			if gone[held.CID] {
+				touched = true
+			} else {
+				stay = append(stay, held.CID)
 			}
 		}
-		if err != nil && strings.Contains(err.Error(), "already has entry by that name") {
+		if !touched {
+			continue
+		}
+		if len(stay) > 0 {
+			if err := k.Hold(ctx, label, stay); err != nil {
+				return err
+			}
+			err := k.insist(ctx, "flush what is held", 2*time.Minute, func(ctx context.Context) error {
+				return k.call(ctx, k.api.Request("files/flush"), nil)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		if err := k.dropHeld(ctx, label, l.CID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropHeld takes one of Hold's directories out of MFS, which Kubo flushes then.
+func (k *Kubo) dropHeld(ctx context.Context, label string, dir cid.Cid) error {
+	return k.insist(ctx, "drop "+dir.String(), 2*time.Minute, func(ctx context.Context) error {
+		err := k.call(ctx, k.api.Request("files/rm", heldPath(label, dir)).Option("recursive", true).Option("force", true), nil)
+		if err != nil && strings.Contains(err.Error(), "file does not exist") {
 			return nil
 		}
 		return err
@@ -565,16 +666,17 @@ func (k *Kubo) block(ctx context.Context, c cid.Cid, limit time.Duration, offlin
 	return b, err
 }
 
-// Pin implements Node: pin/add for the first root, which walks it whole, then
-// pin/update, which walks what changed and unpins old. An old root that the
-// daemon has lost is as none.
+// Pin implements Node: pin/add for the first root, which walks it whole, and
+// pin/update beside near, which walks what differs. A near that the daemon has
+// lost is as none. In Kubo a root has one pin and one name: under another label
+// it is pinned anew, and the former label no longer has it.
 //
 // Kubo looks for a missing block on the network, for ever. So a pin that takes
 // long is looked into from here: once a block turns out to be missing, the
 // call is given up, as ErrNotFound.
-func (k *Kubo) Pin(ctx context.Context, label string, old, new cid.Cid) error {
+func (k *Kubo) Pin(ctx context.Context, label string, near, root cid.Cid) error {
 	// Hours, for the first root of a large registry.
-	return k.insist(ctx, fmt.Sprintf("pin %q to %s", label, new), 12*time.Hour, func(ctx context.Context) error {
+	return k.insist(ctx, fmt.Sprintf("pin %q to %s", label, root), 12*time.Hour, func(ctx context.Context) error {
 		ctx, giveUp := context.WithCancelCause(ctx)
 		defer giveUp(nil)
 		looked := make(chan struct{})
@@ -586,11 +688,11 @@ func (k *Kubo) Pin(ctx context.Context, label string, old, new cid.Cid) error {
 			case <-answered:
 				return
 			}
-			if err := whole(ctx, kuboHolder{k}, old, new); errors.Is(err, ErrNotFound) {
+			if err := whole(ctx, localBlocks{k}, near, root); errors.Is(err, ErrNotFound) {
 				giveUp(err)
 			}
 		}()
-		err := k.pin(ctx, label, old, new)
+		err := k.pin(ctx, label, near, root)
 		close(answered)
 		if err == nil {
 			giveUp(nil)
@@ -603,30 +705,81 @@ func (k *Kubo) Pin(ctx context.Context, label string, old, new cid.Cid) error {
 	})
 }
 
-func (k *Kubo) pin(ctx context.Context, label string, old, new cid.Cid) error {
-	// Our own node's pin/add is the update of its label.
-	if old.Defined() && !old.Equals(new) && !k.embedded {
-		err := k.call(ctx, k.api.Request("pin/update", old.String(), new.String()).Option("unpin", true), nil)
-		if err == nil || !strings.Contains(err.Error(), "not recursively pinned") {
+func (k *Kubo) pin(ctx context.Context, label string, near, root cid.Cid) error {
+	if near.Defined() && !near.Equals(root) {
+		req := k.api.Request("pin/update", near.String(), root.String()).Option("unpin", false)
+		if k.embedded {
+			return k.call(ctx, req.Option("name", label), nil) // Kubo gives the new pin the old one's name
+		}
+		err := k.call(ctx, req, nil)
+		if err == nil || strings.Contains(err.Error(), "was already recursively pinned") {
+			return nil
+		}
+		if !strings.Contains(err.Error(), "not recursively pinned") {
 			return err
 		}
 	}
-	return k.call(ctx, k.api.Request("pin/add", new.String()).Option("name", label), nil)
+	return k.call(ctx, k.api.Request("pin/add", root.String()).Option("name", label), nil)
 }
 
-// kuboHolder is what a daemon holds, for whole.
-type kuboHolder struct{ k *Kubo }
-
-func (h kuboHolder) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
-	return h.k.Local(ctx, c)
+// Unpin implements Node by pin/rm.
+func (k *Kubo) Unpin(ctx context.Context, label string, root cid.Cid) error {
+	return k.insist(ctx, fmt.Sprintf("unpin %s from %q", root, label), 2*time.Minute, func(ctx context.Context) error {
+		req := k.api.Request("pin/rm", root.String())
+		if k.embedded {
+			return k.call(ctx, req.Option("name", label), nil)
+		}
+		pins, err := k.listPins(ctx, k.api.Request("pin/ls", root.String()).Option("names", true))
+		if err != nil && strings.Contains(err.Error(), "is not pinned") {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// Another label's stays. Without a name it is an older Kubo's pin/update.
+		if name := pins[root]; name != label && name != "" {
+			return nil
+		}
+		err = k.call(ctx, req, nil)
+		if err != nil && strings.Contains(err.Error(), "not pinned") {
+			return nil
+		}
+		return err
+	})
 }
 
-func (h kuboHolder) Has(ctx context.Context, c cid.Cid) (bool, error) {
-	_, err := h.k.Local(ctx, c)
-	if errors.Is(err, ErrNotFound) {
-		return false, nil
+// Pins implements Node by pin/ls.
+func (k *Kubo) Pins(ctx context.Context, label string) (roots []cid.Cid, err error) {
+	err = k.insist(ctx, fmt.Sprintf("pins of %q", label), 2*time.Minute, func(ctx context.Context) error {
+		pins, err := k.listPins(ctx, k.api.Request("pin/ls").Option("name", label).Option("names", true))
+		roots = nil
+		for c, name := range pins {
+			if name == label { // Kubo lists also those that have label in their name
+				roots = append(roots, c)
+			}
+		}
+		return err
+	})
+	return roots, err
+}
+
+// listPins gives the recursive pins that a pin/ls lists, with their names.
+func (k *Kubo) listPins(ctx context.Context, req rpc.RequestBuilder) (map[cid.Cid]string, error) {
+	var answer struct {
+		Keys map[string]struct{ Name string }
 	}
-	return err == nil, err
+	if err := k.call(ctx, req.Option("type", "recursive"), &answer); err != nil {
+		return nil, err
+	}
+	pins := make(map[cid.Cid]string, len(answer.Keys))
+	for text, pin := range answer.Keys {
+		c, err := cid.Decode(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: a pin that is no CID: %w", ErrAway, err)
+		}
+		pins[c] = pin.Name
+	}
+	return pins, nil
 }
 
 // PutRecord implements Node by name/put, and by routing/put for a Kubo before

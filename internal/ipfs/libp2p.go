@@ -318,13 +318,13 @@ func (n *Embedded) announce(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		roots, err := n.blocks.pins()
+		pins, err := n.blocks.pins("")
 		if err != nil {
 			n.log.ErrorContext(ctx, "reading pins failed", "err", err)
 			continue
 		}
-		for _, root := range roots {
-			n.provide(ctx, root)
+		for _, p := range pins {
+			n.provide(ctx, p.root)
 		}
 	}
 }

@@ -65,7 +65,7 @@ type Node interface {
 	// below them as soon as it is put: called before the Put of a batch, no
 	// block of it is ever without a root. It adds to what label holds already,
 	// asks for nothing to be there yet, and lasts from a later Checkpoint until
-	// an operator lets go. A label is a file name of at most 100 bytes.
+	// Unhold. A label is a file name of at most 100 bytes.
 	Hold(ctx context.Context, label string, roots []cid.Cid) error
 	// Free is how many bytes the disk under the node has left for it; known is
 	// false where that disk is not on this machine. It is cheap: one call of
@@ -76,9 +76,19 @@ type Node interface {
 	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
 	// Get returns a block, asking the network for it until ctx ends.
 	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
-	// Pin makes new, whole in the node, a garbage collection root under label,
-	// in place of old (cid.Undef where there was none).
-	Pin(ctx context.Context, label string, old, new cid.Cid) error
+	// Unhold lets go of roots that Hold was given under label: from then on a
+	// collection takes them, unless something else holds or pins them. What is not
+	// held is no error. A crash before a later Checkpoint may undo it.
+	Unhold(ctx context.Context, label string, roots []cid.Cid) error
+	// Pin makes root, whole in the node, a garbage collection root under label,
+	// beside those that label has. The check costs what root does not share with
+	// near, where that is pinned under label; cid.Undef is none.
+	Pin(ctx context.Context, label string, near, root cid.Cid) error
+	// Unpin takes root from those pinned under label. One that is not pinned is no
+	// error.
+	Unpin(ctx context.Context, label string, root cid.Cid) error
+	// Pins lists the roots pinned under label, in no order.
+	Pins(ctx context.Context, label string) ([]cid.Cid, error)
 	// PutRecord hands a signed IPNS record to the network, or only to the
 	// node itself where it has no peers. The caller reads it back: a nil error
 	// means nothing on the DHT.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -255,6 +256,53 @@ func TestNode(t *testing.T) {
 					t.Errorf("update once the hole is filled: %v", err)
 				}
 			})
+			t.Run("PinsSeveral", func(t *testing.T) {
+				a, b := randomLeaf(2050, 100), randomLeaf(2051, 200)
+				first, second := dir(a), dir(a, b)
+				if err := n.Put(ctx, []blocks.Block{a, b, first, second}); err != nil {
+					t.Fatal(err)
+				}
+				pins := func(label string, want ...blocks.Block) {
+					t.Helper()
+					got, err := n.Pins(ctx, label)
+					if err != nil || len(got) != len(want) {
+						t.Fatalf("pins of %s: %v, %v, want %d", label, got, err, len(want))
+					}
+					for _, b := range want {
+						if !slices.Contains(got, b.Cid()) {
+							t.Errorf("pins of %s: %v, without %s", label, got, b.Cid())
+						}
+					}
+				}
+				must := func(err error) {
+					t.Helper()
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				const label = "registry-mirror/several"
+				pins(label)
+				must(n.Pin(ctx, label, cid.Undef, first.Cid()))
+				for range 2 { // again, after a crash before it was noted
+					must(n.Pin(ctx, label, first.Cid(), second.Cid()))
+				}
+				must(n.Pin(ctx, label+"2", cid.Undef, b.Cid()))
+				pins(label, first, second)
+				must(n.Unpin(ctx, label, b.Cid())) // another label's
+				pins(label+"2", b)
+				for range 2 {
+					must(n.Unpin(ctx, label, first.Cid()))
+				}
+				pins(label, second)
+				// A near that is pinned no more is no reason to trust what it had.
+				missing := randomLeaf(2052, 10)
+				hole := dir(missing)
+				must(n.Put(ctx, []blocks.Block{hole, dir(hole)}))
+				if err := n.Pin(ctx, label, hole.Cid(), dir(hole).Cid()); !errors.Is(err, ErrNotFound) {
+					t.Errorf("beside what is not pinned: %v, want ErrNotFound", err)
+				}
+				pins(label, second)
+			})
 			t.Run("Holds", func(t *testing.T) {
 				roots := []cid.Cid{randomLeaf(2100, 100).Cid(), randomLeaf(2101, 30_000).Cid()}
 				for range 2 { // again, after a crash before it was noted
@@ -271,8 +319,16 @@ func TestNode(t *testing.T) {
 				if err := n.Checkpoint(ctx); err != nil {
 					t.Fatal(err)
 				}
+				for range 2 {
+					if err := n.Unhold(ctx, "some label", append(roots, randomLeaf(2102, 1).Cid())); err != nil {
+						t.Errorf("unhold: %v", err)
+					}
+				}
+				if err := n.Unhold(ctx, "some label", nil); err != nil {
+					t.Errorf("unhold nothing: %v", err)
+				}
 				for _, label := range []string{"", ".", "..", "a/b", "a\x00b", "\xff", strings.Repeat("a", 101)} {
-					if err := n.Hold(ctx, label, roots); err == nil {
+					if n.Hold(ctx, label, roots) == nil || n.Unhold(ctx, label, roots) == nil {
 						t.Errorf("label %q was taken", label)
 					}
 				}

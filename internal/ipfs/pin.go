@@ -2,6 +2,7 @@ package ipfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/ipfs/boxo/ipld/merkledag"
@@ -14,6 +15,21 @@ import (
 type holder interface {
 	Has(ctx context.Context, c cid.Cid) (bool, error)
 	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+}
+
+// localBlocks are what a node holds.
+type localBlocks struct{ n Node }
+
+func (l localBlocks) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	return l.n.Local(ctx, c)
+}
+
+func (l localBlocks) Has(ctx context.Context, c cid.Cid) (bool, error) {
+	_, err := l.n.Local(ctx, c)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // whole checks that every block below root is held, without descending into

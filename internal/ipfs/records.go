@@ -78,7 +78,7 @@ func endOfLife(raw []byte) (eol time.Time) {
 func (n *Embedded) loadStrangers() error {
 	n.strangers = map[ipns.Name]time.Time{}
 	var bad error
-	err := n.blocks.each(strangerSpace, func(key, raw []byte) bool {
+	err := n.blocks.each(strangerSpace, nil, func(key, raw []byte) bool {
 		var name ipns.Name
 		if name, bad = ipns.NameFromRoutingKey(key); bad == nil {
 			n.strangers[name] = endOfLife(raw)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -27,7 +28,7 @@ const (
 	placeSpace    = 'l' // + multihash -> place of the block in a CAR file
 	recordSpace   = 'r' // + routing key -> signed IPNS record
 	strangerSpace = 's' // + routing key -> the same, brought by whoever reached the gateway
-	pinSpace      = 'p' // + label -> CID
+	pinSpace      = 'p' // + label, a NUL, and a CID's bytes -> CID; once, + label -> the one CID
 	holdSpace     = 'h' // + label, a slash, and a CID's bytes -> nothing
 )
 
@@ -191,15 +192,16 @@ func (s *store) setSync(key, value []byte, gone ...[]byte) error {
 	})
 }
 
-// each calls f with the keys (without their space) and values of a key space,
-// in key order, until f returns false. f must not keep what it is given.
-func (s *store) each(space byte, f func(key, value []byte) bool) error {
+// each calls f with the keys (without their space) that begin with prefix, and
+// their values, of a key space, in key order, until f returns false. f must not
+// keep what it is given.
+func (s *store) each(space byte, prefix []byte, f func(key, value []byte) bool) error {
 	return s.use(func(db *pebble.DB) error {
-		it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{space}, UpperBound: []byte{space + 1}})
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: append([]byte{space}, prefix...), UpperBound: []byte{space + 1}})
 		if err != nil {
 			return err
 		}
-		for ok := it.First(); ok; ok = it.Next() {
+		for ok := it.First(); ok && bytes.HasPrefix(it.Key()[1:], prefix); ok = it.Next() {
 			v, err := it.ValueAndErr()
 			if err != nil {
 				it.Close()
@@ -459,7 +461,7 @@ func (s *store) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
 				return false
 			}
 		}
-		err := errors.Join(s.Sync(), s.each(blockSpace, each), s.each(placeSpace, each))
+		err := errors.Join(s.Sync(), s.each(blockSpace, nil, each), s.each(placeSpace, nil, each))
 		if err != nil {
 			s.log.ErrorContext(ctx, "listing blocks failed", "err", err)
 		}
@@ -467,17 +469,28 @@ func (s *store) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
 	return out, nil
 }
 
-// pinned returns the root pinned under label, cid.Undef where there is none.
-func (s *store) pinned(label string) (cid.Cid, error) {
-	raw, err := s.value(append([]byte{pinSpace}, label...))
-	if err != nil || raw == nil {
-		return cid.Undef, err
+// checkPinLabel refuses what would not end where the key of a pin says.
+func checkPinLabel(label string) error {
+	if strings.Contains(label, "\x00") {
+		return fmt.Errorf("label %.200q has a NUL in it", label)
 	}
-	var text string
-	if err := json.Unmarshal(raw, &text); err != nil {
-		return cid.Undef, fmt.Errorf("pin %q: %w", label, err)
+	return nil
+}
+
+func pinKey(label string, root cid.Cid) []byte {
+	key := append([]byte{pinSpace}, label...)
+	return append(append(key, 0), root.Bytes()...)
+}
+
+// pinned returns the roots pinned under label.
+func (s *store) pinned(label string) (roots []cid.Cid, err error) {
+	pins, err := s.pins(label)
+	for _, p := range pins {
+		if p.label == label && !slices.Contains(roots, p.root) {
+			roots = append(roots, p.root)
+		}
 	}
-	return cid.Decode(text)
+	return roots, err
 }
 
 // pin records root under label, durably, after the blocks put before.
@@ -489,27 +502,63 @@ func (s *store) pin(label string, root cid.Cid) error {
 	if err != nil {
 		return err
 	}
-	return s.setSync(append([]byte{pinSpace}, label...), raw)
+	return s.setSync(pinKey(label, root), raw)
 }
 
-// pins returns all pinned roots by label.
-func (s *store) pins() (map[string]cid.Cid, error) {
-	labels := map[string]cid.Cid{}
+// unpin strikes root from those under label, durably.
+func (s *store) unpin(label string, root cid.Cid) error {
+	pins, err := s.pins(label)
+	if err != nil {
+		return err
+	}
+	return s.use(func(db *pebble.DB) error {
+		batch := db.NewBatch()
+		defer batch.Close()
+		for _, p := range pins {
+			if p.label != label || p.root != root {
+				continue
+			}
+			if err := batch.Delete(p.key, nil); err != nil {
+				return err
+			}
+		}
+		if batch.Empty() {
+			return nil
+		}
+		return batch.Commit(pebble.Sync)
+	})
+}
+
+// pinRow is one pin.
+type pinRow struct {
+	key   []byte
+	label string
+	root  cid.Cid
+}
+
+// pins returns the pins whose label begins with prefix.
+func (s *store) pins(prefix string) (pins []pinRow, err error) {
 	var bad error
-	err := s.each(pinSpace, func(key, value []byte) bool {
+	err = s.each(pinSpace, []byte(prefix), func(key, value []byte) bool {
+		label, _, _ := bytes.Cut(key, []byte{0})
+		p := pinRow{key: append([]byte{pinSpace}, key...), label: string(label)}
 		var text string
-		if bad = json.Unmarshal(value, &text); bad != nil {
+		if bad = json.Unmarshal(value, &text); bad == nil {
+			p.root, bad = cid.Decode(text)
+		}
+		if bad != nil {
+			bad = fmt.Errorf("pin %q: %w", label, bad)
 			return false
 		}
-		c, err := cid.Decode(text)
-		if err != nil {
-			bad = err
-			return false
-		}
-		labels[string(key)] = c
+		pins = append(pins, p)
 		return true
 	})
-	return labels, errors.Join(err, bad)
+	return pins, errors.Join(err, bad)
+}
+
+func holdKey(label string, root cid.Cid) []byte {
+	key := append([]byte{holdSpace}, label...)
+	return append(append(key, '/'), root.Bytes()...)
 }
 
 // hold records roots under label, unsynced.
@@ -518,9 +567,21 @@ func (s *store) hold(label string, roots []cid.Cid) error {
 		batch := db.NewBatch()
 		defer batch.Close()
 		for _, c := range roots {
-			key := append([]byte{holdSpace}, label...)
-			key = append(append(key, '/'), c.Bytes()...)
-			if err := batch.Set(key, nil, nil); err != nil {
+			if err := batch.Set(holdKey(label, c), nil, nil); err != nil {
+				return err
+			}
+		}
+		return batch.Commit(pebble.NoSync)
+	})
+}
+
+// unhold strikes roots from those held under label, unsynced.
+func (s *store) unhold(label string, roots []cid.Cid) error {
+	return s.use(func(db *pebble.DB) error {
+		batch := db.NewBatch()
+		defer batch.Close()
+		for _, c := range roots {
+			if err := batch.Delete(holdKey(label, c), nil); err != nil {
 				return err
 			}
 		}
@@ -530,15 +591,11 @@ func (s *store) hold(label string, roots []cid.Cid) error {
 
 // held returns the roots held under label.
 func (s *store) held(label string) (roots []cid.Cid, err error) {
-	prefix := label + "/"
+	prefix := []byte(label + "/")
 	var bad error
-	err = s.each(holdSpace, func(key, _ []byte) bool {
-		raw, ok := bytes.CutPrefix(key, []byte(prefix))
-		if !ok {
-			return true
-		}
+	err = s.each(holdSpace, prefix, func(key, _ []byte) bool {
 		var c cid.Cid
-		if c, bad = cid.Cast(bytes.Clone(raw)); bad == nil {
+		if c, bad = cid.Cast(bytes.Clone(key[len(prefix):])); bad == nil {
 			roots = append(roots, c)
 		}
 		return bad == nil

@@ -41,7 +41,7 @@ type memNode struct {
 	mu      sync.Mutex
 	durable map[string]blocks.Block
 	fresh   map[string]blocks.Block
-	pins    map[string]cid.Cid
+	pins    map[string][]cid.Cid
 	records map[string][]byte   // the network's best, by name
 	puts    map[uint64][]string // by sequence, every value put
 	putRaws map[uint64][][]byte
@@ -49,13 +49,13 @@ type memNode struct {
 	peers   int
 	gateway *httptest.Server
 
-	failLocal, failPut, failRecord, failPutRecord, failPin func() error
-	serve                                                  http.HandlerFunc // in place of the record's bytes
+	failLocal, failPut, failRecord, failPutRecord, failPin, failUnpin func() error
+	serve                                                             http.HandlerFunc // in place of the record's bytes
 }
 
 func newNode(t testing.TB) *memNode {
 	n := &memNode{
-		durable: map[string]blocks.Block{}, fresh: map[string]blocks.Block{}, pins: map[string]cid.Cid{},
+		durable: map[string]blocks.Block{}, fresh: map[string]blocks.Block{}, pins: map[string][]cid.Cid{},
 		spoilt: map[string]bool{}, records: map[string][]byte{}, puts: map[uint64][]string{}, putRaws: map[uint64][][]byte{},
 	}
 	n.gateway = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -161,8 +161,26 @@ func (n *memNode) Pin(_ context.Context, label string, _, root cid.Cid) error {
 		}
 		todo = append(todo, children...)
 	}
-	n.pins[label] = root
+	if !slices.Contains(n.pins[label], root) {
+		n.pins[label] = append(n.pins[label], root)
+	}
 	return nil
+}
+
+func (n *memNode) Unpin(_ context.Context, label string, root cid.Cid) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := call(n.failUnpin); err != nil {
+		return err
+	}
+	n.pins[label] = slices.DeleteFunc(n.pins[label], root.Equals)
+	return nil
+}
+
+func (n *memNode) Pins(_ context.Context, label string) ([]cid.Cid, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.pins[label]), nil
 }
 
 func (n *memNode) PutRecord(_ context.Context, name ipns.Name, raw []byte) error {
@@ -203,10 +221,11 @@ func (n *memNode) Record(_ context.Context, name ipns.Name) ([]byte, error) {
 	return nil, fmt.Errorf("record of %s: %w", name, ipfs.ErrNotFound)
 }
 
-func (n *memNode) Hold(context.Context, string, []cid.Cid) error { return nil }
-func (n *memNode) Free(context.Context) (uint64, bool, error)    { return 0, false, nil }
-func (n *memNode) Connect(context.Context, string) error         { return nil }
-func (n *memNode) Close() error                                  { return nil }
+func (n *memNode) Hold(context.Context, string, []cid.Cid) error   { return nil }
+func (n *memNode) Unhold(context.Context, string, []cid.Cid) error { return nil }
+func (n *memNode) Free(context.Context) (uint64, bool, error)      { return 0, false, nil }
+func (n *memNode) Connect(context.Context, string) error           { return nil }
+func (n *memNode) Close() error                                    { return nil }
 func (n *memNode) Info(context.Context) (ipfs.Info, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -136,6 +136,9 @@ type Publisher struct {
 	gateway string
 
 	turn sync.Mutex // held by whoever builds or publishes
+	// unpinned is set once the node pins no release but the journal's. Whoever
+	// has turn owns it.
+	unpinned bool
 
 	// Fixed after New; tests shorten them.
 	putTries  uint

@@ -241,8 +241,10 @@ func (n *memNode) collect(t testing.TB, l *memLedger) {
 			mark(child)
 		}
 	}
-	for _, root := range n.pins {
-		mark(root)
+	for _, roots := range n.pins {
+		for _, root := range roots {
+			mark(root)
+		}
 	}
 	for _, p := range l.packages {
 		mark(p.Document.CID)
