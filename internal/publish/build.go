@@ -408,50 +408,16 @@ func (q *putter) put(ctx context.Context) error {
 // Law: pushed, durable, a sample read back, pinned, and only then written in the
 // journal. So a run after one that failed in any of these pushes again.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
-	if old := j.pinned.root; old != release.Root {
-		if err := p.push(ctx, j, release); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("release %d: %w: %w", release.Number, ErrIncomplete, err)
-		}
-		if err := j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()}); err != nil {
-			return err
-		}
-		p.unpinned = false
-	}
-	if p.unpinned {
+	if j.pinned.root == release.Root {
 		return nil
 	}
-	if err := p.unpin(ctx, release.Root); err != nil {
+	if err := p.push(ctx, j, release); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		// It costs room and nothing else, and is done the next time.
-		p.o.Log.WarnContext(ctx, "earlier releases stay pinned", "registry", p.o.Registry, "err", err)
-		return nil
+		return fmt.Errorf("release %d: %w: %w", release.Number, ErrIncomplete, err)
 	}
-	p.unpinned = true
-	return hook(p.fault, "unpinned")
-}
-
-// unpin lets the node unpin all releases but one, also those that a crash left.
-func (p *Publisher) unpin(ctx context.Context, but cid.Cid) error {
-	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
-	defer cancel()
-	roots, err := p.o.Node.Pins(ctx, p.label)
-	if err != nil {
-		return err
-	}
-	for _, root := range roots {
-		if root == but {
-			continue
-		}
-		if err := p.o.Node.Unpin(ctx, p.label, root); err != nil {
-			return err
-		}
-	}
-	return nil
+	return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 }
 
 func (p *Publisher) push(ctx context.Context, j *journal, release index.Release) error {

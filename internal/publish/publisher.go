@@ -98,14 +98,19 @@ type Options struct {
 	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
 	Alone     time.Duration // the same while the node has no peers to tell; 1 minute unless set
 	Peers     []string      // multiaddrs that readers may dial, for release.json
+	// Retain is how long a release stays whole once there is a newer one; 0 is for
+	// ever. See Collect.
+	Retain time.Duration
 
 	MaxDocument int64 // bytes of an upstream document; 256 MiB unless set
 	Workers     int   // packages built at once; one a CPU, at least 2, unless set
 
 	Progress func(Progress) // called now and then, from one goroutine at a time; may be nil
-	Log      *slog.Logger   // discarded unless set
-	Now      func() time.Time
-	HTTP     *http.Client // for reading back; a plain one unless set
+	// Collecting is told how far each stage of a collection came; may be nil.
+	Collecting func(stage string, done int)
+	Log        *slog.Logger // discarded unless set
+	Now        func() time.Time
+	HTTP       *http.Client // for reading back; a plain one unless set
 }
 
 // Progress is how far a build came.
@@ -135,10 +140,8 @@ type Publisher struct {
 	// gateway begins the URLs of index.html, "" for none: the index's parameter.
 	gateway string
 
-	turn sync.Mutex // held by whoever builds or publishes
-	// unpinned is set once the node pins no release but the journal's. Whoever
-	// has turn owns it.
-	unpinned bool
+	turn       sync.Mutex // held by whoever builds or publishes
+	collecting sync.Mutex // held by whoever collects, beside one who publishes
 
 	// Fixed after New; tests shorten them.
 	putTries  uint
@@ -208,10 +211,19 @@ func New(o Options) *Publisher {
 
 // Run publishes, then again whenever the ledger moves, at most once in every,
 // and at least as often as Options.Republish, Options.Alone and the record's
-// lifetime ask. It blocks until ctx ends, or until an error that no later run
-// can mend. report, which may be nil, hears of each run; what Run goes on after it
-// also logs.
+// lifetime ask; and collects what is due meanwhile. It blocks until ctx ends, or
+// until an error that no later run can mend. report, which may be nil, hears of each
+// run; what Run goes on after it also logs.
 func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Result, error)) error {
+	published := make(chan struct{}, 1)
+	var collector sync.WaitGroup
+	defer collector.Wait()
+	defer close(published)
+	collector.Go(func() {
+		for range published {
+			p.collectIfDue(ctx)
+		}
+	})
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = time.Second, 5*time.Minute
 	for {
@@ -228,6 +240,10 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 		}
 		if err == nil {
 			pause.Reset()
+			select {
+			case published <- struct{}{}:
+			default: // it is still collecting
+			}
 			err = p.awaitWork(ctx, p.again(result))
 			if err == nil {
 				if err := sleep(ctx, every-time.Since(began)); err != nil {

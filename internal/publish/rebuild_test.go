@@ -221,8 +221,8 @@ func TestIndexAndNodeRestored(t *testing.T) {
 	}
 }
 
-// collect takes from the node what neither its pins nor the ledger keep, as a
-// garbage collection does.
+// collect takes from the node what neither the newest release nor the ledger has, as
+// a garbage collection does once the others are let go of.
 func (n *memNode) collect(t testing.TB, l *memLedger) {
 	t.Helper()
 	keep := map[string]bool{}
@@ -242,9 +242,7 @@ func (n *memNode) collect(t testing.TB, l *memLedger) {
 		}
 	}
 	for _, roots := range n.pins {
-		for _, root := range roots {
-			mark(root)
-		}
+		mark(roots[len(roots)-1])
 	}
 	for _, p := range l.packages {
 		mark(p.Document.CID)
