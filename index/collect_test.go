@@ -156,6 +156,27 @@ func (p *past) tells(t testing.TB) {
 			t.Errorf("list of release %d: %d entries, want %d", r.Number, len(got), len(want))
 		}
 	}
+	for range 20 {
+		a, b := p.releases[p.rng.IntN(len(p.releases))].Number, p.releases[p.rng.IntN(len(p.releases))].Number
+		got := map[npm.Name]Difference{}
+		for d, err := range p.ix.Between(t.Context(), a, b) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[d.New.Name] = d
+		}
+		if want := differing(p.lists[a], p.lists[b]); !maps.Equal(got, want) {
+			t.Errorf("%d differences between %d and %d, want %d", len(got), a, b, len(want))
+		}
+		for name := range p.lists[b] {
+			want, listed := p.lists[a][name]
+			got, err := p.ix.EntryAt(t.Context(), a, name)
+			if listed && (err != nil || got.CID != want.CID || got.Tsize != want.Tsize) || !listed && !errors.Is(err, ErrNotFound) {
+				t.Errorf("%s at %d: %+v, %v, want %+v", name, a, got, err, want)
+			}
+			break
+		}
+	}
 	if err := p.ix.Check(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -32,8 +32,8 @@ func differences(t testing.TB, g unixfs.Getter, old, new List) map[npm.Name]Diff
 	return got
 }
 
-// between is what Diff must say of two sets.
-func between(old, new map[npm.Name]Entry) map[npm.Name]Difference {
+// differing is what Diff must say of two sets.
+func differing(old, new map[npm.Name]Entry) map[npm.Name]Difference {
 	want := map[npm.Name]Difference{}
 	listed := func(set map[npm.Name]Entry, name npm.Name) Entry {
 		e := set[name]
@@ -107,14 +107,14 @@ func TestDiffOfHistory(t *testing.T) {
 		}
 		lists, sets = append(lists, r.List), append(sets, set)
 		for _, other := range []int{len(lists) - 1, max(0, len(lists)-2), rng.IntN(len(lists))} {
-			if got, want := differences(t, ix, lists[other], r.List), between(sets[other], set); !maps.Equal(got, want) {
+			if got, want := differences(t, ix, lists[other], r.List), differing(sets[other], set); !maps.Equal(got, want) {
 				t.Fatalf("release %d to %d: %d differences, want %d", other+1, r.Number, len(got), len(want))
 			}
-			if got, want := differences(t, ix, r.List, lists[other]), between(set, sets[other]); !maps.Equal(got, want) {
+			if got, want := differences(t, ix, r.List, lists[other]), differing(set, sets[other]); !maps.Equal(got, want) {
 				t.Fatalf("release %d to %d: %d differences, want %d", r.Number, other+1, len(got), len(want))
 			}
 		}
-		if got, want := differences(t, ix, List{}, r.List), between(nil, set); !maps.Equal(got, want) {
+		if got, want := differences(t, ix, List{}, r.List), differing(nil, set); !maps.Equal(got, want) {
 			t.Fatalf("nothing to release %d: %d differences, want %d", r.Number, len(got), len(want))
 		}
 	}
@@ -186,7 +186,7 @@ func TestDiffScopeInOverflow(t *testing.T) {
 	}
 	for i := range lists {
 		for j := range lists {
-			if got, want := differences(t, n, lists[i], lists[j]), between(sets[i], sets[j]); !maps.Equal(got, want) {
+			if got, want := differences(t, n, lists[i], lists[j]), differing(sets[i], sets[j]); !maps.Equal(got, want) {
 				t.Errorf("%d to %d: %v, want %v", i, j, got, want)
 			}
 		}

@@ -130,12 +130,152 @@ func snapshots(ctx context.Context, r pebble.Reader) (all []Snapshot, err error)
 	return all, nil
 }
 
+// Between yields what differs between the lists of two releases, also where their
+// directories were collected: as Diff does, in no promised order. What was written
+// down of releases between them is in memory meanwhile, some 300 bytes for each
+// package. ErrNoRelease where there is no such release.
+func (ix *Index) Between(ctx context.Context, from, to uint64) iter.Seq2[Difference, error] {
+	return func(yield func(Difference, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(Difference{}, err)
+			return
+		}
+		defer ix.end()
+		snap := ix.db.NewSnapshot()
+		defer snap.Close()
+		all, err := between(ctx, snap, from, to)
+		if err != nil {
+			yield(Difference{}, fmt.Errorf("between releases %d and %d: %w", from, to, err))
+			return
+		}
+		for d, err := range all {
+			if !yield(d, err) {
+				return
+			}
+		}
+	}
+}
+
+func between(ctx context.Context, r pebble.Reader, from, to uint64) (iter.Seq2[Difference, error], error) {
+	_, a, err := releaseAndBefore(r, from)
+	if err != nil {
+		return nil, err
+	}
+	_, b, err := releaseAndBefore(r, to)
+	if err != nil {
+		return nil, err
+	}
+	first, err := oldest(r)
+	if err != nil {
+		return nil, err
+	}
+	if from >= first && to >= first {
+		return Diff(ctx, getter{r}, a.List, b.List), nil
+	}
+	// First from the older of the two to the newer, and turned round in the end.
+	older, newer := a, b
+	if from > to {
+		older, newer = b, a
+	}
+	changed := map[npm.Name]Difference{}
+	add := func(d Difference) {
+		if earlier, ok := changed[d.New.Name]; ok {
+			d.Old = earlier.Old
+		}
+		changed[d.New.Name] = d
+	}
+	for row, err := range scanBetween(ctx, r, numbered(rowHistory, older.Number+1), numbered(rowHistory, min(newer.Number, first)+1)) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := decodeDifference(npm.Name(row.key[9:]), row.value)
+		if err != nil {
+			return nil, err
+		}
+		add(d)
+	}
+	if newer.Number > first {
+		_, f, err := releaseAndBefore(r, first)
+		if err != nil {
+			return nil, err
+		}
+		for d, err := range Diff(ctx, getter{r}, f.List, newer.List) {
+			if err != nil {
+				return nil, err
+			}
+			add(d)
+		}
+	}
+	return func(yield func(Difference, error) bool) {
+		for _, d := range changed {
+			if from > to {
+				d.Old, d.New = d.New, d.Old
+			}
+			if d.Old != d.New && !yield(d, nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+// EntryAt returns what release number listed under a name, ErrNotFound for nothing,
+// as ReadEntry does; where the release's directories were collected, CID and Tsize
+// alone. ErrNoRelease where there is no such release.
+func (ix *Index) EntryAt(ctx context.Context, number uint64, name npm.Name) (Entry, error) {
+	if err := ix.begin(); err != nil {
+		return Entry{}, err
+	}
+	defer ix.end()
+	snap := ix.db.NewSnapshot()
+	defer snap.Close()
+	e, err := entryAt(ctx, snap, number, name)
+	if err != nil {
+		return Entry{}, fmt.Errorf("entry %s of release %d: %w", name, number, err)
+	}
+	return e, nil
+}
+
+func entryAt(ctx context.Context, r pebble.Reader, number uint64, name npm.Name) (Entry, error) {
+	_, release, err := releaseAndBefore(r, number)
+	if err != nil {
+		return Entry{}, err
+	}
+	first, err := oldest(r)
+	if err != nil {
+		return Entry{}, err
+	}
+	if number >= first {
+		return ReadEntry(ctx, getter{r}, release, name)
+	}
+	for row, err := range scanBetween(ctx, r, numbered(rowRelease, number+1), numbered(rowRelease, first+1)) {
+		if err != nil {
+			return Entry{}, err
+		}
+		if release, err = readReleaseRow(row); err != nil {
+			return Entry{}, err
+		}
+		raw, err := get(r, historyKey(release.Number, name))
+		if err != nil {
+			return Entry{}, err
+		}
+		if raw == nil {
+			continue
+		}
+		d, err := decodeDifference(name, raw)
+		if err == nil && !d.Old.CID.Defined() {
+			err = ErrNotFound
+		}
+		return d.Old, err
+	}
+	return Lookup(ctx, getter{r}, release.List, name) // which has not changed since
+}
+
 // ListAt yields the list of release number in the order of its names, also where
 // its directories were collected: names, CIDs and Tsizes. It goes by what was
 // written down of the releases between it and the newest, or the nearest of
 // Snapshots, whose files g has; it holds the whole to what the release commits to
 // before it yields any. What differs from that newest list or snapshot is in
-// memory meanwhile, some 200 bytes for each package. It ends at the first error:
+// memory meanwhile, some 200 bytes for each package. A nil g has no snapshots. It ends at the first error:
 // ErrNoRelease, ErrCorrupt where nothing leads to that list.
 func (ix *Index) ListAt(ctx context.Context, number uint64, g unixfs.Getter) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
@@ -174,9 +314,11 @@ func listAt(ctx context.Context, snap *pebble.Snapshot, number uint64, g unixfs.
 	if err != nil {
 		return nil, err
 	}
-	all, err := snapshots(ctx, snap)
-	if err != nil {
-		return nil, err
+	var all []Snapshot
+	if g != nil {
+		if all, err = snapshots(ctx, snap); err != nil {
+			return nil, err
+		}
 	}
 	// The newest list is here, whatever else is; so is the way from it to the
 	// oldest whose directories are.

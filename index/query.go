@@ -165,15 +165,11 @@ func Matching(entries iter.Seq2[Entry, error], pattern string) iter.Seq2[Entry, 
 func (ix *Index) Since(ctx context.Context, number uint64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		now, err := ix.Head()
-		var old Release
-		if err == nil {
-			old, err = ix.Release(number)
-		}
 		if err != nil {
 			yield(Entry{}, err)
 			return
 		}
-		for d, err := range Diff(ctx, ix, old.List, now.List) {
+		for d, err := range ix.Between(ctx, number, now.Number) {
 			if err == nil && !d.New.CID.Defined() {
 				continue
 			}
