@@ -98,7 +98,7 @@ func releaseNumber(text string) (uint64, error) {
 // changes says what changed, and counts it.
 func changes(ctx context.Context, ix *index.Index, from, to index.Release, count map[string]int) iter.Seq2[changeJSON, error] {
 	return func(yield func(changeJSON, error) bool) {
-		for d, err := range index.Diff(ctx, ix, from.List, to.List) {
+		for d, err := range ix.Between(ctx, from.Number, to.Number) {
 			if err != nil {
 				yield(changeJSON{}, err)
 				return

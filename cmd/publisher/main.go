@@ -89,6 +89,6 @@ configuration, 69 node away, 75 locked.`,
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
 	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r),
-		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), cli.VersionCommand())
+		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), cli.VersionCommand())
 	return cmd
 }

@@ -66,20 +66,28 @@ func publishCommand(r *registry) *cobra.Command {
 		Long: `Builds a release if the ledger moved, signs its root as an IPNS record, hands
 it to the node and reads it back over HTTP. Without anything new it puts the
 same record again, or signs the same release anew when half of the record's
-lifetime is over. Made for cron: it prints nothing on success off a terminal.`,
+lifetime is over. Made for cron: it prints nothing on success off a terminal.
+Once in a while it also lets go of releases that are older than --retain, as
+publisher collect does.`,
 		Example: `  publisher publish
   publisher publish --json | jq .name`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := r.checkRetain(); err != nil {
+				return err
+			}
 			var result publish.Result
 			err := r.with(cmd, sign, func(ctx context.Context, o *opened) (err error) {
-				result, err = o.Publish(ctx)
-				return err
+				if result, err = o.Publish(ctx); err != nil {
+					return err
+				}
+				return r.collectIfDue(ctx, o)
 			})
 			return r.report(cmd, result, err, printResult)
 		},
 	}
 	bindParameters(cmd, r)
+	bindRetain(cmd, r)
 	return cmd
 }
 

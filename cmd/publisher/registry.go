@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
@@ -20,12 +21,14 @@ type registry struct {
 	*cli.Common
 	name          string
 	gatewayOrigin string
+	retain        time.Duration
 }
 
 // opened is a publisher with all that it works on.
 type opened struct {
 	*publish.Publisher
 	key   ipnskeys.Key
+	log   *slog.Logger
 	close []func() error // in the order of closing
 }
 
@@ -43,12 +46,13 @@ const (
 	build        // begins an index where there is none, and leaves the key alone
 	sign
 	rollback // sign, and begins nothing
+	tidy     // begins nothing, and leaves the key alone
 )
 
 // open opens everything.
 func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, progress *cli.Progress) (_ *opened, err error) {
 	dir := state.Dir(r.State)
-	o := &opened{}
+	o := &opened{log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.Close())
@@ -60,7 +64,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if o.key, err = r.find(dir); err != nil {
 		return nil, err
 	}
-	if purpose != build { // the network is asked for the signer's name
+	if purpose != build && purpose != tidy { // the network is asked for the signer's name
 		if signer, err = ipnskeys.Load(ctx, dir.Keys(), r.name); err != nil {
 			return nil, err
 		}
@@ -71,7 +75,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	own(source.Close)
 	var ix *index.Index
-	if purpose == look || purpose == rollback {
+	if purpose == look || purpose == rollback || purpose == tidy {
 		ix, err = index.Open(dir.Index(r.name), index.Options{Log: log})
 	} else {
 		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log)
@@ -95,8 +99,9 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	o.Publisher = publish.New(publish.Options{
 		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, Next: o.key.Next,
-		Journal: dir.Journal(r.name), Peers: info.Addrs, Log: log,
-		Progress: func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
+		Journal: dir.Journal(r.name), Peers: info.Addrs, Retain: r.retain, Log: log,
+		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
+		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})
 	return o, nil
 }

@@ -77,11 +77,15 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 			if err != nil {
 				return err
 			}
-			e, err := index.ReadEntry(cmd.Context(), ix, of, name)
+			e, err := ix.EntryAt(cmd.Context(), of.Number, name)
 			if err != nil {
 				return err
 			}
 			files, err := index.ReadPackage(cmd.Context(), ix, e.CID)
+			if oldest, err2 := ix.Oldest(); errors.Is(err, index.ErrNoBlock) && err2 == nil && of.Number < oldest {
+				return cli.Hint(fmt.Errorf("%s in release %d is %s, whose content is no longer here: %w", name, of.Number, e.CID, err),
+					fmt.Sprintf("releases from %d on are whole", oldest))
+			}
 			if err != nil {
 				return err
 			}

@@ -267,7 +267,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	h.own(h.index.Close)
 	h.publisher = publish.New(publish.Options{
 		Registry: s.name, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
-		Journal: dir.Journal(s.name), Peers: info.Addrs, Log: log,
+		Journal: dir.Journal(s.name), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
 	})
 	return nil

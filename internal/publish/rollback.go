@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,9 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	old, err := p.o.Index.Release(number)
 	if err != nil {
 		return index.Release{}, back, err
+	}
+	if oldest, err := p.o.Index.Oldest(); err != nil || number < oldest {
+		return index.Release{}, back, cmp.Or(err, fmt.Errorf("%w: it was collected, releases from %d on are whole", ErrGone, oldest))
 	}
 	now, err := p.o.Index.Head()
 	if err != nil {
