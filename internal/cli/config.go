@@ -85,7 +85,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 var Flags = []string{
 	"all", "allow-private", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
 	"ipfs", "ipfs-api", "json", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
-	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "scope", "share", "signatures", "since", "state",
+	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "scope", "share", "signatures", "since", "state",
 	"tarball-host", "upstream", "verbose", "watch",
 }
 
