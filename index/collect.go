@@ -295,7 +295,24 @@ func (c *collection) sweep(ctx context.Context) error {
 		return err
 	}
 	c.progress(StageSweep, looked)
-	return c.ix.db.LogData(nil, pebble.Sync)
+	if err := c.ix.db.LogData(nil, pebble.Sync); err != nil {
+		return err
+	}
+	return c.compact(ctx)
+}
+
+// compactShare is the share (one in so many) of the blocks' room that must have
+// come free for the rest to be written together.
+const compactShare = 4
+
+// compact gives the disk its room back, for by itself Pebble does so only as new
+// blocks come to lie over those that went.
+func (c *collection) compact(ctx context.Context) error {
+	used, err := c.ix.db.EstimateDiskUsage([]byte{rowBlock}, []byte{rowBlock + 1})
+	if err != nil || c.done.Bytes < used/compactShare {
+		return err
+	}
+	return c.ix.db.Compact(ctx, []byte{rowBlock}, []byte{rowBlock + 1}, false)
 }
 
 // remove takes blocks away that had no mark, but for those of releases that were

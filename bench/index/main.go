@@ -2,9 +2,10 @@
 
 // Command index times the list: building it whole, and a release of it when some
 // of it changed, beside boxo's directories, which make the same blocks; and how a
-// reader's copy follows, by delta, snapshot and the directories themselves.
+// reader's copy follows, by delta, snapshot and the directories themselves; and what
+// a day of releases leaves on the disk.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync,day]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
 // process of its own, which reads them from a file. For the default numbers it
@@ -33,6 +34,7 @@ type result struct {
 	Release []releaseResult `json:"release,omitempty"`
 	Growth  []growthResult  `json:"growth,omitempty"`
 	Sync    []syncResult    `json:"sync,omitempty"`
+	Day     []dayResult     `json:"day,omitempty"`
 }
 
 // part is one thing to measure.
@@ -41,7 +43,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}}
+var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}, {"day", day}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -132,6 +134,10 @@ func (r result) print(out io.Writer) {
 	if r.Sync != nil {
 		table(printSync)
 		fmt.Fprintln(out, "each list rebuilt, compared with what the release commits to, and synced to the disk; from an index in the same process")
+	}
+	if r.Day != nil {
+		table(printDay)
+		fmt.Fprintln(out, "every release synced; releases before the last 60 collected four times, the last time at the end")
 	}
 }
 

@@ -40,6 +40,7 @@ type measured struct {
 	Steps []step   // one per file of changes, or per release
 	Roots []string // of releases that were made
 	Ways  []string // by which a copy came to each release
+	Day   *dayResult
 }
 
 // cost is what a timed part took. RSSMiB is the most memory that the process ever
@@ -63,6 +64,7 @@ var sides = map[string]func(context.Context, job) (measured, error){
 	"boxo-releases": boxoReleases,
 	"snapshot":      snapshot,
 	"sync":          syncCopy,
+	"day":           live,
 }
 
 // measure runs a side, on a list of n names, in a process of its own.
