@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
+	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -17,18 +22,46 @@ import (
 
 // edition makes the directories of one release out of those of the one before:
 // what buildList would make of all entries, with work that grows with the change.
+//
+// Scopes are made by several goroutines, each with a copy of its own, which share
+// what is behind mu. A batch may be read by several while nobody writes to it.
 type edition struct {
 	r      pebble.Reader    // entries and places as they are now
 	places *pebble.Iterator // for rivals
 	g      unixfs.Getter    // blocks of the list as it was
+	mu     *sync.Mutex      // over sink, replaced and overflow
 	sink   unixfs.Sink
 	// replaced is told what unixfs.Edit replaces.
 	replaced func(cid.Cid)
 	view     func(Entry) Entry
 	root     cid.Cid // of the list as it was
-	// over is the overflow: as it was in the beginning, as it is now in the end.
-	// A link without a CID is that of a scope whose directory is not known.
-	over map[string]unixfs.Link
+	// overflow is as it was in the beginning, as it is now in the end. A link
+	// without a CID is that of a scope whose directory is not known.
+	overflow map[string]unixfs.Link
+}
+
+// newEdition is of the list old, with its overflow.
+func newEdition(ctx context.Context, d edition, old List) (*edition, error) {
+	sink, replaced := d.sink, d.replaced
+	d.mu = new(sync.Mutex)
+	d.sink = func(b blocks.Block) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return sink(b)
+	}
+	d.replaced = func(c cid.Cid) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		replaced(c)
+	}
+	d.overflow = map[string]unixfs.Link{}
+	for l, err := range unixfs.List(ctx, d.g, old.Overflow) {
+		if err != nil {
+			return nil, fmt.Errorf("read overflow: %w", err)
+		}
+		d.overflow[l.Name] = l
+	}
+	return &d, nil
 }
 
 // editList makes the list of entries of which those of names are new, other or
@@ -37,21 +70,21 @@ type edition struct {
 // was not given again.
 func editList(ctx context.Context, r pebble.Reader, g unixfs.Getter, old List, names []npm.Name, sink unixfs.Sink, replaced func(cid.Cid)) (list built, err error) {
 	gone := map[cid.Cid]bool{old.Overflow: true}
-	d := edition{r: r, g: g, sink: sink, replaced: func(c cid.Cid) { gone[c] = true }, view: func(e Entry) Entry { return e }, root: old.Root}
-	if err := d.readOverflow(ctx, old); err != nil {
+	d, err := newEdition(ctx, edition{r: r, g: g, sink: sink, replaced: func(c cid.Cid) { gone[c] = true }, view: func(e Entry) Entry { return e }, root: old.Root}, old)
+	if err != nil {
 		return built{}, err
 	}
 	if list.root, err = d.edit(ctx, names); err != nil {
 		return built{}, err
 	}
-	list.overflow, err = unixfs.BasicDir(slices.Collect(maps.Values(d.over)), sink)
+	list.overflow, err = unixfs.BasicDir(slices.Collect(maps.Values(d.overflow)), sink)
 	if err != nil {
 		return built{}, fmt.Errorf("build overflow: %w", err)
 	}
 	if replaced == nil {
 		return list, nil
 	}
-	for _, l := range d.over { // what lost its place lies there
+	for _, l := range d.overflow { // what lost its place lies there
 		delete(gone, l.CID)
 	}
 	for c := range gone {
@@ -64,28 +97,37 @@ func editList(ctx context.Context, r pebble.Reader, g unixfs.Getter, old List, n
 // the list old. The front has no overflow, so of what was in it only the names
 // are known.
 func editFront(ctx context.Context, r pebble.Reader, g unixfs.Getter, old List, front unixfs.Ref, names []npm.Name, sink unixfs.Sink) (unixfs.Ref, error) {
-	d := edition{r: r, g: g, sink: sink, view: Entry.shown, root: front.CID}
-	if err := d.readOverflow(ctx, old); err != nil {
+	d, err := newEdition(ctx, edition{r: r, g: g, sink: sink, replaced: func(cid.Cid) {}, view: Entry.shown, root: front.CID}, old)
+	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	for name := range d.over {
-		d.over[name] = unixfs.Link{Name: name}
+	for name := range d.overflow {
+		d.overflow[name] = unixfs.Link{Name: name}
 	}
 	return d.edit(ctx, names)
 }
 
-func (d *edition) readOverflow(ctx context.Context, old List) error {
-	d.over = map[string]unixfs.Link{}
-	for l, err := range unixfs.List(ctx, d.g, old.Overflow) {
-		if err != nil {
-			return fmt.Errorf("read overflow: %w", err)
-		}
-		d.over[l.Name] = l
-	}
-	return nil
+// over is a name's link in the overflow.
+func (d *edition) over(name string) (l unixfs.Link, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l, ok = d.overflow[name]
+	return l, ok
 }
 
-// edit makes the root. It brings over up to date.
+func (d *edition) setOver(l unixfs.Link) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.overflow[l.Name] = l
+}
+
+func (d *edition) deleteOver(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.overflow, name)
+}
+
+// edit makes the root. It brings the overflow up to date.
 func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, err error) {
 	if d.places, err = newPlaces(d.r); err != nil {
 		return unixfs.Ref{}, err
@@ -104,13 +146,11 @@ func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, e
 		}
 		top = append(top, l)
 	}
-	for _, scope := range slices.Sorted(maps.Keys(scopes)) {
-		l, err := d.scope(ctx, scope, scopes[scope])
-		if err != nil {
-			return unixfs.Ref{}, fmt.Errorf("edit scope %s: %w", scope, err)
-		}
-		top = append(top, l)
+	made, err := d.scopes(ctx, scopes)
+	if err != nil {
+		return unixfs.Ref{}, err
 	}
+	top = append(top, made...)
 	edits, err := d.contend(ctx, "", top)
 	if err != nil {
 		return unixfs.Ref{}, err
@@ -120,6 +160,31 @@ func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, e
 		return unixfs.Ref{}, fmt.Errorf("edit root: %w", err)
 	}
 	return root, nil
+}
+
+// scopes makes the directories of scopes, in which those names changed, and returns
+// their links in the order of the scopes.
+func (d *edition) scopes(ctx context.Context, changed map[string][]npm.Name) ([]unixfs.Link, error) {
+	scopes := slices.Sorted(maps.Keys(changed))
+	links := make([]unixfs.Link, len(scopes))
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), len(scopes)) {
+		group.Go(func() (err error) {
+			own := *d
+			if own.places, err = newPlaces(d.r); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, own.places.Close()) }()
+			for i := next.Add(1) - 1; int(i) < len(scopes); i = next.Add(1) - 1 {
+				if links[i], err = own.scope(ctx, scopes[i], changed[scopes[i]]); err != nil {
+					return fmt.Errorf("edit scope %s: %w", scopes[i], err)
+				}
+			}
+			return nil
+		})
+	}
+	return links, group.Wait()
 }
 
 // link is a package's link in its directory, without a CID where it is not listed.
@@ -208,7 +273,7 @@ func (d *edition) links(ctx context.Context, scope string, limit int) (all []uni
 // buildScope makes a scope's directory of all its links.
 func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, error) {
 	for _, name := range d.lost(scope) {
-		delete(d.over, name)
+		d.deleteOver(name)
 	}
 	if len(links) == 0 {
 		return unixfs.Link{Name: scope}, nil
@@ -216,7 +281,7 @@ func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, er
 	ref, lost, err := unixfs.BuildDir(links, unixfs.DirLimit, d.sink)
 	for _, l := range lost {
 		l.Name = place{scope, l.Name}.overflow()
-		d.over[l.Name] = l
+		d.setOver(l)
 	}
 	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
 }
@@ -224,7 +289,9 @@ func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, er
 // lost are the names in the overflow of a scope's packages.
 func (d *edition) lost(scope string) (names []string) {
 	prefix := place{scope, ""}.overflow()
-	for name := range d.over {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name := range d.overflow {
 		if strings.HasPrefix(name, prefix) {
 			names = append(names, name)
 		}
@@ -237,7 +304,8 @@ func (d *edition) lost(scope string) (names []string) {
 func (d *edition) find(ctx context.Context, name string) (unixfs.Link, error) {
 	l, err := unixfs.Lookup(ctx, d.g, d.root, name)
 	if errors.Is(err, unixfs.ErrNotFound) {
-		return d.over[name], nil
+		l, _ = d.over(name)
+		return l, nil
 	}
 	return l, err
 }
@@ -249,12 +317,12 @@ func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link
 	var lost map[string]bool // of changed: those that had no place
 	for _, l := range changed {
 		name := place{dir, l.Name}.overflow()
-		if _, was := d.over[name]; was {
+		if _, was := d.over(name); was {
 			if lost == nil {
 				lost = map[string]bool{}
 			}
 			lost[l.Name] = true
-			delete(d.over, name)
+			d.deleteOver(name)
 		}
 	}
 	done := make(map[uint64]bool, len(changed))
@@ -292,11 +360,11 @@ func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link
 			p := place{dir, g.Name}.overflow()
 			if i == winner && !reserved {
 				edits = append(edits, g)
-				delete(d.over, p)
+				d.deleteOver(p)
 				continue
 			}
 			g.Name = p
-			d.over[p] = g
+			d.setOver(g)
 		}
 	}
 	return edits, nil

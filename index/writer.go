@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	blocks "github.com/ipfs/go-block-format"
@@ -19,8 +20,10 @@ type blockWriter struct {
 	ahead bool // no release comes with them
 
 	// fresh is what was written and not yet flushed. Nil where that is too much
-	// to hold: then a batch is flushed at chunk bytes.
+	// to hold: then a batch is flushed at chunk bytes. Guarded by mu, for Get may
+	// run while write does.
 	fresh map[cid.Cid]blocks.Block
+	mu    sync.Mutex
 	chunk int
 	known *pebble.Iterator // over the blocks that need not be written again; nil for none
 
@@ -66,11 +69,8 @@ func (w *blockWriter) close() error {
 
 func (w *blockWriter) write(blk blocks.Block) error {
 	key := blockKey(blk.Cid())
-	if w.fresh != nil {
-		if w.fresh[blk.Cid()] != nil {
-			return nil
-		}
-		w.fresh[blk.Cid()] = blk
+	if w.fresh != nil && !w.isNew(blk) {
+		return nil
 	}
 	if w.known != nil {
 		if w.known.SeekPrefixGE(key) {
@@ -102,9 +102,29 @@ func (w *blockWriter) write(blk blocks.Block) error {
 	return nil
 }
 
-// Get reads what was written, else the index. With it w is a unixfs.Getter.
+// isNew adds a block to fresh, if it is not there.
+func (w *blockWriter) isNew(blk blocks.Block) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fresh[blk.Cid()] != nil {
+		return false
+	}
+	w.fresh[blk.Cid()] = blk
+	return true
+}
+
+// has gives what was written and not yet flushed.
+func (w *blockWriter) has(c cid.Cid) blocks.Block {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fresh[c]
+}
+
+// Get reads what was written, else the index. With it w is a unixfs.Getter, which
+// several goroutines may read from, also while one writes; only where fresh is nil
+// no one else may.
 func (w *blockWriter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
-	if blk := w.fresh[c]; blk != nil {
+	if blk := w.has(c); blk != nil {
 		return blk, nil
 	}
 	if w.fresh == nil {

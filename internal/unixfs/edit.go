@@ -3,9 +3,14 @@ package unixfs
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
+	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
 )
 
 // Edit returns the HAMT dir with edits made, which may come in any order and
@@ -21,6 +26,9 @@ import (
 // replaced, where not nil, is told of every shard, by its CID, and of every link
 // that was in dir and that the result has no more; where a shard is built again
 // just as it was, of that too.
+//
+// Many edits are made by several goroutines: g must allow that. sink and replaced
+// are called by one at a time, and no more once Edit has returned.
 func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, replaced func(cid.Cid)) (Ref, error) {
 	es := make([]entry, len(edits))
 	for i := range edits {
@@ -39,6 +47,10 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, r
 	if replaced == nil {
 		e.replaced = func(cid.Cid) {}
 	}
+	if len(es) >= manyEdits && runtime.GOMAXPROCS(0) > 1 {
+		e = e.serial()
+		e.several = true
+	}
 	c, err := e.shard(ctx, dir, es, 0)
 	if err != nil {
 		return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
@@ -46,11 +58,33 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, r
 	return Ref{CID: c.link.CID, Tsize: c.link.Tsize}, nil
 }
 
+// manyEdits is from how many edits on several goroutines are worth their while.
+const manyEdits = 64
+
 // editor edits a HAMT by edits in the order of their hashes, one of each.
 type editor struct {
 	g Getter
 	builder
 	replaced func(cid.Cid)
+	several  bool // goroutines, for the slots of the root
+}
+
+// serial gives an editor whose sink and replaced are called by one goroutine at a
+// time, whatever copies of it do.
+func (e editor) serial() editor {
+	var mu sync.Mutex
+	sink, replaced := e.sink, e.replaced
+	e.sink = func(b blocks.Block) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return sink(b)
+	}
+	e.replaced = func(c cid.Cid) {
+		mu.Lock()
+		defer mu.Unlock()
+		replaced(c)
+	}
+	return e
 }
 
 // shard returns what stands for the shard c in its parent once es are made:
@@ -68,27 +102,32 @@ func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (c
 		return child{}, fmt.Errorf("%w: %s should not be a shard of its own", ErrMalformed, c)
 	}
 	e.replaced(c)
-	cs := make([]child, 0, len(old)+len(es))
+	var edits []slotEdit
 	for len(es) > 0 {
 		slot, n := slotAt(es[0].hash, depth), 1
 		for n < len(es) && slotAt(es[n].hash, depth) == slot {
 			n++
 		}
-		i, found := findSlot(old, slot)
-		cs = append(cs, old[:i]...)
-		old = old[i:]
-		var at child
-		if found {
-			at, old = old[0], old[1:]
-		}
-		if at, err = e.slot(ctx, at, es[:n], depth); err != nil {
-			return child{}, err
-		}
-		if at.link.CID.Defined() {
-			at.slot = slot
-			cs = append(cs, at)
+		edits = append(edits, slotEdit{slot: slot, es: es[:n]})
+		if i, found := findSlot(old, slot); found {
+			edits[len(edits)-1].at = old[i]
 		}
 		es = es[n:]
+	}
+	if err := e.slots(ctx, edits, depth); err != nil {
+		return child{}, err
+	}
+	cs := make([]child, 0, len(old)+len(edits))
+	for _, ed := range edits {
+		i, found := findSlot(old, ed.slot)
+		cs = append(cs, old[:i]...)
+		if old = old[i:]; found {
+			old = old[1:]
+		}
+		if ed.at.link.CID.Defined() {
+			ed.at.slot = ed.slot
+			cs = append(cs, ed.at)
+		}
 	}
 	cs = append(cs, old...)
 	if depth > 0 && len(cs) == 0 {
@@ -99,6 +138,42 @@ func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (c
 	}
 	id, tsize, err := writeShard(cs, e.sink)
 	return child{sub: true, link: Link{CID: id, Tsize: tsize}}, err
+}
+
+// slotEdit is what to do in one slot of a shard: at is what was, then what is.
+type slotEdit struct {
+	slot byte
+	at   child
+	es   []entry
+}
+
+// slots makes the edits of a shard's slots.
+func (e *editor) slots(ctx context.Context, edits []slotEdit, depth int) error {
+	if !e.several || depth > 0 {
+		for i := range edits {
+			var err error
+			if edits[i].at, err = e.slot(ctx, edits[i].at, edits[i].es, depth); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range runtime.GOMAXPROCS(0) {
+		own := *e
+		own.scratch = [hashLen][]child{} // no two may share one
+		group.Go(func() error {
+			for i := next.Add(1) - 1; int(i) < len(edits); i = next.Add(1) - 1 {
+				var err error
+				if edits[i].at, err = own.slot(ctx, edits[i].at, edits[i].es, depth); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // slot returns what is in a slot once es are made there; at is what was.
