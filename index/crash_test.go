@@ -213,12 +213,12 @@ func TestPowerCutAtCreate(t *testing.T) {
 	if err := fs.MkdirAll("ix", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	db, err := openPebble("ix", o.withDefaults())
+	db, held, err := openPebble("ix", o.withDefaults())
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.FS = fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 1))})
-	if err := db.Close(); err != nil {
+	if err := held.close(db); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open("ix", o); !errors.Is(err, ErrNoIndex) {

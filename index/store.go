@@ -14,6 +14,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -67,6 +68,8 @@ func (o Options) withDefaults() Options {
 // Index is an index that this process owns. Its methods may run concurrently.
 type Index struct {
 	db         *pebble.DB
+	dir        lockedDir
+	tables     sstable.ReaderOptions // for Check
 	log        *slog.Logger
 	policy     string
 	parameters Parameters
@@ -98,7 +101,7 @@ func create(dir string, o Options) (*Index, error) {
 	if err := o.FS.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	db, err := openPebble(dir, o)
+	db, held, err := openPebble(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +118,9 @@ func create(dir string, o Options) (*Index, error) {
 		err = writeParameters(db, p)
 	}
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(located(err), held.close(db))
 	}
-	return newIndex(db, o, p), nil
+	return newIndex(db, held, o, p), nil
 }
 
 // Open opens the index in dir: ErrNoIndex if there is none (and nothing is
@@ -139,7 +142,7 @@ func open(dir string, o Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := openPebble(dir, o)
+	db, held, err := openPebble(dir, o)
 	if err != nil {
 		return nil, err
 	}
@@ -157,9 +160,9 @@ func open(dir string, o Options) (*Index, error) {
 		err = upgrade(db, p)
 	}
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(located(err), held.close(db))
 	}
-	return newIndex(db, o, p), nil
+	return newIndex(db, held, o, p), nil
 }
 
 // OpenOrCreate is for the commands that may begin an index.
@@ -171,8 +174,8 @@ func OpenOrCreate(dir string, o Options) (*Index, error) {
 	return ix, err
 }
 
-func newIndex(db *pebble.DB, o Options, p Parameters) *Index {
-	ix := &Index{db: db, log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
+func newIndex(db *pebble.DB, held lockedDir, o Options, p Parameters) *Index {
+	ix := &Index{db: db, dir: held, tables: readerOptions(o), log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
 	ix.idle.L = &ix.mu
 	return ix
 }
@@ -188,7 +191,7 @@ func (ix *Index) Close() error {
 	for ix.users > 0 {
 		ix.idle.Wait()
 	}
-	return ix.db.Close()
+	return ix.dir.close(ix.db)
 }
 
 // begin is the first call of every method that uses db; end the last.
@@ -306,38 +309,66 @@ func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	return readBlock(ix.db, c)
 }
 
-// Check rebuilds the list, and what a bare gateway shows, from the entries and
-// compares both with the newest release's; it holds every block of theirs to its
-// CID and every entry to its place. ErrCorrupt where they differ. While entries
-// are ahead of the newest release (see Pending), they are held to their places and
-// counts alone.
-func (ix *Index) Check(ctx context.Context) error {
+// Check holds the index to itself: every block of Pebble's tables to its checksum,
+// every row to its form, every block to its CID, every release to what its
+// directory says, and every entry to its place. It rebuilds the list, and what a
+// bare gateway shows, from the entries and compares both with the newest release's.
+// Of releases before Oldest the directories need not be there. ErrCorrupt, with the file,
+// row, block or release, where something is not right. While entries are ahead of
+// the newest release (see Pending), the list is not compared.
+func (ix *Index) Check(ctx context.Context) error { return ix.CheckProgress(ctx, nil) }
+
+// CheckProgress is Check. report, where not nil, is told now and then how many rows
+// were read.
+func (ix *Index) CheckProgress(ctx context.Context, report func(rows int)) error {
 	if err := ix.begin(); err != nil {
 		return err
 	}
 	defer ix.end()
-	snap := ix.db.NewSnapshot()
-	defer snap.Close()
-	if err := check(ctx, snap); err != nil {
-		return fmt.Errorf("check index: %w", err)
+	err := ix.checkTables(ctx)
+	if err == nil {
+		snap := ix.db.NewSnapshot()
+		defer snap.Close()
+		err = ix.check(ctx, snap, report)
+	}
+	if err != nil {
+		return fmt.Errorf("check index: %w", located(err))
 	}
 	return nil
 }
 
-func check(ctx context.Context, snap *pebble.Snapshot) error {
+func (ix *Index) check(ctx context.Context, snap *pebble.Snapshot, report func(rows int)) error {
 	r, err := head(snap)
-	if errors.Is(err, ErrNoRelease) {
-		return nil
+	first := errors.Is(err, ErrNoRelease)
+	if err != nil && !first {
+		return err
 	}
+	isCopy, err := readCopy(snap)
 	if err != nil {
 		return err
 	}
+	from, err := oldest(snap)
+	if err != nil && !first {
+		return err
+	}
+	rows := rowCheck{snap: snap, oldest: from, gateway: ix.parameters.Gateway != "", isCopy: isCopy, parameters: ix.parameters}
+	if err := rows.checkRows(ctx, report); err != nil || first {
+		return err
+	}
+	return check(ctx, snap, r, isCopy)
+}
+
+// check holds the rows to each other.
+func check(ctx context.Context, snap *pebble.Snapshot, r Release, isCopy bool) error {
 	pending, err := countPending(snap, 1)
 	if err != nil {
 		return err
 	}
 	stored := func(blk blocks.Block) error {
 		_, err := readBlock(snap, blk.Cid())
+		if errors.Is(err, ErrNoBlock) {
+			err = fmt.Errorf("%w: release %d: %w", ErrCorrupt, r.Number, err)
+		}
 		return err
 	}
 	if pending > 0 { // what the entries give nobody has built yet
@@ -363,11 +394,10 @@ func check(ctx context.Context, snap *pebble.Snapshot) error {
 	if list.list() != r.List || list.packages != r.Packages {
 		return fmt.Errorf("%w: the entries give the list %v, release %d has %v", ErrCorrupt, list.list(), r.Number, r.List)
 	}
-	isCopy, err := readCopy(snap)
-	if err == nil && !isCopy {
-		err = checkRelease(ctx, snap, r, list.root, stored)
+	if isCopy {
+		return nil
 	}
-	return err
+	return checkRelease(ctx, snap, r, list.root, stored)
 }
 
 // checkRelease holds the newest release's own directory, and what a bare gateway
@@ -398,13 +428,18 @@ type getter struct{ r pebble.Reader }
 
 func (g getter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) { return readBlock(g.r, c) }
 
-func openPebble(dir string, o Options) (*pebble.DB, error) {
+func pebbleOptions(o Options) *pebble.Options {
 	opts := &pebble.Options{
 		FS:                 o.FS,
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,
 		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
+		// Whoever reads such a block gets an error, so that Check can say where it
+		// is. Pebble's own way is to end the process, from a compaction at its start.
+		EventListener: &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) {
+			o.Log.Error("a file of the index is corrupt", "file", info.Path, "err", info.Details)
+		}},
 	}
 	// Names and CIDs are asked for singly, and mostly for blocks that are not
 	// there yet.
@@ -412,11 +447,29 @@ func openPebble(dir string, o Options) (*pebble.DB, error) {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		opts.Levels[i].BlockSize = 16 << 10
 	}
-	db, err := pebble.Open(dir, opts)
-	if err != nil && heldElsewhere(err) {
-		return nil, fmt.Errorf("%w: %w", ErrLocked, err)
+	return opts
+}
+
+// readerOptions are for reading a table by itself.
+func readerOptions(o Options) sstable.ReaderOptions {
+	opts := pebbleOptions(o)
+	opts.EnsureDefaults()
+	return opts.MakeReaderOptions()
+}
+
+// openPebble locks dir and opens what is in it.
+func openPebble(dir string, o Options) (*pebble.DB, lockedDir, error) {
+	held, err := lockDirectory(o.FS, dir)
+	if err != nil {
+		return nil, lockedDir{}, err
 	}
-	return db, err
+	opts := pebbleOptions(o)
+	opts.Lock = held.lock
+	db, err := pebble.Open(dir, opts)
+	if err != nil {
+		return nil, lockedDir{}, errors.Join(located(err), held.lock.Close())
+	}
+	return db, held, nil
 }
 
 // heldElsewhere tells a lock that is held (fcntl's bare EAGAIN or EACCES, or
