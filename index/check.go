@@ -21,7 +21,7 @@ func located(err error) error {
 		return err
 	}
 	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
-		return fmt.Errorf("%w: file %s: %w", ErrCorrupt, info.Path, err)
+		return fmt.Errorf("%w: file %s: %w", ErrCorrupt, info.Path, info.Details)
 	}
 	return fmt.Errorf("%w: %w", ErrCorrupt, err)
 }

@@ -443,7 +443,7 @@ func scanBetween(ctx context.Context, r pebble.Reader, from, to []byte) iter.Seq
 			stopped = !yield(keyValue{it.Key(), value}, err) || err != nil
 		}
 		if err := it.Close(); err != nil && !stopped {
-			yield(keyValue{}, err)
+			yield(keyValue{}, located(err))
 		}
 	}
 }
@@ -467,7 +467,7 @@ func get(r pebble.Reader, key []byte) ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, located(err)
 	}
 	row := append([]byte{}, value...)
 	return row, closer.Close()

@@ -312,10 +312,7 @@ func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change
 			again = slices.Delete(again, n, n+1)
 			continue
 		}
-		b := &packages[at[c.At]]
-		b.dirs, b.withheld = nil, nil
-		b.withhold("", reasonCollision, "its hash is that of %s", c.With)
-		b.change = index.Change{}
+		packages[at[c.At]].collides(c.With)
 	}
 	for _, b := range packages {
 		g.withheld = append(g.withheld, b.withheld...)

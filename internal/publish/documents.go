@@ -46,6 +46,13 @@ func (b *built) withhold(version, reason string, format string, args ...any) {
 	b.withheld = append(b.withheld, Withheld{Name: b.change.Name, Version: version, Reason: reason, Detail: clip(fmt.Sprintf(format, args...))})
 }
 
+// collides leaves a package out for one that is listed.
+func (b *built) collides(with string) {
+	b.dirs, b.withheld = nil, nil
+	b.withhold("", reasonCollision, "its hash is that of %s", with)
+	b.change = index.Change{}
+}
+
 // clip bounds text that may quote upstream's bytes.
 func clip(s string) string {
 	const most = 300

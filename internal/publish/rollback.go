@@ -258,15 +258,25 @@ func (p *Publisher) noteRolledBack(differences []index.Difference, to, number ui
 	return p.writeWithheld(all)
 }
 
-// settleRolledBack strikes out what is noted of releases that were never made,
-// newest being the last one, and of several notes of a package all but the last,
-// which keeps what the first said stood there before; where just that stands there
-// again, it goes too.
+// settleRolledBack strikes out notes that no longer hold, newest being the last
+// release.
 func (p *Publisher) settleRolledBack(newest uint64) error {
 	before, err := p.Withheld()
 	if err != nil {
 		return err
 	}
+	after, err := p.withoutSettled(before, newest)
+	if err != nil || slices.Equal(before, after) {
+		return err
+	}
+	return p.writeWithheld(after)
+}
+
+// withoutSettled leaves out what is noted of releases that were never made, newest
+// being the last one, and of several notes of a package all but the last, which
+// keeps what the first said stood there before; where just that stands there again,
+// it goes too.
+func (p *Publisher) withoutSettled(before []Withheld, newest uint64) ([]Withheld, error) {
 	var after []Withheld
 	for _, w := range before { // the notes of a package follow each other, by release
 		if w.Reason != RolledBackReason {
@@ -294,8 +304,5 @@ func (p *Publisher) settleRolledBack(newest uint64) error {
 		}
 		return cidText(e.CID) == w.Instead
 	})
-	if failed != nil || slices.Equal(before, after) {
-		return failed
-	}
-	return p.writeWithheld(after)
+	return after, failed
 }
