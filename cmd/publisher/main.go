@@ -26,6 +26,7 @@ const (
 	codeNewer       = 13
 	codeRule        = 14
 	codeSigner      = 15
+	codeDiffers     = 16
 )
 
 func main() { os.Exit(cli.Main(root(), causes)) }
@@ -34,6 +35,8 @@ func main() { os.Exit(cli.Main(root(), causes)) }
 const defaultName = "main"
 
 const upRuns = "`registry-mirror up` publishes by itself; otherwise wait for the other publisher to end"
+
+const buildsAnew = "with registries/NAME/index moved out of the state, the next `publisher publish` builds and puts all of it anew from the ledger"
 
 var causes = []cli.Cause{
 	{Is: publish.ErrLocked, Code: cli.CodeLocked, Hint: upRuns},
@@ -55,6 +58,8 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrSealed, Code: codeSigner},
 	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},
 	{Is: ipnskeys.ErrKeyExists, Code: cli.CodeUsage, Hint: "`publisher key list` shows it; no key is ever replaced"},
+	{Is: errDiffers, Code: codeDiffers, Hint: "`follower check --fetch` fetches tarballs and upstream's documents; " + buildsAnew},
+	{Is: index.ErrCorrupt, Code: codeDiffers, Hint: buildsAnew},
 	{Is: index.ErrNoIndex, Code: cli.CodeFailed, Hint: "`publisher publish` makes the first release"},
 	{Is: index.ErrNoRelease, Code: cli.CodeUsage, Hint: "`publisher log` lists the releases, `publisher publish` makes the first"},
 	{Is: index.ErrNotFound, Code: cli.CodeFailed, Hint: "`publisher list 'PATTERN*'` looks for names, `follower why NAME` says what became of one"},
@@ -78,8 +83,8 @@ works beside a running follower and without one.
 
 Exit codes: 0 done, 1 failed, 10 stored but not confirmed, 11 content
 incomplete and nothing published, 12 no journal and network unreadable,
-13 newer record than ours, 14 rule violated, 15 signer unavailable, 64 usage or
-configuration, 69 node away, 75 locked.`,
+13 newer record than ours, 14 rule violated, 15 signer unavailable, 16 index corrupt
+or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked.`,
 		Example: `  publisher key new
   publisher publish
   publisher log
@@ -89,6 +94,6 @@ configuration, 69 node away, 75 locked.`,
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
 	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r),
-		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), cli.VersionCommand())
+		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), cli.VersionCommand())
 	return cmd
 }

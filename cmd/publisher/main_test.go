@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -8,6 +9,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli/clitest"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
@@ -28,8 +30,9 @@ const archive = `
 {"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
 `
 
-// The scripts have two commands more:
+// The scripts have three commands more:
 //
+//	unlist NAME     takes a package out of the list behind everybody's back
 //	hold REGISTRY   has the registry's index until the script ends, as a publisher does
 //	hold-ledger     has the ledger and answers nobody
 func TestScripts(t *testing.T) {
@@ -38,6 +41,17 @@ func TestScripts(t *testing.T) {
 			ix, err := index.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Index(args[0]), index.Options{})
 			ts.Check(err)
 			ts.Defer(func() { ix.Close() })
+		},
+		"unlist": func(ts *testscript.TestScript, _ bool, args []string) {
+			ix, err := index.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Index("main"), index.Options{})
+			ts.Check(err)
+			sources, err := ix.Sources()
+			ts.Check(err)
+			_, _, err = ix.Apply(context.Background(), index.Batch{
+				Changes: []index.Change{{Entry: index.Entry{Name: npm.Name(args[0])}, Delete: true}}, Sources: sources,
+			})
+			ts.Check(err)
+			ts.Check(ix.Close())
 		},
 		"hold-ledger": func(ts *testscript.TestScript, _ bool, _ []string) {
 			store, err := ledger.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Ledger(), ledger.Options{})

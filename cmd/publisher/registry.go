@@ -27,9 +27,10 @@ type registry struct {
 // opened is a publisher with all that it works on.
 type opened struct {
 	*publish.Publisher
-	key   ipnskeys.Key
-	log   *slog.Logger
-	close []func() error // in the order of closing
+	key      ipnskeys.Key
+	log      *slog.Logger
+	progress *cli.Progress
+	close    []func() error // in the order of closing
 }
 
 func (o *opened) Close() error {
@@ -52,7 +53,7 @@ const (
 // open opens everything.
 func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, progress *cli.Progress) (_ *opened, err error) {
 	dir := state.Dir(r.State)
-	o := &opened{log: log}
+	o := &opened{log: log, progress: progress}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.Close())

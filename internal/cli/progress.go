@@ -117,6 +117,24 @@ func (p *Progress) steps() int {
 	return int(int64(barSteps) * int64(done) / int64(total))
 }
 
+// Above gives a writer to w for what is printed meanwhile: the bar makes way for
+// each write, which is of whole lines, and is drawn again below it.
+func (p *Progress) Above(w io.Writer) io.Writer { return above{p, w} }
+
+type above struct {
+	p *Progress
+	w io.Writer
+}
+
+func (a above) Write(b []byte) (int, error) {
+	a.p.mu.Lock()
+	defer a.p.mu.Unlock()
+	if a.p.bar != nil {
+		_ = a.p.bar.Clear()
+	}
+	return a.w.Write(b)
+}
+
 // End clears the bar. What is reported after it is not shown: a command that
 // serves from then on has its log.
 func (p *Progress) End() {

@@ -101,3 +101,23 @@ func TestProgressOnATerminal(t *testing.T) {
 		}
 	})
 }
+
+// TestProgressAbove: what is printed meanwhile has its own line.
+func TestProgressAbove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		p := NewProgress(&out, slog.New(slog.DiscardHandler))
+		p.w = &out
+		w := p.Above(&out)
+		w.Write([]byte("before\n"))
+		p.Update("packages", 1, 10, 0)
+		w.Write([]byte("found\n"))
+		time.Sleep(time.Second)
+		p.Update("packages", 2, 10, 0)
+		got := out.String()
+		p.End()
+		if !strings.HasPrefix(got, "before\n") || !strings.Contains(got, "\x1b[2K\rfound\n\rpackages 2/10") {
+			t.Errorf("%q", got)
+		}
+	})
+}
