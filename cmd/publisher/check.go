@@ -45,8 +45,7 @@ where something does not.`,
 				out := o.progress.Above(cmd.OutOrStdout())
 				if r.JSON {
 					return printAll(out, true, "found", found, foundLine, func() map[string]any {
-						return map[string]any{"release": sum.Release, "packages": sum.Packages, "ahead": sum.Ahead,
-							"unchecked": sum.Unchecked, "blocks": sum.Blocks}
+						return map[string]any{"release": sum.Release, "packages": sum.Packages, "ahead": sum.Ahead, "blocks": sum.Blocks}
 					}, nil)
 				}
 				for f, err := range found { // each at once: it may be hours to the next
@@ -83,9 +82,6 @@ func checkedLine(sum publish.Checked) string {
 	text := fmt.Sprintf("checked: %s against the ledger", cli.Count(sum.Packages, "package"))
 	if sum.Ahead > 0 {
 		text += fmt.Sprintf(", %d changed since the last build", sum.Ahead)
-	}
-	if sum.Unchecked > 0 {
-		text += fmt.Sprintf(", %d rolled back too long ago to tell", sum.Unchecked)
 	}
 	if sum.Release > 0 {
 		text += fmt.Sprintf("; %s of release %d in the node", cli.Count(sum.Blocks, "block"), sum.Release)

@@ -43,12 +43,11 @@ type Found struct {
 
 // Checked says what Check looked at.
 type Checked struct {
-	Release   uint64 `json:"release"`   // the newest that was pinned, whose blocks were read; 0 for none
-	Packages  int    `json:"packages"`  // rebuilt and compared
-	Ahead     int    `json:"ahead"`     // that changed since the index read the ledger: the next build's
-	Unchecked int    `json:"unchecked"` // rolled back by a release whose list is not here any more
-	Blocks    int    `json:"blocks"`    // read from the node, of that release
-	Found     int    `json:"found"`
+	Release  uint64 `json:"release"`  // the newest that was pinned, whose blocks were read; 0 for none
+	Packages int    `json:"packages"` // rebuilt and compared
+	Ahead    int    `json:"ahead"`    // that changed since the index read the ledger: the next build's
+	Blocks   int    `json:"blocks"`   // read from the node, of that release
+	Found    int    `json:"found"`
 }
 
 // Stages of a check, in their order.
@@ -119,6 +118,7 @@ type checker struct {
 
 	cursor ledger.Seq // up to which the index has read the ledger
 	head   index.Release
+	oldest uint64 // release whose directories are there
 
 	mu     sync.Mutex // over what follows
 	sum    *Checked
@@ -156,6 +156,9 @@ func (c *checker) index(ctx context.Context) error {
 func (c *checker) packages(ctx context.Context) (err error) {
 	ix := c.p.o.Index
 	if c.head, err = ix.Head(); err != nil && !errors.Is(err, index.ErrNoRelease) {
+		return err
+	}
+	if c.oldest, err = ix.Oldest(); err != nil && !errors.Is(err, index.ErrNoRelease) {
 		return err
 	}
 	if c.cursor, err = c.p.cursor(); err != nil {
@@ -312,21 +315,16 @@ func (c *checker) compare(ctx context.Context, change ledger.Change, e index.Ent
 
 // rolledBack holds a package's entry to the release that took it back.
 func (c *checker) rolledBack(ctx context.Context, note Withheld, e index.Entry) ([]Found, error) {
-	by, err := c.p.o.Index.Release(note.Release)
-	want := index.Entry{Name: note.Name}
-	if err == nil {
-		want, err = index.ReadEntry(ctx, c.p.o.Index, by, note.Name)
-	}
+	want, err := c.p.o.Index.EntryAt(ctx, note.Release, note.Name)
 	switch {
+	case errors.Is(err, index.ErrNoRelease):
+		return []Found{{What: FoundWithheld, Detail: fmt.Sprintf("withheld.json says rolled back by release %d, which is none", note.Release)}}, nil
 	case errors.Is(err, index.ErrNotFound):
 		want = index.Entry{Name: note.Name}
-	case errors.Is(err, index.ErrNoRelease), errors.Is(err, index.ErrNoBlock):
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.sum.Unchecked++
-		return nil, nil
 	case err != nil:
 		return nil, err
+	case note.Release < c.oldest: // its directories were collected, and told the rest
+		want.Versions, want.Gateway = e.Versions, e.Gateway
 	}
 	return differs(e, want, fmt.Sprintf("rolled back by release %d, it is", note.Release)), nil
 }

@@ -69,7 +69,7 @@ func TestCheckWhole(t *testing.T) {
 	w, p, stop := motley(t)
 	p.pageSize = 3
 	sum, _, got := w.check(p)
-	if got != "" || sum.Packages != 10 || sum.Ahead != 0 || sum.Unchecked != 0 || sum.Release != 3 || sum.Blocks == 0 {
+	if got != "" || sum.Packages != 10 || sum.Ahead != 0 || sum.Release != 3 || sum.Blocks == 0 {
 		t.Errorf("%s, %+v", got, sum)
 	}
 
@@ -99,7 +99,7 @@ func TestCheckWhole(t *testing.T) {
 	}
 }
 
-// A release whose list was collected cannot say what it took back.
+// What a release took back is known also once its directories were collected.
 func TestCheckCollected(t *testing.T) {
 	w, p, stop := motley(t)
 	defer stop()
@@ -108,8 +108,19 @@ func TestCheckCollected(t *testing.T) {
 	if _, err := p.o.Index.Collect(t.Context(), r.Number, nil); err != nil {
 		t.Fatal(err)
 	}
-	if sum, _, got := w.check(p); got != "" || sum.Unchecked != 3 {
+	if sum, _, got := w.check(p); got != "" {
 		t.Errorf("%s, %+v", got, sum)
+	}
+	e, err := p.o.Index.Entry("left-pad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []npm.Name{"leaf", "twig"} {
+		e.Name = name
+		w.apply(p, index.Change{Entry: e})
+	}
+	if _, all, got := w.check(p); got != "extra twig, other leaf" {
+		t.Errorf("%s: %+v", got, all)
 	}
 }
 
@@ -201,6 +212,11 @@ func TestCheckFinds(t *testing.T) {
 		"another version": {func(w *world, p *Publisher, _ func(npm.Name) index.Entry) {
 			w.write(p, func(all []Withheld) []Withheld {
 				return append(all, Withheld{Name: "left-pad", Version: "9.9.9", Reason: reasonNoEntry})
+			})
+		}, "withheld left-pad"},
+		"rolled back by no release": {func(w *world, p *Publisher, _ func(npm.Name) index.Entry) {
+			w.write(p, func(all []Withheld) []Withheld {
+				return append(all, Withheld{Name: "left-pad", Reason: RolledBackReason, Release: 0, Instead: "x"})
 			})
 		}, "withheld left-pad"},
 		"of nobody": {func(w *world, p *Publisher, _ func(npm.Name) index.Entry) {

@@ -134,24 +134,34 @@ func (p *Publisher) entrance(ctx context.Context, release index.Release) ([]piec
 }
 
 // someChanged are some of the packages that release lists and pinned does not, or
-// otherwise.
+// otherwise; of all, where what pinned had is not known any more.
 func (p *Publisher) someChanged(ctx context.Context, pinned cid.Cid, release index.Release) ([]index.Difference, error) {
-	var before index.List
-	if pinned.Defined() {
-		r, err := index.ReadRelease(ctx, p.o.Index, pinned)
-		if err != nil {
-			return nil, err
-		}
-		before = r.List
-	}
 	some := reservoir[index.Difference]{most: samplePackages}
-	for d, err := range index.Diff(ctx, p.o.Index, before, release.List) {
-		if err != nil {
-			return nil, err
+	diff := func(before index.List) error {
+		for d, err := range index.Diff(ctx, p.o.Index, before, release.List) {
+			if err != nil {
+				return err
+			}
+			if d.New.CID.Defined() {
+				some.offer(d)
+			}
 		}
-		if d.New.CID.Defined() {
-			some.offer(d)
-		}
+		return nil
+	}
+	var before index.Release
+	var err error
+	if pinned.Defined() {
+		before, err = index.ReadRelease(ctx, p.o.Index, pinned)
+	}
+	if err == nil {
+		err = diff(before.List)
+	}
+	if errors.Is(err, index.ErrNoBlock) { // collected, or in part
+		some = reservoir[index.Difference]{most: samplePackages}
+		err = diff(index.List{})
+	}
+	if err != nil {
+		return nil, err
 	}
 	for i, d := range some.kept {
 		e, err := index.ReadEntry(ctx, p.o.Index, release, d.New.Name)
@@ -173,7 +183,7 @@ func (p *Publisher) someFiles(ctx context.Context, d index.Difference) (some, go
 	had := map[cid.Cid]bool{}
 	if d.Old.CID.Defined() {
 		before, err := index.ReadPackage(ctx, p.o.Index, d.Old.CID)
-		if err != nil {
+		if err != nil && !errors.Is(err, index.ErrNoBlock) {
 			return nil, nil, err
 		}
 		for _, l := range before.Tarballs {

@@ -114,6 +114,25 @@ func TestSampleShared(t *testing.T) {
 	w.publish(p)
 }
 
+// What the pinned release had need not be known any more.
+func TestSamplePinnedCollected(t *testing.T) {
+	w := newWorld(t)
+	for i := range samplePackages {
+		w.ledger.hold(t, fmt.Sprint("pad-", i), []string{"1.0.0"}, "1.0.0")
+	}
+	p, stop := w.start()
+	defer stop()
+	r := w.publish(p).Release
+	for _, c := range []struct {
+		pinned cid.Cid
+		want   int
+	}{{cid.Undef, samplePackages}, {r.Root, 0}, {w.ledger.packages["pad-0"].Document.CID, samplePackages}} {
+		if some, err := p.someChanged(t.Context(), c.pinned, r); err != nil || len(some) != c.want {
+			t.Errorf("beside %s: %v, %v", c.pinned, some, err)
+		}
+	}
+}
+
 // A node that goes away meanwhile has lost nothing.
 func TestSampleAway(t *testing.T) {
 	w := newWorld(t)
