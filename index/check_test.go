@@ -212,11 +212,16 @@ func TestOpenOtherFiles(t *testing.T) {
 	// What was killed leaves no note, and is opened as it is.
 	killed := maps.Clone(whole)
 	delete(killed, closedName)
-	if ix, err = Open("ix", memory(disk(t, killed))); err != nil {
-		t.Fatal(err)
-	}
-	if err := ix.Close(); err != nil {
-		t.Error(err)
+	// A file that is not Pebble's is nobody's business.
+	other := maps.Clone(whole)
+	other["._MANIFEST"] = []byte("of a file manager")
+	for _, files := range []map[string][]byte{killed, other} {
+		if ix, err = Open("ix", memory(disk(t, files))); err != nil {
+			t.Fatal(err)
+		}
+		if err := ix.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
@@ -23,9 +22,10 @@ import (
 // beside them, what they hold, and Open compares before Pebble sees them.
 //
 // Law, at Open: the directory is locked, the note compared, then durably removed,
-// then Pebble opens. At Close: Pebble closes, then the note is written, then the
-// lock given up. Whatever Pebble writes, no note is there that it could make untrue:
-// a process that was killed leaves none.
+// then Pebble opens. At Close: Pebble closes, which syncs its files, the directory is
+// synced, then the note is written, then the lock given up. Whatever Pebble writes,
+// or a power cut brings back, no note is there that it could make untrue: a process
+// that was killed leaves none.
 const (
 	closedName    = "closed"
 	closedNewName = "closed.new"
@@ -112,8 +112,11 @@ func (d lockedDir) different(before, now string) string {
 	return strings.Join(all, ", ")
 }
 
-// note writes what the directory holds.
+// note writes what the directory holds, once what Pebble removed is so durably.
 func (d lockedDir) note() error {
+	if err := d.sync(); err != nil {
+		return err
+	}
 	sums, err := d.sums()
 	if err != nil {
 		return err
@@ -136,7 +139,13 @@ func (d lockedDir) note() error {
 	return err
 }
 
-// sums are a line for each file but the tables: SHA-256 and name.
+// noted tells Pebble's files but for the tables, and for what is not Pebble's.
+func noted(name string) bool {
+	return strings.HasPrefix(name, "MANIFEST-") || strings.HasPrefix(name, "OPTIONS-") ||
+		strings.HasPrefix(name, "marker.") || strings.HasSuffix(name, ".log")
+}
+
+// sums are a line for each file that is noted: SHA-256 and name.
 func (d lockedDir) sums() (string, error) {
 	names, err := d.fs.List(d.path)
 	if err != nil {
@@ -145,13 +154,7 @@ func (d lockedDir) sums() (string, error) {
 	slices.Sort(names)
 	var all strings.Builder
 	for _, name := range names {
-		if path.Ext(name) == ".sst" || slices.Contains([]string{"LOCK", closedName, closedNewName}, name) {
-			continue
-		}
-		if info, err := d.fs.Stat(d.fs.PathJoin(d.path, name)); err != nil || info.IsDir() {
-			if err != nil {
-				return "", err
-			}
+		if !noted(name) {
 			continue
 		}
 		f, err := d.fs.Open(d.fs.PathJoin(d.path, name), vfs.SequentialReadsOption)

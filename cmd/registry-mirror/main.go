@@ -45,6 +45,7 @@ var causes = []cli.Cause{
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
 	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or use another --state"},
+	{Is: index.ErrCorrupt, Code: cli.CodeFailed, Hint: "with the index's directory moved away it is built, or synced, anew"},
 	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
