@@ -2,10 +2,12 @@
 
 // Command index times the list: building it whole, and a release of it when some
 // of it changed, beside boxo's directories, which make the same blocks; and how a
-// reader's copy follows, by delta, snapshot and the directories themselves; and what
-// a day of releases leaves on the disk.
+// reader's copy follows, by delta, snapshot and the directories themselves; what a
+// day of releases leaves on the disk; and what a new version of a large package adds
+// to its documents.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync,day]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync,day,packument]
+//	go run ./bench/index packument [--json]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
 // process of its own, which reads them from a file. For the default numbers it
@@ -30,11 +32,12 @@ import (
 
 // result is what --json prints. What was not measured is not there.
 type result struct {
-	Bulk    []bulkResult    `json:"bulk,omitempty"`
-	Release []releaseResult `json:"release,omitempty"`
-	Growth  []growthResult  `json:"growth,omitempty"`
-	Sync    []syncResult    `json:"sync,omitempty"`
-	Day     []dayResult     `json:"day,omitempty"`
+	Bulk      []bulkResult      `json:"bulk,omitempty"`
+	Release   []releaseResult   `json:"release,omitempty"`
+	Growth    []growthResult    `json:"growth,omitempty"`
+	Sync      []syncResult      `json:"sync,omitempty"`
+	Day       []dayResult       `json:"day,omitempty"`
+	Packument []packumentResult `json:"packument,omitempty"`
 }
 
 // part is one thing to measure.
@@ -43,7 +46,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}, {"day", day}}
+var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}, {"day", day}, {"packument", packuments}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -65,8 +68,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	base := flags.String("dir", "", "where to make lists and indexes; by default the temporary directory")
 	profiles := flags.String("cpuprofiles", "", "write CPU profiles of all sides into a directory that there is")
 	job := flags.String("job", "", "be a measured side, for this program itself")
-	if err := flags.Parse(args); err != nil {
-		return err
+	var alone []string  // parts
+	for len(args) > 0 { // flags may come after parts too
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if args = flags.Args(); len(args) > 0 {
+			alone, args = append(alone, args[0]), args[1:]
+		}
 	}
 	if *job != "" {
 		return serve(ctx, *job, out)
@@ -76,17 +85,20 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	}
 	todo := parts
 	if *only != "" {
+		alone = append(alone, strings.Split(*only, ",")...)
+	}
+	if alone != nil {
 		todo = nil
-		for name := range strings.SplitSeq(*only, ",") {
+		for _, name := range alone {
 			i := slices.IndexFunc(parts, func(p part) bool { return p.name == name })
 			if i < 0 {
-				return fmt.Errorf("--only takes %s, not %q", partNames(), name)
+				return fmt.Errorf("the parts are %s, there is no %q", partNames(), name)
 			}
 			todo = append(todo, parts[i])
 		}
 	}
-	if *rounds < 1 || *names < 0 || flags.NArg() > 0 {
-		return errors.New("--rounds and --names take numbers above 0, and there are no arguments")
+	if *rounds < 1 || *names < 0 {
+		return errors.New("--rounds and --names take numbers above 0")
 	}
 	dir, err := os.MkdirTemp(*base, "bench-index-")
 	if err != nil {
@@ -138,6 +150,10 @@ func (r result) print(out io.Writer) {
 	if r.Day != nil {
 		table(printDay)
 		fmt.Fprintln(out, "every release synced; releases before the last 60 collected four times, the last time at the end")
+	}
+	if r.Packument != nil {
+		table(printPackument)
+		fmt.Fprintln(out, "all documents of one large package and the ledger's, first and for each new version, from the parse to the synced index; blocks into memory")
 	}
 }
 

@@ -22,15 +22,16 @@ import (
 // job is one measured side, for a process of its own: so neither the other side
 // nor the making of names is in its memory.
 type job struct {
-	Side    string   // of sides
-	List    string   // file of the list, in the order of the names
-	Index   string   // directory of the index
-	Root    string   // of the list in the index, before any change
-	Changes []string // files of changes, one after the other
-	Blocks  string   // directory of blocks as files
-	Copy    string   // directory of a reader's copy
-	Roots   []string // of releases that it comes to
-	Profile string   // file for a CPU profile, "" for none
+	Side     string   // of sides
+	List     string   // file of the list, in the order of the names
+	Index    string   // directory of the index
+	Root     string   // of the list in the index, before any change
+	Changes  []string // files of changes, one after the other
+	Blocks   string   // directory of blocks as files
+	Copy     string   // directory of a reader's copy
+	Roots    []string // of releases that it comes to
+	Withhold bool     // a version of the large package
+	Profile  string   // file for a CPU profile, "" for none
 }
 
 // measured is what a side says.
@@ -65,6 +66,8 @@ var sides = map[string]func(context.Context, job) (measured, error){
 	"snapshot":      snapshot,
 	"sync":          syncCopy,
 	"day":           live,
+	"documents":     documents,
+	"plain":         plainDocuments,
 }
 
 // measure runs a side, on a list of n names, in a process of its own.
