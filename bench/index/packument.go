@@ -177,6 +177,7 @@ func documents(ctx context.Context, j job) (m measured, err error) {
 	}
 	defer func() { err = errors.Join(err, ix.Close()) }()
 	node := memoryNode{counter: newCounter()}
+	encoder := document.NewEncoder(64 << 20) // the follower's
 	p := publish.New(publish.Options{Ledger: store, Index: ix, Node: node, Journal: filepath.Join(j.Index, "journal")})
 	for n := packumentVersions; n <= packumentVersions+packumentAdded; n++ {
 		raw := upstreamPackument(n)
@@ -192,7 +193,7 @@ func documents(ctx context.Context, j job) (m measured, err error) {
 			if err != nil {
 				return err
 			}
-			ref, err := unixfs.AddChunks(document.Encode(raw).Segments, node.add)
+			ref, err := unixfs.AddChunks(encoder.Encode(raw).Segments, node.add)
 			if err != nil {
 				return err
 			}

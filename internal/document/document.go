@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
@@ -57,37 +58,38 @@ type Document struct {
 // its edge, since every one has a new encoder, flushed to a whole byte (RFC
 // 1951's empty stored block). The checksum is a segment by itself, for it
 // changes with any other, unless there is one section only.
-func Encode(raw []byte) Document {
-	sections := Sections(raw)
-	if len(sections) == 0 {
-		sections = [][]byte{nil}
-	}
-	d := Document{Size: int64(len(raw))}
-	for i, s := range sections {
-		var buf bytes.Buffer
-		buf.Grow(len(s)/6 + 64)
-		if i == 0 {
-			buf.Write(header[:])
-		}
-		deflate(&buf, s)
-		d.Segments = append(d.Segments, buf.Bytes())
-	}
+func Encode(raw []byte) Document { return encode(raw, compressed) }
+
+// encode is Encode, where section is what a section comes to when it is
+// compressed. It is not asked where there is one section only.
+func encode(raw []byte, section func([]byte) []byte) Document {
 	var trailer [len(end) + 8]byte
 	n := copy(trailer[:], end[:])
 	binary.LittleEndian.PutUint32(trailer[n:], crc32.ChecksumIEEE(raw))
 	binary.LittleEndian.PutUint32(trailer[n+4:], uint32(len(raw)))
-	if len(sections) == 1 {
-		d.Segments[0] = append(d.Segments[0], trailer[:]...)
-	} else {
-		d.Segments = append(d.Segments, trailer[:])
+
+	sections := Sections(raw)
+	if len(sections) < 2 {
+		return Document{Segments: [][]byte{slices.Concat(header[:], compressed(raw), trailer[:])}, Size: int64(len(raw))}
 	}
+	d := Document{Segments: make([][]byte, 0, len(sections)+1), Size: int64(len(raw))}
+	for i, s := range sections {
+		z := section(s)
+		if i == 0 {
+			z = slices.Concat(header[:], z)
+		}
+		d.Segments = append(d.Segments, z)
+	}
+	d.Segments = append(d.Segments, trailer[:])
 	return d
 }
 
-// deflate appends s, compressed and flushed. A new writer each time: one that
+// compressed is s, deflated and flushed. It has a new writer each time: one that
 // was used before need not give the same bytes.
-func deflate(buf *bytes.Buffer, s []byte) {
-	w, err := flate.NewWriter(buf, level)
+func compressed(s []byte) []byte {
+	var buf bytes.Buffer
+	buf.Grow(len(s)/6 + 64)
+	w, err := flate.NewWriter(&buf, level)
 	if err == nil {
 		_, err = w.Write(s)
 	}
@@ -97,6 +99,7 @@ func deflate(buf *bytes.Buffer, s []byte) {
 	if err != nil { // the level is right, and a bytes.Buffer takes all
 		panic(err)
 	}
+	return bytes.Clone(buf.Bytes()) // without the room behind them
 }
 
 // Bytes is the whole gzip member.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
+	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
@@ -174,11 +175,16 @@ type Follower struct {
 
 	removals  breaker
 	parsed    parsed
+	encoder   *document.Encoder
 	selection selection
 
 	mu    sync.Mutex
 	state seen // owned by note
 }
+
+// encoded is how many bytes of compressed sections are remembered: those of some
+// fifty of the largest packages.
+const encoded = 64 << 20
 
 // New returns a Follower. It starts nothing.
 func New(o Options) (*Follower, error) {
@@ -195,7 +201,7 @@ func New(o Options) (*Follower, error) {
 		progress: o.Progress, stored: o.OnStored, log: o.Log, now: o.Now,
 		gatherItems: gatherItems, early: early, gatherTime: gatherTime,
 		resolving: make(chan struct{}, 1), draining: make(chan struct{}, 1), measuring: make(chan struct{}, 1), wake: make(chan struct{}, 1), touches: make(chan struct{}, 1),
-		removals: breaker{limit: o.Removals},
+		removals: breaker{limit: o.Removals}, encoder: document.NewEncoder(encoded),
 	}
 	f.selection.dirty = make(map[npm.Name]bool)
 	if f.workers <= 0 {

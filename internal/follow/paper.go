@@ -186,7 +186,7 @@ func (f *Follower) fresh(name npm.Name, raw []byte, etag string, held ledger.Pac
 		return nil, fmt.Errorf("packument of %s: %w", name, err)
 	}
 	p := &paper{name: name, doc: doc, rev: doc.Rev, etag: etag, checked: f.now(), held: held, raw: raw}
-	ref, err := unixfs.AddChunks(document.Encode(raw).Segments, func(b blocks.Block) error {
+	ref, err := unixfs.AddChunks(f.encoder.Encode(raw).Segments, func(b blocks.Block) error {
 		p.blocks = append(p.blocks, b)
 		return nil
 	})

@@ -214,7 +214,7 @@ func (p *Publisher) files(b *built, pkg ledger.Package, raw []byte, colliding []
 	var docs index.PackageFiles
 	if len(curated) == len(raw) && string(curated) == string(raw) {
 		docs.Packument = unixfs.Ref{CID: pkg.Document.CID, Tsize: pkg.Document.Tsize}
-	} else if docs.Packument, err = unixfs.AddChunks(document.Encode(curated).Segments, sink); err != nil {
+	} else if docs.Packument, err = unixfs.AddChunks(p.encoder.Encode(curated).Segments, sink); err != nil {
 		return index.Entry{}, err
 	}
 
@@ -230,7 +230,7 @@ func (p *Publisher) files(b *built, pkg ledger.Package, raw []byte, colliding []
 	if err != nil {
 		return index.Entry{}, err
 	}
-	if docs.Install, err = unixfs.AddChunks(document.Encode(install).Segments, sink); err != nil {
+	if docs.Install, err = unixfs.AddChunks(p.encoder.Encode(install).Segments, sink); err != nil {
 		return index.Entry{}, err
 	}
 	if p.gateway != "" {

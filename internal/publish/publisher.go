@@ -22,6 +22,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -139,6 +140,7 @@ type Publisher struct {
 	label string
 	// gateway begins the URLs of index.html, "" for none: the index's parameter.
 	gateway string
+	encoder *document.Encoder
 
 	turn       sync.Mutex // held by whoever builds or publishes
 	collecting sync.Mutex // held by whoever collects, beside one who publishes
@@ -158,6 +160,10 @@ const (
 	contentTimeout = 12 * time.Hour // pushing, syncing and pinning a release: Kubo walks all of a first one
 	httpTimeout    = 5 * time.Second
 )
+
+// encoded is how many bytes of compressed sections are remembered: those of some
+// fifty of the largest packages.
+const encoded = 64 << 20
 
 // New makes a publisher.
 func New(o Options) *Publisher {
@@ -199,7 +205,7 @@ func New(o Options) *Publisher {
 		gateway = o.Index.Parameters().Gateway
 	}
 	return &Publisher{
-		o: o, label: "registry-mirror/" + o.Registry, gateway: gateway,
+		o: o, label: "registry-mirror/" + o.Registry, gateway: gateway, encoder: document.NewEncoder(encoded),
 		putTries: 3, readTries: 8, pageSize: 1000,
 		retry: func() backoff.BackOff {
 			b := backoff.NewExponentialBackOff()
