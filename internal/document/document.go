@@ -105,10 +105,12 @@ func compressed(s []byte) []byte {
 // Bytes is the whole gzip member.
 func (d Document) Bytes() []byte { return bytes.Join(d.Segments, nil) }
 
-// Decode reads a compressed document, also one that another encoder made. It
-// returns ErrTooLarge beyond max bytes of content, ErrMalformed for anything
-// but one sound gzip member, and r's own error where r fails.
-func Decode(r io.Reader, max int64) ([]byte, error) {
+// Decode reads a compressed document, also one that another encoder made. size
+// is how many bytes of content are expected, for the memory that is taken at
+// first; it need not be right. Decode returns ErrTooLarge beyond most bytes of
+// content, ErrMalformed for anything but one sound gzip member, and r's own error
+// where r fails.
+func Decode(r io.Reader, size, most int64) ([]byte, error) {
 	src := &source{r: r}
 	in := bufio.NewReader(src) // an io.ByteReader, so that gzip takes no byte too many
 	malformed := func(err error) error {
@@ -123,12 +125,13 @@ func Decode(r io.Reader, max int64) ([]byte, error) {
 	}
 	z.Multistream(false)
 	var out bytes.Buffer
-	if _, err := out.ReadFrom(io.LimitReader(z, max)); err != nil {
+	out.Grow(int(max(0, min(size, most))) + bytes.MinRead)
+	if _, err := out.ReadFrom(io.LimitReader(z, most)); err != nil {
 		return nil, malformed(err)
 	}
 	switch n, err := io.ReadFull(z, make([]byte, 1)); {
 	case n > 0:
-		return nil, fmt.Errorf("decode document: %w: more than %d bytes", ErrTooLarge, max)
+		return nil, fmt.Errorf("decode document: %w: more than %d bytes", ErrTooLarge, most)
 	case !errors.Is(err, io.EOF):
 		return nil, malformed(err)
 	}

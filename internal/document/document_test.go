@@ -83,7 +83,7 @@ func TestEncodeDecodes(t *testing.T) {
 				t.Errorf("%s: segment %d has %d bytes", name, i, len(s))
 			}
 		}
-		got, err := Decode(iotest.HalfReader(bytes.NewReader(d.Bytes())), int64(len(raw)))
+		got, err := Decode(iotest.HalfReader(bytes.NewReader(d.Bytes())), d.Size, int64(len(raw)))
 		if err != nil || !bytes.Equal(got, raw) {
 			t.Errorf("%s: decoded %d bytes of %d, %v", name, len(got), len(raw), err)
 		}
@@ -217,13 +217,13 @@ func TestDecodeRefuses(t *testing.T) {
 		"plain":             {raw, 1 << 30, ErrMalformed},
 		"nothing":           {nil, 1 << 30, ErrMalformed},
 	} {
-		if got, err := Decode(bytes.NewReader(c.in), c.max); !errors.Is(err, c.want) || got != nil {
+		if got, err := Decode(bytes.NewReader(c.in), int64(len(raw)), c.max); !errors.Is(err, c.want) || got != nil {
 			t.Errorf("%s: %d bytes, %v; want %v", name, len(got), err, c.want)
 		}
 	}
 	boom := errors.New("boom")
 	for _, n := range []int{0, 5, len(good) / 2, len(good)} {
-		_, err := Decode(io.MultiReader(bytes.NewReader(good[:n]), iotest.ErrReader(boom)), 1<<30)
+		_, err := Decode(io.MultiReader(bytes.NewReader(good[:n]), iotest.ErrReader(boom)), 1000, 1<<30)
 		if !errors.Is(err, boom) || errors.Is(err, ErrMalformed) {
 			t.Errorf("reader failing after %d bytes: %v", n, err)
 		}
@@ -246,7 +246,7 @@ func FuzzEncode(f *testing.F) {
 			}
 		}
 		d := Encode(raw)
-		got, err := Decode(bytes.NewReader(d.Bytes()), int64(len(raw)))
+		got, err := Decode(bytes.NewReader(d.Bytes()), 0, int64(len(raw)))
 		if err != nil || !bytes.Equal(got, raw) {
 			t.Fatalf("decoded %d bytes of %d, %v", len(got), len(raw), err)
 		}
@@ -257,7 +257,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(Encode(packument(1, upTo(5))).Bytes())
 	f.Add(Encode(nil).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) {
-		got, err := Decode(bytes.NewReader(in), 1<<20)
+		got, err := Decode(bytes.NewReader(in), int64(len(in))*3-50, 1<<20)
 		if err != nil {
 			return
 		}

@@ -129,7 +129,7 @@ func (f *Follower) readBack(ctx context.Context, d ledger.Document) ([]byte, err
 	if err != nil {
 		return nil, fmt.Errorf("read back document %s: %w", d.CID, err)
 	}
-	raw, err := document.Decode(r, maxDocument)
+	raw, err := document.Decode(r, int64(d.Size), maxDocument)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, fmt.Errorf("read back document %s: %w", d.CID, err)
 	}

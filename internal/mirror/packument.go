@@ -153,7 +153,7 @@ func (u *upstreamDoc) packument(name npm.Name, abbreviated bool, m *Mirror) *pac
 	}
 	p.id += ".install"
 	p.load = func(ctx context.Context) (*body, error) {
-		raw, err := document.Decode(u.full.reader(), maxDocument)
+		raw, err := document.Decode(u.full.reader(), 0, maxDocument)
 		if err == nil {
 			raw, err = npm.Abbreviate(raw, npm.AbbreviateOptions{Time: true})
 		}
@@ -326,7 +326,7 @@ func (m *Mirror) decoded(ctx context.Context, p *packument) ([]byte, error) {
 		return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
 	}
 	defer m.giveRender()
-	raw, err := document.Decode(b.reader(), maxDocument)
+	raw, err := document.Decode(b.reader(), 0, maxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("document of %s: %w", p.name, err)
 	}

@@ -42,7 +42,7 @@ func (w *world) document(dir cid.Cid, name string) []byte {
 		w.t.Fatal(err)
 	}
 	if strings.HasSuffix(name, ".gz") {
-		if raw, err = document.Decode(bytes.NewReader(raw), 1<<20); err != nil {
+		if raw, err = document.Decode(bytes.NewReader(raw), 0, 1<<20); err != nil {
 			w.t.Fatal(err)
 		}
 	}

@@ -140,7 +140,7 @@ func (p *Publisher) upstream(ctx context.Context, pkg ledger.Package) (raw []byt
 			return err
 		}
 		defer r.Close()
-		raw, err = document.Decode(r, p.o.MaxDocument)
+		raw, err = document.Decode(r, int64(pkg.Document.Size), p.o.MaxDocument)
 		return err
 	}()
 	if problem == nil {
