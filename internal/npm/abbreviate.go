@@ -2,7 +2,6 @@ package npm
 
 import (
 	"bytes"
-	"fmt"
 	"time"
 )
 
@@ -30,35 +29,38 @@ type AbbreviateOptions struct {
 	Time bool
 }
 
-// Abbreviate returns npm's install-v1 form of the packument raw: name,
-// dist-tags, versions with the fields that installing needs, and `modified`,
-// which is upstream's time.modified, else the latest instant in `time` (pnpm
-// reads it as "no version is younger than this"); none where the document has
-// no times. The values are raw's bytes. Errors wrap ErrPackument.
-func Abbreviate(raw []byte, o AbbreviateOptions) ([]byte, error) {
+// Abbreviate returns npm's install-v1 form of the packument: name, dist-tags,
+// versions with the fields that installing needs, and `modified`, which is
+// upstream's time.modified, else the latest instant in `time` (pnpm reads it as
+// "no version is younger than this"); none where the document has no times. The
+// values are the packument's bytes.
+func (c Checked) Abbreviate(o AbbreviateOptions) Checked {
+	raw := c.raw
 	var name, tags, times, modified span
 	var versions []byte
-	s := scan(raw)
-	err := s.document(func(field []byte, _ span) (err error) {
+	s := c.scan()
+	s.members(func(field []byte, _ span) {
 		switch string(field) {
 		case "name":
-			name, err = s.value()
+			name = s.value()
 		case "dist-tags":
-			tags, err = s.value()
+			tags = s.value()
 		case "modified":
-			modified, err = s.value()
+			modified = s.value()
 		case "time":
-			times, err = s.value()
+			times = s.value()
 		case "versions":
-			if s.dec.PeekKind() != '{' {
-				return s.skip()
+			if s.kind() != '{' {
+				s.value()
+				return
 			}
 			// Half is generous for all but the smallest documents.
 			versions = make([]byte, 0, len(raw)/2+256)
 			versions = append(versions, '{')
-			_, err = s.object(func(version []byte, at span) error {
-				if s.dec.PeekKind() != '{' {
-					return s.skip()
+			s.members(func(version []byte, at span) {
+				if s.kind() != '{' {
+					s.value()
+					return
 				}
 				if len(versions) > 1 {
 					versions = append(versions, ',')
@@ -66,22 +68,14 @@ func Abbreviate(raw []byte, o AbbreviateOptions) ([]byte, error) {
 				v := string(version)
 				versions = append(versions, at.of(raw)...)
 				versions = append(versions, ':')
-				versions, err = s.abbreviate(versions, v, o)
-				return err
+				versions = s.abbreviate(versions, v, o)
 			})
 			versions = append(versions, '}')
 		default:
-			err = s.skip()
+			s.value()
 		}
-		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	last, err := lastModified(raw, times, modified)
-	if err != nil {
-		return nil, err
-	}
+	last := lastModified(raw, times, modified)
 	size := len(versions) + len(name.of(raw)) + len(tags.of(raw)) + len(last) + 64
 	if o.Time {
 		size += len(times.of(raw))
@@ -110,11 +104,21 @@ func Abbreviate(raw []byte, o AbbreviateOptions) ([]byte, error) {
 	if o.Time {
 		put("time", times.of(raw))
 	}
-	return append(out, '}'), nil
+	return Checked{append(out, '}')}
+}
+
+// Abbreviate is Check, and Checked.Abbreviate of its result. Errors wrap
+// ErrPackument.
+func Abbreviate(raw []byte, o AbbreviateOptions) ([]byte, error) {
+	c, err := Check(raw)
+	if err != nil {
+		return nil, err
+	}
+	return c.Abbreviate(o).raw, nil
 }
 
 // abbreviate appends the short form of the manifest that comes next.
-func (s *scanner) abbreviate(dst []byte, version string, o AbbreviateOptions) ([]byte, error) {
+func (s *scanner) abbreviate(dst []byte, version string, o AbbreviateOptions) []byte {
 	dst = append(dst, '{')
 	empty := len(dst)
 	put := func(name, value []byte) {
@@ -124,39 +128,36 @@ func (s *scanner) abbreviate(dst []byte, version string, o AbbreviateOptions) ([
 		dst = append(append(append(dst, name...), ':'), value...)
 	}
 	scripts, said := false, false
-	_, err := s.object(func(field []byte, at span) (err error) {
+	s.members(func(field []byte, at span) {
 		switch {
-		case string(field) == "dist" && s.dec.PeekKind() == '{':
+		case string(field) == "dist" && s.kind() == '{':
 			put(at.of(s.raw), nil)
-			dst, err = s.abbreviateDist(dst, version, o)
+			dst = s.abbreviateDist(dst, version, o)
 		case string(field) == "dist":
-			err = s.skip()
+			s.value()
 		case string(field) == "scripts":
-			scripts, err = s.hasInstallScript()
+			scripts = s.hasInstallScript()
 		case abbreviated[string(field)]:
 			said = said || string(field) == "hasInstallScript"
-			var v span
-			v, err = s.value()
-			put(at.of(s.raw), v.of(s.raw))
+			put(at.of(s.raw), s.value().of(s.raw))
 		default:
-			err = s.skip()
+			s.value()
 		}
-		return err
 	})
 	if scripts && !said {
 		put([]byte(`"hasInstallScript"`), []byte("true"))
 	}
-	return append(dst, '}'), err
+	return append(dst, '}')
 }
 
-func (s *scanner) abbreviateDist(dst []byte, version string, o AbbreviateOptions) ([]byte, error) {
+func (s *scanner) abbreviateDist(dst []byte, version string, o AbbreviateOptions) []byte {
 	dst = append(dst, '{')
 	empty := len(dst)
-	_, err := s.object(func(field []byte, at span) error {
+	s.members(func(field []byte, at span) {
 		cid, tarball := string(field) == "cid", string(field) == "tarball"
-		v, err := s.value()
-		if err != nil || cid {
-			return err
+		v := s.value()
+		if cid {
+			return
 		}
 		if len(dst) > empty {
 			dst = append(dst, ',')
@@ -167,11 +168,7 @@ func (s *scanner) abbreviateDist(dst []byte, version string, o AbbreviateOptions
 		} else {
 			dst = append(dst, v.of(s.raw)...)
 		}
-		return nil
 	})
-	if err != nil {
-		return dst, err
-	}
 	if o.CID != nil {
 		if cid := o.CID(version); cid != "" {
 			if len(dst) > empty {
@@ -180,68 +177,60 @@ func (s *scanner) abbreviateDist(dst []byte, version string, o AbbreviateOptions
 			dst = appendQuote(append(dst, `"cid":`...), cid)
 		}
 	}
-	return append(dst, '}'), nil
+	return append(dst, '}')
 }
 
 // hasInstallScript reports whether the scripts that come next hold one that
 // npm runs on install.
-func (s *scanner) hasInstallScript() (has bool, err error) {
-	if s.dec.PeekKind() != '{' {
-		return false, s.skip()
+func (s *scanner) hasInstallScript() (has bool) {
+	if s.kind() != '{' {
+		s.value()
+		return false
 	}
-	_, err = s.object(func(field []byte, _ span) error {
+	s.members(func(field []byte, _ span) {
 		var runs bool
 		switch string(field) {
 		case "preinstall", "install", "postinstall":
 			runs = true
 		}
-		v, err := s.value()
-		if runs && err == nil && s.raw[v.start] == '"' && v.end-v.start > 2 {
+		v := s.value()
+		if runs && s.raw[v.start] == '"' && v.end-v.start > 2 {
 			has = true
 		}
-		return err
 	})
-	return has, err
+	return has
 }
 
 // lastModified returns the JSON string for `modified`.
-func lastModified(raw []byte, times, modified span) ([]byte, error) {
+func lastModified(raw []byte, times, modified span) []byte {
 	if t := times.of(raw); len(t) == 0 || t[0] != '{' {
 		if m := modified.of(raw); len(m) > 0 && m[0] == '"' {
-			return m, nil
+			return m
 		}
-		return nil, nil
+		return nil
 	}
 	var said, latest []byte
 	var at time.Time
-	base := times.start
-	s := scan(times.of(raw))
-	_, err := s.object(func(field []byte, _ span) error {
+	s := scanner{walker: walker{raw: raw, at: times.start}}
+	s.members(func(field []byte, _ span) {
 		isModified := string(field) == "modified"
-		v, err := s.value()
-		if err != nil {
-			return err
-		}
-		value := raw[base+v.start : base+v.end]
-		if len(value) < 2 || value[0] != '"' {
-			return nil
+		value := s.value().of(raw)
+		if value[0] != '"' {
+			return
 		}
 		if isModified {
 			said = value
-			return nil
+			return
 		}
 		if t, err := time.Parse(time.RFC3339, string(value[1:len(value)-1])); err == nil && t.After(at) {
 			latest, at = value, t
 		}
-		return nil
 	})
 	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", ErrPackument, err)
 	case said != nil:
-		return said, nil
+		return said
 	case latest == nil && bytes.HasPrefix(modified.of(raw), []byte{'"'}):
-		return modified.of(raw), nil
+		return modified.of(raw)
 	}
-	return latest, nil
+	return latest
 }

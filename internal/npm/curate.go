@@ -1,7 +1,6 @@
 package npm
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -19,61 +18,60 @@ type outline struct {
 	versionNames []string
 }
 
-func outlineOf(raw []byte) (outline, error) {
+func (c Checked) outline() (outline, error) {
 	var o outline
-	s := scan(raw)
-	err := s.document(func(field []byte, _ span) (err error) {
+	s := c.scan()
+	_, err := s.object(func(field []byte, _ span) (err error) {
 		switch string(field) {
 		case "dist-tags":
-			if s.dec.PeekKind() == 'n' {
-				return s.skip()
+			if s.kind() == 'n' {
+				s.value()
+				return nil
 			}
-			if s.dec.PeekKind() != '{' {
+			if s.kind() != '{' {
 				return fmt.Errorf("%w: dist-tags is not an object", ErrPackument)
 			}
 			o.tags, err = s.object(func(name []byte, at span) error {
 				o.tagNames = append(o.tagNames, string(name))
-				v, err := s.value()
-				if err != nil {
-					return err
-				}
-				version, _ := unquote(v.of(raw))
+				v := s.value()
+				version, _ := unquote(v.of(c.raw))
 				o.tagMembers = append(o.tagMembers, member{at, v})
 				o.tagVersions = append(o.tagVersions, version)
 				return tooMany(len(o.tagNames))
 			})
 		case "versions":
-			if s.dec.PeekKind() == 'n' {
-				return s.skip()
+			if s.kind() == 'n' {
+				s.value()
+				return nil
 			}
-			if s.dec.PeekKind() != '{' {
+			if s.kind() != '{' {
 				return fmt.Errorf("%w: versions is not an object", ErrPackument)
 			}
 			o.versions, err = s.object(func(name []byte, at span) error {
 				o.versionNames = append(o.versionNames, string(name))
-				v, err := s.value()
-				o.versMembers = append(o.versMembers, member{at, v})
-				return cmp.Or(err, tooMany(len(o.versionNames)))
+				o.versMembers = append(o.versMembers, member{at, s.value()})
+				return tooMany(len(o.versionNames))
 			})
 		default:
-			err = s.skip()
+			s.value()
 		}
 		return err
 	})
 	return o, err
 }
 
-// Curate returns the packument raw (full or abbreviated) with only the versions
-// that held accepts. A dist-tag whose version stays is untouched; `latest`, where its
-// version goes, moves to the highest held version below it that is not a
-// prerelease, else to the highest such version at all, else to the highest
-// held; every other such tag goes. All else, `time` included, is upstream's,
-// byte for byte, and where nothing changes raw itself is returned. The result is a
-// pure function of raw and of what held answers. Errors wrap ErrPackument.
-func Curate(raw []byte, held func(version string) bool) ([]byte, error) {
-	o, err := outlineOf(raw)
+// Curate returns the packument with only the versions that held accepts. A
+// dist-tag whose version stays is untouched; `latest`, where its version goes,
+// moves to the highest held version below it that is not a prerelease, else to the
+// highest such version at all, else to the highest held; every other such tag
+// goes. All else, `time` included, is upstream's, byte for byte, and where nothing
+// changes it is c itself. The result is a pure function of c and of what held
+// answers. Errors wrap ErrPackument.
+func (c Checked) Curate(held func(version string) bool) (Checked, error) {
+	raw := c.raw
+	o, err := c.outline()
 	if err != nil {
-		return nil, err
+		return Checked{}, err
 	}
 	keep := make([]bool, len(o.versionNames))
 	stays := make(map[string]bool, len(o.versionNames))
@@ -94,7 +92,7 @@ func Curate(raw []byte, held func(version string) bool) ([]byte, error) {
 		}
 	}
 	if latest == "" && !slices.Contains(keep, false) && !slices.Contains(keepTag, false) {
-		return raw, nil
+		return c, nil
 	}
 
 	tags := func(dst []byte) []byte {
@@ -131,7 +129,17 @@ func Curate(raw []byte, held func(version string) bool) ([]byte, error) {
 		put(o.versions, versions)
 		put(o.tags, tags)
 	}
-	return append(dst, raw[at:]...), nil
+	return Checked{append(dst, raw[at:]...)}, nil
+}
+
+// Curate is Check, and Checked.Curate of its result; where nothing changes the
+// result is raw itself.
+func Curate(raw []byte, held func(version string) bool) ([]byte, error) {
+	c, err := Check(raw)
+	if err == nil {
+		c, err = c.Curate(held)
+	}
+	return c.raw, err
 }
 
 // latestOf chooses where `latest` goes when the version was that it names is

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // The other parser: exact in case, strict in duplicates and Unicode, and it
@@ -96,6 +97,15 @@ func FuzzDocuments(f *testing.F) {
 		}
 		const moved = "http://127.0.0.1:1/x.tgz?"
 		to := func(u string) string { return moved + u }
+		// The short form is as good as the whole to make another short form of.
+		c, err := Check(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := AbbreviateOptions{Time: true, Tarball: func(_, u string) string { return to(u) }}
+		if once, twice := c.Abbreviate(other).Bytes(), (Checked{short}).Abbreviate(other).Bytes(); !bytes.Equal(once, twice) {
+			t.Fatalf("%q abbreviates to %q, and by way of %q to %q", raw, once, short, twice)
+		}
 		rewritten, err := RewriteTarballs(raw, func(_, u string) string { return to(u) })
 		if err != nil {
 			t.Fatalf("%q does not rewrite: %v", raw, err)
@@ -112,6 +122,62 @@ func FuzzDocuments(f *testing.F) {
 		} else {
 			same(q, back, as)
 		}
+	})
+}
+
+// The walker, which sees no mistakes, finds in what was checked the values that
+// the decoder finds, where it finds them.
+func FuzzWalker(f *testing.F) {
+	f.Add([]byte(` {"a" : [1, -2.5e+3,"x\\\"y" ,{}, [ ],null,true , false], "b\\\\":{"c}":"]","d":0} ,"e":{ } } `))
+	f.Add([]byte(`{"versions":{"1.0.0":{"dist":{"tarball":"http://a/b.tgz"}}},"time":{"1.0.0":"t"}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c, err := Check(raw)
+		if err != nil {
+			return
+		}
+		w := &walker{raw: c.Bytes()}
+		dec := jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowInvalidUTF8(true))
+		var value func()
+		value = func() {
+			kind, end := byte(dec.PeekKind()), byte(0)
+			if got := w.kind(); got != kind && (kind != '0' || got != '-' && (got < '0' || got > '9')) {
+				t.Fatalf("%q: %q begins a value at %d, not %q", raw, got, w.at, kind)
+			}
+			switch kind {
+			case '{':
+				end = '}'
+			case '[':
+				end = ']'
+			default:
+				v, err := dec.ReadValue()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if at := w.value(); at.end != int(dec.InputOffset()) || !bytes.Equal(at.of(raw), v) {
+					t.Fatalf("%q: %q at %v, and %q to the decoder", raw, at.of(raw), at, v)
+				}
+				return
+			}
+			bracket := func() {
+				if _, err := dec.ReadToken(); err != nil {
+					t.Fatal(err)
+				}
+				if at := w.step(); at != int(dec.InputOffset())-1 {
+					t.Fatalf("%q: a bracket at %d, and %d to the decoder", raw, at, dec.InputOffset()-1)
+				}
+			}
+			whole := *w
+			all := whole.value()
+			bracket()
+			for byte(dec.PeekKind()) != end {
+				value()
+			}
+			bracket()
+			if all.end != w.at {
+				t.Fatalf("%q: passed over to %d, not to %d", raw, all.end, w.at)
+			}
+		}
+		value()
 	})
 }
 

@@ -30,43 +30,47 @@ func ParsePackument(raw []byte) (*Packument, error) {
 	p := &Packument{DistTags: map[string]string{}, Versions: map[string]*Manifest{}, Bad: map[string]error{}}
 	var name, id, modified string
 	var named bool
-	s := scan(raw)
-	err := s.document(func(field []byte, _ span) (err error) {
+	c, err := Check(raw)
+	if err != nil {
+		return nil, err
+	}
+	s := c.scan()
+	_, err = s.object(func(field []byte, _ span) (err error) {
 		switch string(field) {
 		case "name":
 			named = true
-			name, _, err = s.text()
+			name, _ = s.text()
 		case "_id":
-			id, _, err = s.text()
+			id, _ = s.text()
 		case "_rev":
-			p.Rev, _, err = s.text()
+			p.Rev, _ = s.text()
 		case "modified":
-			modified, _, err = s.text()
+			modified, _ = s.text()
 		case "dist-tags":
-			switch s.dec.PeekKind() {
+			switch s.kind() {
 			case '{':
 				var tags map[string]string
 				if tags, err = s.texts(); tags != nil {
 					p.DistTags = tags
 				}
 			case 'n':
-				err = s.skip()
+				s.value()
 			default:
 				err = fmt.Errorf("%w: dist-tags is not an object", ErrPackument)
 			}
 		case "time":
 			err = s.times(p)
 		case "versions":
-			switch s.dec.PeekKind() {
+			switch s.kind() {
 			case '{':
 				err = s.versions(p)
 			case 'n':
-				err = s.skip()
+				s.value()
 			default:
 				err = fmt.Errorf("%w: versions is not an object", ErrPackument)
 			}
 		default:
-			err = s.other(field, "name", "_id", "_rev", "modified", "dist-tags", "time", "versions")
+			s.other(field, "name", "_id", "_rev", "modified", "dist-tags", "time", "versions")
 		}
 		if s.odd != nil && err == nil {
 			err = fmt.Errorf("%w: %w", ErrPackument, s.odd)
@@ -95,22 +99,23 @@ func ParsePackument(raw []byte) (*Packument, error) {
 // times reads `time`, where an unpublished package has an object among the
 // strings.
 func (s *scanner) times(p *Packument) error {
-	if s.dec.PeekKind() != '{' {
-		return s.skip()
+	if s.kind() != '{' {
+		s.value()
+		return nil
 	}
 	p.Time = make(map[string]string)
 	_, err := s.object(func(name []byte, _ span) error {
 		key := string(name)
-		if key == "unpublished" && s.dec.PeekKind() == '{' {
+		if key == "unpublished" && s.kind() == '{' {
 			p.Unpublished = true
 		}
 		s.spelled(name, "modified", "unpublished")
-		t, ok, err := s.text()
-		if err == nil && ok {
-			p.Time[key] = t
-			err = s.keep()
+		t, ok := s.text()
+		if !ok {
+			return nil
 		}
-		return err
+		p.Time[key] = t
+		return s.keep()
 	})
 	return err
 }
@@ -123,9 +128,10 @@ func (s *scanner) versions(p *Packument) error {
 		if err := tooMany(len(p.Versions) + len(p.Bad) + 1); err != nil {
 			return err
 		}
-		if s.dec.PeekKind() != '{' {
+		if s.kind() != '{' {
 			p.Bad[version] = errors.New("the manifest is not an object")
-			return s.skip()
+			s.value()
+			return nil
 		}
 		m, bad, err := s.manifest()
 		switch {
@@ -148,7 +154,7 @@ func (s *scanner) versions(p *Packument) error {
 }
 
 // manifest reads one version. bad says why it is of no use; err that the
-// document is not JSON.
+// document is too large.
 func (s *scanner) manifest() (m *Manifest, bad, err error) {
 	m = &Manifest{}
 	var hasDist, bundleAll bool
@@ -157,14 +163,14 @@ func (s *scanner) manifest() (m *Manifest, bad, err error) {
 		case "name":
 			var t string
 			var ok bool
-			if t, ok, err = s.text(); !ok && err == nil {
+			if t, ok = s.text(); !ok {
 				bad = errors.New("the manifest's name is not a string")
 			}
 			m.Name = Name(t)
 		case "version":
-			m.Version, _, err = s.text()
+			m.Version, _ = s.text()
 		case "deprecated":
-			m.Deprecated, err = s.deprecated()
+			m.Deprecated = s.deprecated()
 		case "dependencies":
 			m.Dependencies, err = s.texts()
 		case "optionalDependencies":
@@ -181,15 +187,16 @@ func (s *scanner) manifest() (m *Manifest, bad, err error) {
 			}
 			bundleAll = bundleAll || all
 		case "dist":
-			if hasDist = s.dec.PeekKind() == '{'; !hasDist {
-				return s.skip()
+			if hasDist = s.kind() == '{'; !hasDist {
+				s.value()
+				return nil
 			}
 			var why error
 			if m.Dist, why, err = s.dist(); why != nil && bad == nil {
 				bad = why
 			}
 		default:
-			err = s.other(field, "name", "version", "dist")
+			s.other(field, "name", "version", "dist")
 		}
 		return err
 	})
@@ -227,118 +234,114 @@ func (s *scanner) dist() (d Dist, bad, err error) {
 			d.Signatures, err = s.signatures()
 			return err
 		case "unpackedSize":
-			d.UnpackedSize, err = s.size()
-			return err
+			d.UnpackedSize = s.size()
+			return nil
 		default:
-			return s.other(field, "tarball", "shasum", "integrity", "signatures")
+			s.other(field, "tarball", "shasum", "integrity", "signatures")
+			return nil
 		}
-		if s.dec.PeekKind() == 'n' {
-			return s.skip()
+		if s.kind() == 'n' {
+			s.value()
+			return nil
 		}
 		var ok bool
-		if *to, ok, err = s.text(); err == nil && !ok {
+		if *to, ok = s.text(); !ok {
 			bad = fmt.Errorf("dist.%s is not a string", field)
 		}
-		return err
+		return nil
 	})
 	return d, bad, err
 }
 
 // size reads a count of bytes; what is none is 0.
-func (s *scanner) size() (int64, error) {
-	v, err := s.dec.ReadValue()
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(string(v), 10, 64)
+func (s *scanner) size() int64 {
+	n, err := strconv.ParseInt(string(s.value().of(s.raw)), 10, 64)
 	if err != nil || n < 0 {
-		return 0, nil
+		return 0
 	}
-	return n, nil
+	return n
 }
 
 func (s *scanner) signatures() (sigs []Signature, err error) {
 	err = s.array(func() error {
 		if len(sigs) == maxSignatures {
 			s.note("it has more than %d signatures", maxSignatures)
-			return s.skip()
+			s.value()
+			return nil
 		}
-		if s.dec.PeekKind() != '{' {
-			return s.skip()
+		if s.kind() != '{' {
+			s.value()
+			return nil
 		}
 		var sig Signature
-		_, err := s.object(func(field []byte, _ span) (err error) {
+		s.members(func(field []byte, _ span) {
 			switch string(field) {
 			case "keyid":
-				sig.KeyID, _, err = s.text()
+				sig.KeyID, _ = s.text()
 			case "sig":
-				sig.Sig, _, err = s.text()
+				sig.Sig, _ = s.text()
 			default:
-				err = s.other(field, "keyid", "sig")
+				s.other(field, "keyid", "sig")
 			}
-			return err
 		})
 		sigs = append(sigs, sig)
-		return cmp.Or(err, s.keep())
+		return s.keep()
 	})
 	return sigs, err
 }
 
 // array calls item for each element of the array that comes next; any other
-// value is skipped. item must read exactly one value.
+// value is passed over. item must read exactly one value.
 func (s *scanner) array(item func() error) error {
-	if s.dec.PeekKind() != '[' {
-		return s.skip()
+	if s.kind() != '[' {
+		s.value()
+		return nil
 	}
-	if _, err := s.dec.ReadToken(); err != nil {
-		return err
-	}
-	for s.dec.PeekKind() != ']' {
+	s.step()
+	for s.kind() != ']' {
 		if err := item(); err != nil {
 			return err
 		}
 	}
-	_, err := s.dec.ReadToken()
-	return err
+	s.step()
+	return nil
 }
 
 // deprecated reads a message; JavaScript's other true values count as one.
-func (s *scanner) deprecated() (string, error) {
-	v, err := s.dec.ReadValue()
-	if err != nil {
-		return "", err
-	}
+func (s *scanner) deprecated() string {
+	v := s.value().of(s.raw)
 	if t, ok := unquote(v); ok {
-		return t, nil
+		return t
 	}
 	switch string(v) {
 	case "null", "false", "0":
-		return "", nil
+		return ""
 	}
-	return "deprecated", nil
+	return "deprecated"
 }
 
 func (s *scanner) optionalPeers() (map[string]bool, error) {
-	if s.dec.PeekKind() != '{' {
-		return nil, s.skip()
+	if s.kind() != '{' {
+		s.value()
+		return nil, nil
 	}
 	var peers map[string]bool
 	_, err := s.object(func(name []byte, _ span) error {
-		if s.dec.PeekKind() != '{' {
-			return s.skip()
+		if s.kind() != '{' {
+			s.value()
+			return nil
 		}
 		peer := string(name)
 		_, err := s.object(func(field []byte, _ span) error {
 			optional := string(field) == "optional"
-			v, err := s.dec.ReadValue()
-			if err == nil && optional && string(v) == "true" {
-				if peers == nil {
-					peers = make(map[string]bool)
-				}
-				peers[peer] = true
-				err = s.keep()
+			if v := s.value().of(s.raw); !optional || string(v) != "true" {
+				return nil
 			}
-			return err
+			if peers == nil {
+				peers = make(map[string]bool)
+			}
+			peers[peer] = true
+			return s.keep()
 		})
 		return err
 	})
@@ -347,16 +350,17 @@ func (s *scanner) optionalPeers() (map[string]bool, error) {
 
 // bundled reads a list of names, or `true`, which means all dependencies.
 func (s *scanner) bundled() (names []string, all bool, err error) {
-	if s.dec.PeekKind() == 't' {
-		return nil, true, s.skip()
+	if s.kind() == 't' {
+		s.value()
+		return nil, true, nil
 	}
 	err = s.array(func() error {
-		t, ok, err := s.text()
-		if ok {
-			names = append(names, t)
-			err = cmp.Or(err, s.keep())
+		t, ok := s.text()
+		if !ok {
+			return nil
 		}
-		return err
+		names = append(names, t)
+		return s.keep()
 	})
 	return names, false, err
 }

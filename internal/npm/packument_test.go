@@ -164,7 +164,7 @@ func TestParsePackumentBounds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	s := scan([]byte(`{"a":"1"}`))
+	s := Checked{[]byte(`{"a":"1"}`)}.scan()
 	s.kept = maxTexts
 	if _, err := s.texts(); !errors.Is(err, ErrPackument) {
 		t.Errorf("many texts: %v", err)

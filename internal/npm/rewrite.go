@@ -6,27 +6,31 @@ package npm
 func RewriteTarballs(raw []byte, to func(version, upstreamURL string) string) ([]byte, error) {
 	var dst []byte
 	at := 0
-	s := scan(raw)
-	err := s.document(func(field []byte, _ span) error {
-		if string(field) != "versions" || s.dec.PeekKind() != '{' {
-			return s.skip()
+	c, err := Check(raw)
+	if err != nil {
+		return nil, err
+	}
+	s := c.scan()
+	_, err = s.object(func(field []byte, _ span) error {
+		if string(field) != "versions" || s.kind() != '{' {
+			s.value()
+			return nil
 		}
 		_, err := s.object(func(name []byte, _ span) error {
-			if s.dec.PeekKind() != '{' {
-				return s.skip()
+			if s.kind() != '{' {
+				s.value()
+				return nil
 			}
 			version := string(name)
 			_, err := s.object(func(field []byte, _ span) error {
-				if string(field) != "dist" || s.dec.PeekKind() != '{' {
-					return s.skip()
+				if string(field) != "dist" || s.kind() != '{' {
+					s.value()
+					return nil
 				}
 				_, err := s.object(func(field []byte, _ span) error {
+					v := s.value()
 					if string(field) != "tarball" {
-						return s.skip()
-					}
-					v, err := s.value()
-					if err != nil {
-						return err
+						return nil
 					}
 					if dst == nil {
 						// URLs of another origin are rarely longer by more.

@@ -2,7 +2,6 @@ package npm
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -32,18 +31,17 @@ func (s span) of(raw []byte) []byte { return raw[s.start:s.end] }
 // member is a name and its value in an object of a document, by place.
 type member struct{ name, value span }
 
-// scanner walks a JSON document once, in place, and knows where it is. The
-// decoder refuses duplicate names at every depth, nesting beyond 10,000, and
-// what is not JSON by RFC 8259 (NaN, comments, a byte order mark), and reads
-// names as they are, in exact case. Numbers are never evaluated.
+// scanner walks a document that was checked, once, in place, and knows where it
+// is. It reads names as they are, in exact case. Numbers are never evaluated.
 //
 // What two parsers may still read differently is noted in odd, where it is
 // something that this package reads: a name that is another's but for case, and
 // broken UTF-8 or a lone surrogate, in a name or a text. Where it is not read it
 // passes, for descriptions cut off in the middle of a character exist.
+//
+// Its errors, and those of what it calls, are never of the form: that was checked.
 type scanner struct {
-	dec  *jsontext.Decoder
-	raw  []byte
+	walker
 	name []byte // scratch for names with escapes
 	kept int    // texts kept so far
 	odd  error  // the first that was noted; nil for none
@@ -65,11 +63,11 @@ func (s *scanner) spelled(name []byte, fields ...string) {
 	}
 }
 
-// other skips the value of a member that is not read, whose name must not be
+// other goes past the value of a member that is not read, whose name must not be
 // another spelling of one of fields, which are.
-func (s *scanner) other(name []byte, fields ...string) error {
+func (s *scanner) other(name []byte, fields ...string) {
 	s.spelled(name, fields...)
-	return s.skip()
+	s.value()
 }
 
 // keep counts a text that is kept.
@@ -83,35 +81,6 @@ func (s *scanner) keep() error {
 func tooMany(n int) error {
 	if n > maxVersions {
 		return fmt.Errorf("%w: it has more than %d versions or dist-tags", ErrPackument, maxVersions)
-	}
-	return nil
-}
-
-func scan(raw []byte) *scanner {
-	// A bytes.Buffer is read in place, without a copy.
-	return &scanner{raw: raw, dec: jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowInvalidUTF8(true))}
-}
-
-// document calls field for each member of the one object that the document
-// must be. Errors wrap ErrPackument.
-func (s *scanner) document(field func(name []byte, at span) error) error {
-	if err := checkNames(s.raw); err != nil {
-		return err
-	}
-	if s.dec.PeekKind() != '{' {
-		if _, err := s.dec.ReadToken(); err != nil {
-			return fmt.Errorf("%w: %w", ErrPackument, err)
-		}
-		return fmt.Errorf("%w: it is not a JSON object", ErrPackument)
-	}
-	if _, err := s.object(field); err != nil {
-		if errors.Is(err, ErrPackument) {
-			return err
-		}
-		return fmt.Errorf("%w: %w", ErrPackument, err)
-	}
-	if rest := s.raw[s.dec.InputOffset():]; len(bytes.TrimLeft(rest, " \t\r\n")) > 0 {
-		return fmt.Errorf("%w: bytes follow the document", ErrPackument)
 	}
 	return nil
 }
@@ -190,19 +159,14 @@ func stringEnd(raw []byte, start int) int {
 // and valid until field returns, and its place in the document, and returns the
 // object's place. field must read exactly one value.
 func (s *scanner) object(field func(name []byte, at span) error) (span, error) {
-	if _, err := s.dec.ReadToken(); err != nil {
-		return span{}, err
-	}
-	o := span{start: int(s.dec.InputOffset()) - 1}
-	for s.dec.PeekKind() != '}' {
-		quoted, err := s.dec.ReadValue()
-		if err != nil {
-			return span{}, err
-		}
-		end := int(s.dec.InputOffset())
+	o := span{start: s.step()}
+	for s.kind() != '}' {
+		at := s.value()
+		quoted := at.of(s.raw)
 		name := quoted[1 : len(quoted)-1]
 		if bytes.IndexByte(name, '\\') >= 0 {
 			// Broken UTF-8 comes back as U+FFFD, with an error.
+			var err error
 			if s.name, err = jsontext.AppendUnquote(s.name[:0], quoted); err != nil {
 				s.note("the name %q in it is broken Unicode", quoted)
 			}
@@ -212,43 +176,32 @@ func (s *scanner) object(field func(name []byte, at span) error) (span, error) {
 			s.note("the name %q in it is broken Unicode", quoted)
 			name = bytes.ToValidUTF8(name, []byte("\uFFFD"))
 		}
-		if err := field(name, span{end - len(quoted), end}); err != nil {
+		if err := field(name, at); err != nil {
 			return span{}, err
 		}
 	}
-	if _, err := s.dec.ReadToken(); err != nil {
-		return span{}, err
-	}
-	o.end = int(s.dec.InputOffset())
+	o.end = s.step() + 1
 	return o, nil
 }
 
-// value reads one value of any kind.
-func (s *scanner) value() (span, error) {
-	v, err := s.dec.ReadValue()
-	if err != nil {
-		return span{}, err
-	}
-	end := int(s.dec.InputOffset())
-	return span{end - len(v), end}, nil
+// members is object, for a field that finds nothing wrong.
+func (s *scanner) members(field func(name []byte, at span)) {
+	s.object(func(name []byte, at span) error {
+		field(name, at)
+		return nil
+	})
 }
 
-// skip reads one value of no interest.
-func (s *scanner) skip() error { return s.dec.SkipValue() }
-
 // text reads one value and, where it is a string, unquotes it.
-func (s *scanner) text() (string, bool, error) {
-	v, err := s.dec.ReadValue()
-	if err != nil {
-		return "", false, err
-	}
+func (s *scanner) text() (string, bool) {
+	v := s.value().of(s.raw)
 	t, ok := unquote(v)
 	if ok && strings.ContainsRune(t, utf8.RuneError) {
 		if _, err := jsontext.AppendUnquote(nil, v); err != nil {
 			s.note("the text %.200q in it is broken Unicode", v)
 		}
 	}
-	return t, ok, nil
+	return t, ok
 }
 
 // unquote returns the string that v holds; false where v is something else.
@@ -268,21 +221,22 @@ func unquote(v []byte) (string, bool) {
 // and so is the whole where it is no object: npm's oldest documents have
 // arrays, strings and null in such places, and clients read them as empty.
 func (s *scanner) texts() (map[string]string, error) {
-	if s.dec.PeekKind() != '{' {
-		return nil, s.skip()
+	if s.kind() != '{' {
+		s.value()
+		return nil, nil
 	}
 	var m map[string]string
 	_, err := s.object(func(name []byte, _ span) error {
 		key := string(name)
-		t, ok, err := s.text()
-		if err == nil && ok {
-			if m == nil {
-				m = make(map[string]string)
-			}
-			m[key] = t
-			err = s.keep()
+		t, ok := s.text()
+		if !ok {
+			return nil
 		}
-		return err
+		if m == nil {
+			m = make(map[string]string)
+		}
+		m[key] = t
+		return s.keep()
 	})
 	return m, err
 }

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -206,20 +207,24 @@ func (p *Publisher) files(b *built, pkg ledger.Package, raw []byte, colliding []
 		owner[v.File] = v.Version
 		held[v.Version] = v
 	}
-	curated, err := npm.Curate(raw, func(version string) bool { _, ok := held[version]; return ok })
+	checked, err := npm.Check(raw)
+	if err != nil {
+		return index.Entry{}, err
+	}
+	curated, err := checked.Curate(func(version string) bool { _, ok := held[version]; return ok })
 	if err != nil {
 		return index.Entry{}, err
 	}
 
 	var docs index.PackageFiles
-	if len(curated) == len(raw) && string(curated) == string(raw) {
+	if bytes.Equal(curated.Bytes(), raw) {
 		docs.Packument = unixfs.Ref{CID: pkg.Document.CID, Tsize: pkg.Document.Tsize}
-	} else if docs.Packument, err = unixfs.AddChunks(p.encoder.Encode(curated).Segments, sink); err != nil {
+	} else if docs.Packument, err = unixfs.AddChunks(p.encoder.Encode(curated.Bytes()).Segments, sink); err != nil {
 		return index.Entry{}, err
 	}
 
 	listed := make(map[string]bool, len(held))
-	install, err := npm.Abbreviate(curated, npm.AbbreviateOptions{Time: true, CID: func(version string) string {
+	install := curated.Abbreviate(npm.AbbreviateOptions{Time: true, CID: func(version string) string {
 		v, ok := held[version]
 		if !ok {
 			return ""
@@ -227,24 +232,19 @@ func (p *Publisher) files(b *built, pkg ledger.Package, raw []byte, colliding []
 		listed[version] = true
 		return v.CID.String()
 	}})
-	if err != nil {
-		return index.Entry{}, err
-	}
-	if docs.Install, err = unixfs.AddChunks(p.encoder.Encode(install).Segments, sink); err != nil {
+	if docs.Install, err = unixfs.AddChunks(p.encoder.Encode(install.Bytes()).Segments, sink); err != nil {
 		return index.Entry{}, err
 	}
 	if p.gateway != "" {
-		page, err := npm.Abbreviate(curated, npm.AbbreviateOptions{Time: true, Tarball: func(version, upstreamURL string) string {
+		// Of install, which is the shorter one: all but the CIDs is the same.
+		page := install.Abbreviate(npm.AbbreviateOptions{Time: true, Tarball: func(version, upstreamURL string) string {
 			v, ok := held[version]
 			if !ok {
 				return upstreamURL
 			}
 			return p.gateway + "/" + string(pkg.Name) + "/" + index.TarballsName + "/" + url.PathEscape(v.File)
 		}})
-		if err != nil {
-			return index.Entry{}, err
-		}
-		if docs.Index, err = unixfs.AddChunks(document.Sections(page), sink); err != nil {
+		if docs.Index, err = unixfs.AddChunks(document.Sections(page.Bytes()), sink); err != nil {
 			return index.Entry{}, err
 		}
 	}
