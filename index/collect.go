@@ -208,7 +208,7 @@ func (c *collection) markSince(ctx context.Context, r pebble.Reader, before, fir
 			if err != nil {
 				return err
 			}
-			for _, err := range unixfs.Beyond(ctx, &c.marks, before.Root, next.Root) {
+			for _, err := range releaseBlocks(ctx, &c.marks, before, next) {
 				if err != nil {
 					return fmt.Errorf("blocks of release %d: %w", next.Number, err)
 				}

@@ -181,7 +181,7 @@ func TestPowerCuts(t *testing.T) {
 			t.Errorf("cut %s: %v", cut.what, err)
 		}
 		if r.Number > 0 {
-			for _, err := range ix.NewBlocks(t.Context(), r.Number) {
+			for _, err := range ix.Blocks(t.Context(), r.Number-1, r.Number) {
 				if err != nil {
 					t.Errorf("cut %s: %v", cut.what, err)
 				}

@@ -140,7 +140,7 @@ func TestNewBlocksGrowWithTheChange(t *testing.T) {
 		}
 		mustApply(t, ix, all...)
 		r := mustApply(t, ix, put(t, "p7", 1))
-		return len(collect(t, ix.NewBlocks(t.Context(), r.Number)))
+		return len(collect(t, ix.Blocks(t.Context(), r.Number-1, r.Number)))
 	}
 	small, large := count(20), count(5000)
 	if large > small+4 {

@@ -53,7 +53,7 @@ func TestGatewayIsNotInTheList(t *testing.T) {
 		if err := ix.Check(t.Context()); err != nil {
 			t.Error(err)
 		}
-		for _, b := range collect(t, ix.NewBlocks(t.Context(), 1)) {
+		for _, b := range collect(t, ix.Blocks(t.Context(), 0, 1)) {
 			n.put(b)
 		}
 		if got, err := ReadRelease(t.Context(), n, r.Root); err != nil || !equal(got, r) {

@@ -64,7 +64,7 @@ func TestReleaseReadsBack(t *testing.T) {
 		t.Errorf("Head %+v, %v", head, err)
 	}
 
-	for _, b := range collect(t, ix.NewBlocks(t.Context(), 1)) {
+	for _, b := range collect(t, ix.Blocks(t.Context(), 0, 1)) {
 		n.put(b)
 	}
 	got, err := ReadRelease(t.Context(), n, r.Root)
@@ -279,7 +279,7 @@ func TestApplyMakesNoReleaseForNothing(t *testing.T) {
 	if e, err := ix.Entry("a"); err != nil || e.Versions != 99 {
 		t.Errorf("Entry: %v, %v", e, err)
 	}
-	if list := collect(t, ix.NewBlocks(t.Context(), 2)); len(list) == 0 {
+	if list := collect(t, ix.Blocks(t.Context(), 1, 2)); len(list) == 0 {
 		t.Error("release 2 brought no blocks")
 	}
 	batch.Next = "other"
@@ -293,7 +293,7 @@ func TestApplyMakesNoReleaseForNothing(t *testing.T) {
 	if rs := collect(t, ix.Releases(t.Context())); len(rs) != 4 || rs[3].Number != 4 {
 		t.Errorf("Releases: %v", rs)
 	}
-	for _, err := range ix.NewBlocks(t.Context(), 5) {
+	for _, err := range ix.Blocks(t.Context(), 4, 5) {
 		if !errors.Is(err, ErrNoRelease) {
 			t.Errorf("NewBlocks of no release: %v", err)
 		}

@@ -64,28 +64,54 @@ func (ix *Index) Log(ctx context.Context) iter.Seq2[Release, error] {
 	}
 }
 
-// NewBlocks yields the blocks of release number that the release before it does not
-// have in the same place, parents before their children: those of its directories,
-// of package directories and of deltas, but not of the packages' files, which the
-// index does not have. With those of all releases before it they are the whole
-// release. A block that stands in two places may come twice. ErrNoRelease where
-// there is none.
-func (ix *Index) NewBlocks(ctx context.Context, number uint64) iter.Seq2[blocks.Block, error] {
+// Blocks yields the blocks of release number that release since does not have in
+// the same place, parents before their children: those of its directories, of
+// package directories and of deltas, but not of the packages' files, which the index
+// does not have. A since of 0 is of nothing, and then they are the whole release; one
+// whose directories were collected only costs the short cut. A block that stands in
+// two places may come twice. ErrNoRelease where there is none.
+func (ix *Index) Blocks(ctx context.Context, since, number uint64) iter.Seq2[blocks.Block, error] {
 	return func(yield func(blocks.Block, error) bool) {
 		if err := ix.begin(); err != nil {
 			yield(nil, err)
 			return
 		}
 		defer ix.end()
-		before, r, err := releaseAndBefore(ix.db, number)
+		var before Release
+		_, r, err := releaseAndBefore(ix.db, number)
+		if err == nil && since > 0 {
+			_, before, err = releaseAndBefore(ix.db, since)
+		}
 		if err != nil {
-			yield(nil, fmt.Errorf("release %d: %w", number, err))
+			yield(nil, fmt.Errorf("blocks of release %d since %d: %w", number, since, err))
 			return
 		}
-		for blk, err := range unixfs.Beyond(ctx, held{ix.db}, before.Root, r.Root) {
+		for blk, err := range releaseBlocks(ctx, held{ix.db}, before, r) {
 			if err != nil {
-				err = fmt.Errorf("blocks of release %d: %w", number, err)
+				err = fmt.Errorf("blocks of release %d since %d: %w", number, since, err)
 			}
+			if !yield(blk, err) {
+				return
+			}
+		}
+	}
+}
+
+// releaseBlocks yields the blocks of a release that the one before, which may be
+// zero, does not have in the same place.
+func releaseBlocks(ctx context.Context, g unixfs.Getter, before, r Release) iter.Seq2[blocks.Block, error] {
+	return func(yield func(blocks.Block, error) bool) {
+		for blk, err := range unixfs.Beyond(ctx, g, before.List.Root, r.List.Root) {
+			if !yield(blk, err) || err != nil {
+				return
+			}
+		}
+		// What a gateway shows is the list itself, or what it showed before.
+		like := r.List.Root
+		if r.Parameters.Gateway != "" {
+			like = before.Root
+		}
+		for blk, err := range unixfs.Beyond(ctx, g, like, r.Root, r.List.Root) {
 			if !yield(blk, err) {
 				return
 			}

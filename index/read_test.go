@@ -20,7 +20,7 @@ func TestReadReleaseRefuses(t *testing.T) {
 	r2 := mustApply(t, ix, put(t, "b", 0))
 	n := newNode()
 	for i := range uint64(2) {
-		for _, b := range collect(t, ix.NewBlocks(t.Context(), i+1)) {
+		for _, b := range collect(t, ix.Blocks(t.Context(), i, i+1)) {
 			n.put(b)
 		}
 	}

@@ -46,7 +46,7 @@ func (h *history) release(t testing.TB, b Batch) Release {
 	if err != nil || !changed {
 		t.Fatalf("Apply: changed %v, %v", changed, err)
 	}
-	for blk, err := range h.ix.NewBlocks(t.Context(), r.Number) {
+	for blk, err := range h.ix.Blocks(t.Context(), r.Number-1, r.Number) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -261,7 +261,7 @@ func releases(ctx context.Context, j job) (m measured, err error) {
 			return m, fmt.Errorf("%s: %w", path, err)
 		}
 		s := step{Seconds: took.Seconds, CPU: took.CPU, Root: r.List.Root.String()}
-		for blk, err := range ix.NewBlocks(ctx, r.Number) {
+		for blk, err := range ix.Blocks(ctx, r.Number-1, r.Number) {
 			if err != nil {
 				return m, err
 			}

@@ -23,7 +23,6 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
-	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 // Build brings the index up to the ledger: every package that changed since
@@ -420,17 +419,19 @@ func (p *Publisher) content(ctx context.Context, j *journal, release index.Relea
 func (p *Publisher) push(ctx context.Context, j *journal, release index.Release) error {
 	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
 	defer cancel()
-	pinned := j.pinned.root
-	if _, err := p.o.Index.Get(ctx, pinned); errors.Is(err, index.ErrNoBlock) {
-		pinned = cid.Undef // nothing of this index, which was built anew or is an old copy
-	} else if err != nil {
+	// Nothing of it is this index's where that was built anew or is an old copy.
+	since, pinned := uint64(0), cid.Undef
+	switch was, err := p.o.Index.Release(j.pinned.number); {
+	case err == nil && was.Root == j.pinned.root:
+		since, pinned = was.Number, was.Root
+	case err != nil && !errors.Is(err, index.ErrNoRelease):
 		return err
 	}
 	put := &putter{node: p.o.Node}
 	some := reservoir[cid.Cid]{most: sampleBlocks}
-	for b, err := range unixfs.Beyond(ctx, indexed{p.o.Index}, pinned, release.Root) {
+	for b, err := range p.o.Index.Blocks(ctx, since, release.Number) {
 		if err != nil {
-			return fmt.Errorf("blocks of release %d: %w", release.Number, err)
+			return err
 		}
 		if err := put.add(ctx, []blocks.Block{b}); err != nil {
 			return err
@@ -459,18 +460,6 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 		return fmt.Errorf("pin %s: %w", release.Root, err)
 	}
 	return hook(p.fault, "pinned in the node")
-}
-
-// indexed gives the index's own blocks, and passes over those that the node has
-// from elsewhere.
-type indexed struct{ *index.Index }
-
-func (x indexed) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
-	b, err := x.Index.Get(ctx, c)
-	if errors.Is(err, index.ErrNoBlock) {
-		err = unixfs.ErrSkipBlock
-	}
-	return b, err
 }
 
 // Withheld lists what the ledger holds and the list does not, with reasons.

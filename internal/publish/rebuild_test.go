@@ -207,7 +207,7 @@ func TestIndexAndNodeRestored(t *testing.T) {
 	indexed := map[string]bool{}
 	p, stop = w.start()
 	defer stop()
-	for b, err := range p.o.Index.NewBlocks(t.Context(), first.Number) {
+	for b, err := range p.o.Index.Blocks(t.Context(), first.Number-1, first.Number) {
 		if err != nil {
 			t.Fatal(err)
 		}

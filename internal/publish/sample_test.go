@@ -219,7 +219,7 @@ func BenchmarkReadBack(b *testing.B) {
 	defer stop()
 	r := w.publish(p).Release
 	some := reservoir[cid.Cid]{most: sampleBlocks}
-	for blk, err := range unixfs.Beyond(context.Background(), indexed{p.o.Index}, cid.Undef, r.Root) {
+	for blk, err := range p.o.Index.Blocks(context.Background(), 0, r.Number) {
 		if err != nil {
 			b.Fatal(err)
 		}

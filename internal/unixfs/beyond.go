@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -18,11 +19,11 @@ var ErrSkipBlock = errors.New("skip this block")
 // children, without what it shares with old, of which cid.Undef is nothing: its
 // work grows with the difference. Each link is held against those of the old
 // block in the same place. An old block that cannot be had costs only the short
-// cut. A block that stands in two places may come twice. It ends at the first
-// error, g's or ErrMalformed.
-func Beyond(ctx context.Context, g Getter, old, new cid.Cid) iter.Seq2[blocks.Block, error] {
+// cut. A block that stands in two places may come twice; what is had already, and
+// all below it, does not come. It ends at the first error, g's or ErrMalformed.
+func Beyond(ctx context.Context, g Getter, old, new cid.Cid, had ...cid.Cid) iter.Seq2[blocks.Block, error] {
 	return func(yield func(blocks.Block, error) bool) {
-		b := beyond{ctx, g, yield}
+		b := beyond{ctx, g, had, yield}
 		if _, err := b.walk(old, new); err != nil {
 			yield(nil, fmt.Errorf("walk %s: %w", new, err))
 		}
@@ -32,12 +33,13 @@ func Beyond(ctx context.Context, g Getter, old, new cid.Cid) iter.Seq2[blocks.Bl
 type beyond struct {
 	ctx   context.Context
 	g     Getter
+	had   []cid.Cid
 	yield func(blocks.Block, error) bool
 }
 
 // walk is false once the caller has had enough.
 func (b beyond) walk(old, new cid.Cid) (bool, error) {
-	if old == new {
+	if old == new || slices.Contains(b.had, new) {
 		return true, nil
 	}
 	if err := b.ctx.Err(); err != nil {
