@@ -139,8 +139,8 @@ func socketPath(dir string) (string, error) {
 
 // APIHandler answers those calls of Kubo's RPC API
 // (https://docs.ipfs.tech/reference/kubo/rpc/) that Kubo makes, for a node in
-// this process, and repo/checkpoint and repo/free, which Kubo has not. Errors
-// have Kubo's texts.
+// this process, and repo/checkpoint and repo/free, which Kubo has not. repo/gc
+// answers in lines of our own. Errors have Kubo's texts.
 func APIHandler(n Node, log *slog.Logger) http.Handler {
 	a := api{n, log}
 	mux := http.NewServeMux()
@@ -178,6 +178,7 @@ func APIHandler(n Node, log *slog.Logger) http.Handler {
 			json.NewEncoder(w).Encode(answer)
 		})
 	}
+	mux.HandleFunc("POST /api/v0/repo/gc", a.collect)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "404 page not found", http.StatusNotFound)
 	})
@@ -189,8 +190,8 @@ type api struct {
 	log *slog.Logger
 }
 
-// fail answers as Kubo does: status 500 and a message.
-func (a api) fail(w http.ResponseWriter, r *http.Request, err error) {
+// text is an error's as Kubo has it.
+func text(err error) string {
 	text := err.Error()
 	for _, c := range remoteCauses {
 		if errors.Is(err, c.cause) {
@@ -200,10 +201,15 @@ func (a api) fail(w http.ResponseWriter, r *http.Request, err error) {
 			break
 		}
 	}
+	return text
+}
+
+// fail answers as Kubo does: status 500 and a message.
+func (a api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	a.log.DebugContext(r.Context(), "API call failed", "path", r.URL.Path, "err", err)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusInternalServerError)
-	json.NewEncoder(w).Encode(map[string]any{"Message": text, "Code": 0, "Type": "error"})
+	json.NewEncoder(w).Encode(map[string]any{"Message": text(err), "Code": 0, "Type": "error"})
 }
 
 func (a api) version(http.ResponseWriter, *http.Request) (any, error) {
@@ -259,6 +265,32 @@ func (a api) connect(_ http.ResponseWriter, r *http.Request) (any, error) {
 
 func (a api) checkpoint(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return struct{}{}, a.n.Checkpoint(r.Context())
+}
+
+// collect is Kubo's garbage collection, with an answer of our own: a line each
+// second or so, and a last one. It ends when the caller goes away.
+func (a api) collect(w http.ResponseWriter, r *http.Request) {
+	n, ok := a.n.(Collector)
+	if !ok {
+		a.fail(w, r, errors.ErrUnsupported)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	flush := http.NewResponseController(w).Flush
+	answer := json.NewEncoder(w)
+	var said time.Time
+	c, err := n.Collect(r.Context(), func(stage string, done, total int) {
+		if now := time.Now(); now.Sub(said) >= time.Second {
+			said = now
+			answer.Encode(collectLine{Stage: stage, Done: done, Total: total})
+			flush()
+		}
+	})
+	if err != nil {
+		answer.Encode(collectLine{Error: text(err)})
+		return
+	}
+	answer.Encode(collectLine{Collected: &c})
 }
 
 // filesCp is Kubo's copy into MFS, for what Hold copies there and nothing else:

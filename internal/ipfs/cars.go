@@ -27,7 +27,7 @@ const (
 
 // cars holds the bytes of large blocks in CARv1 files, DIR/1.car and on, each
 // block as one section. A file is only ever appended to, and by one process: a
-// restart begins the next. Where a block lies is a place, which the caller
+// restart begins the next. A collection removes files as wholes. Where a block lies is a place, which the caller
 // keeps: cars itself knows only those that no sync has covered yet. What a
 // crash leaves in a file beyond the last place is nobody's.
 //
@@ -95,15 +95,18 @@ func openCARs(fs vfs.FS, dir string) (*cars, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		if digits, ok := strings.CutSuffix(name, ".car"); ok {
-			n, err := strconv.ParseUint(digits, 10, 64)
-			if err != nil {
-				continue
-			}
-			c.number = max(c.number, n)
+		if number, ok := carNumber(name); ok {
+			c.number = max(c.number, number)
 		}
 	}
 	return c, nil
+}
+
+// carNumber reads the name of a file.
+func carNumber(name string) (number uint64, ok bool) {
+	digits, ok := strings.CutSuffix(name, ".car")
+	number, err := strconv.ParseUint(digits, 10, 64)
+	return number, ok && err == nil
 }
 
 func (c *cars) path(number uint64) string {
@@ -299,6 +302,38 @@ func (c *cars) read(p place) ([]byte, error) {
 	}
 	return data, errors.Join(err, f.Close())
 }
+
+// finished are the files, by number, to which nothing is appended any more, with
+// their sizes. A later sync covers all places in them.
+func (c *cars) finished() (map[uint64]int64, error) {
+	c.mu.Lock()
+	below := c.number
+	if c.file == nil {
+		below++
+	}
+	c.mu.Unlock()
+	names, err := c.fs.List(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	sizes := map[uint64]int64{}
+	for _, name := range names {
+		number, ok := carNumber(name)
+		if !ok || number >= below {
+			continue
+		}
+		info, err := c.fs.Stat(c.path(number))
+		if err != nil {
+			return nil, err
+		}
+		sizes[number] = info.Size()
+	}
+	return sizes, nil
+}
+
+// remove removes a file in which no block lies. One that comes back in a crash is
+// found again.
+func (c *cars) remove(number uint64) error { return c.fs.Remove(c.path(number)) }
 
 // close gives up the files. The caller has synced.
 func (c *cars) close() error {

@@ -68,7 +68,10 @@ type Kubo struct {
 	embedded bool   // it is one of ours
 }
 
-var _ Node = (*Kubo)(nil)
+var (
+	_ Node      = (*Kubo)(nil)
+	_ Collector = (*Kubo)(nil)
+)
 
 // Limits of one dag/import.
 const (
@@ -239,6 +242,7 @@ var remoteCauses = []struct {
 	{"invalid IPNS record", ErrInvalidRecord},
 	{"command not found", errUnknownCommand},
 	{ErrCorrupt.Error(), ErrCorrupt},
+	{ErrCollecting.Error(), ErrCollecting},
 	{"no space left on device", ErrFull},
 	{"disk quota exceeded", ErrFull},
 	{"context canceled", ErrAway}, // so Kubo ends calls when it is told to stop
@@ -635,6 +639,46 @@ func (k *Kubo) Checkpoint(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Collect implements Collector for our own node; a Kubo daemon is
+// ErrKuboCollects. It is asked once: one that went away begins anew when it is
+// asked again.
+func (k *Kubo) Collect(ctx context.Context, progress func(stage string, done, total int)) (c Collected, err error) {
+	if !k.embedded {
+		return c, ErrKuboCollects
+	}
+	resp, err := k.api.Request("repo/gc").Send(ctx)
+	if err != nil {
+		return c, fmt.Errorf("collect garbage: %w", failure(ctx, err))
+	}
+	if resp.Error != nil {
+		return c, failure(ctx, resp.Error)
+	}
+	defer resp.Cancel()
+	for d := json.NewDecoder(resp.Output); ; {
+		var line collectLine
+		if err := d.Decode(&line); err != nil {
+			return c, fmt.Errorf("collect garbage: %w", failure(ctx, err)) // it ended without an answer
+		}
+		switch {
+		case line.Error != "":
+			return c, failure(ctx, &rpc.Error{Message: line.Error})
+		case line.Collected != nil:
+			return *line.Collected, nil
+		case progress != nil:
+			progress(line.Stage, line.Done, line.Total)
+		}
+	}
+}
+
+// collectLine is a line of repo/gc's answer: how far it came, then what it did or
+// why it failed.
+type collectLine struct {
+	Stage       string     `json:",omitempty"`
+	Done, Total int        `json:",omitempty"`
+	Collected   *Collected `json:",omitempty"`
+	Error       string     `json:",omitempty"`
 }
 
 // Local implements Node.

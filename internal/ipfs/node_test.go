@@ -121,7 +121,11 @@ func dir(children ...blocks.Block) blocks.Block {
 			panic(err)
 		}
 	}
-	return n
+	b, err := blocks.NewBlockWithCid(n.RawData(), n.Cid()) // n is encoded when it is asked, by whoever
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 type signer struct {

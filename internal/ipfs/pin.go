@@ -42,8 +42,12 @@ func whole(ctx context.Context, h holder, old, root cid.Cid) error {
 
 type wholeness struct {
 	h    holder
-	seen map[string]struct{} // multihashes of nodes already found whole
+	seen map[string]struct{} // multihashes of nodes already found whole, at most maxSeen
 }
+
+// maxSeen bounds the nodes that a walk remembers, to some 150 MiB. One that it
+// forgot is walked again.
+const maxSeen = 1 << 20
 
 // diff descends into links of root that old's node does not have, each beside
 // the old link of the same name where there is one.
@@ -82,6 +86,9 @@ func (w *wholeness) diff(ctx context.Context, old, root cid.Cid) error {
 		}
 	}
 	if root.Prefix().Codec != cid.Raw {
+		if len(w.seen) >= maxSeen {
+			clear(w.seen)
+		}
 		w.seen[string(root.Hash())] = struct{}{}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -30,6 +31,7 @@ const (
 	strangerSpace = 's' // + routing key -> the same, brought by whoever reached the gateway
 	pinSpace      = 'p' // + label, a NUL, and a CID's bytes -> CID; once, + label -> the one CID
 	holdSpace     = 'h' // + label, a slash, and a CID's bytes -> nothing
+	looseSpace    = 'g' // + multihash -> when a collection found nothing that keeps the block
 )
 
 const (
@@ -62,6 +64,20 @@ type store struct {
 	bad   map[string]struct{}
 
 	lost atomic.Pointer[error] // of a Sync that failed since the last checkpoint
+
+	// removing is held for reading by whoever puts or pins blocks, from the look at
+	// what is held on, and for writing while a collection removes some. It is taken
+	// before mu.
+	removing   sync.RWMutex
+	gc         *collection     // that runs, nil for none; guarded by removing
+	pinning    map[cid.Cid]int // roots on their way to a pin, and how many; guarded by removing
+	collecting sync.Mutex      // held by the collection that runs
+	loose      atomic.Bool     // there may be rows of looseSpace
+
+	// Fixed after open; tests change them.
+	grace time.Duration // looseGrace
+	now   func() time.Time
+	fault func(step string) error
 }
 
 // openStore opens or begins the Pebble in dir, whose lock the caller holds.
@@ -92,7 +108,15 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open blocks in %s: %w", dir, err), db.Close())
 	}
-	return &store{db: db, cars: cars, log: log, bad: map[string]struct{}{}}, nil
+	s := &store{db: db, cars: cars, log: log, bad: map[string]struct{}{}, pinning: map[cid.Cid]int{}, grace: looseGrace, now: time.Now}
+	err = s.each(looseSpace, nil, func(_, _ []byte) bool {
+		s.loose.Store(true)
+		return false
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open blocks in %s: %w", dir, err), s.Close())
+	}
+	return s, nil
 }
 
 // Close makes what was put durable and gives up the Pebble.
@@ -241,17 +265,23 @@ func (s *store) place(c cid.Cid) (place, bool, error) {
 // data returns a block's bytes as they are stored, nil where it is not held.
 func (s *store) data(c cid.Cid) ([]byte, error) {
 	p, ok, err := s.place(c)
-	if err != nil {
-		return nil, err
+	for {
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return s.value(blockKey(c))
+		}
+		data, errRead := s.cars.read(p)
+		if errRead == nil || !lostBytes(errRead) {
+			return data, errRead
+		}
+		was := p
+		// A collection may just have moved it, and removed the file.
+		if p, ok, err = s.place(c); err == nil && ok && p == was {
+			return nil, fmt.Errorf("%w: %w", ErrCorrupt, errRead)
+		}
 	}
-	if !ok {
-		return s.value(blockKey(c))
-	}
-	data, err := s.cars.read(p)
-	if err != nil && lostBytes(err) {
-		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	return data, err
 }
 
 // inline returns the data of an identity CID, which is its own block.
@@ -367,7 +397,20 @@ func (s *store) Put(ctx context.Context, b blocks.Block) error {
 // durable. A crash before may keep some of them and not others. It trusts each block to match its CID: readers
 // hash.
 func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
+	if err := s.putMany(ctx, blks); err != nil {
+		return err
+	}
+	if s.cars.waiting() >= maxWaiting {
+		return s.Sync()
+	}
+	return nil
+}
+
+func (s *store) putMany(ctx context.Context, blks []blocks.Block) error {
+	s.removing.RLock()
+	defer s.removing.RUnlock()
 	var small, large []blocks.Block
+	var all []cid.Cid
 	size := 0
 	seen := make(map[string]struct{}, len(blks))
 	for _, b := range blks {
@@ -385,6 +428,7 @@ func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
 			continue
 		}
 		seen[string(c.Hash())] = struct{}{}
+		all = append(all, c)
 		held, err := s.Has(ctx, c)
 		if err != nil {
 			return fmt.Errorf("put block %s: %w", c, err)
@@ -398,17 +442,14 @@ func (s *store) PutMany(ctx context.Context, blks []blocks.Block) error {
 			size += len(b.RawData()) + 64
 		}
 	}
-	if err := errors.Join(s.putLarge(large), s.putSmall(small, size)); err != nil {
-		return fmt.Errorf("put %d blocks: %w", len(small)+len(large), err)
+	if err := errors.Join(s.want(all...), s.putLarge(large), s.putSmall(small, size)); err != nil {
+		return fmt.Errorf("put %d blocks: %w", len(all), err)
 	}
 	s.badMu.Lock()
 	for _, b := range slices.Concat(small, large) {
 		delete(s.bad, string(b.Cid().Hash()))
 	}
 	s.badMu.Unlock()
-	if s.cars.waiting() >= maxWaiting {
-		return s.Sync()
-	}
 	return nil
 }
 
@@ -563,6 +604,9 @@ func holdKey(label string, root cid.Cid) []byte {
 
 // hold records roots under label, unsynced.
 func (s *store) hold(label string, roots []cid.Cid) error {
+	s.removing.RLock()
+	defer s.removing.RUnlock()
+	s.expect(roots...)
 	return s.use(func(db *pebble.DB) error {
 		batch := db.NewBatch()
 		defer batch.Close()
