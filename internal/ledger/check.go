@@ -142,6 +142,25 @@ func (s *Store) Check(ctx context.Context) error {
 	if queued := got.Counts.Queued + got.Counts.Retrying; due != queued {
 		complain("%d rows of the queue fall due %d times", queued, due)
 	}
+	row(rowFormer, func(kv keyValue) error {
+		f, err := readFormer(kv)
+		if err != nil {
+			return err
+		}
+		row, err := get(s.db, packageKey(f.Name))
+		if err != nil {
+			return err
+		}
+		if row == nil {
+			complain("document %s of no package %s", f.CID, f.Name)
+			return nil
+		}
+		p, err := decodePackage(f.Name, row)
+		if err == nil && p.Document.CID == f.CID {
+			complain("%s is a former document of %s, and the one that it has", f.CID, f.Name)
+		}
+		return err
+	})
 	row(rowWant, func(keyValue) error { got.Counts.Wants++; return nil })
 	if ctx.Err() == nil && !got.equal(want) {
 		complain("rows say %+v, the head row says %+v", got, want)

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -201,6 +202,11 @@ func (t *transaction) apply(b Batch) error {
 			return err
 		}
 	}
+	for _, f := range b.LetGo {
+		if err := t.letGo(f); err != nil {
+			return err
+		}
+	}
 	for _, p := range b.Packages {
 		if err := t.update(p); err != nil {
 			return fmt.Errorf("package %s: %w", p.Name, err)
@@ -309,6 +315,32 @@ func (t *transaction) pardon(k Key) error {
 	return nil
 }
 
+// letGo strikes a former document, unless it became one anew.
+func (t *transaction) letGo(f Former) error {
+	key := formerKey(f.Name, f.CID)
+	row, err := get(t, key)
+	if err != nil || row == nil {
+		return err
+	}
+	now, err := readFormer(keyValue{key, row})
+	if err == nil && now.Since.Equal(f.Since) {
+		t.unset(key)
+	}
+	return err
+}
+
+// replace records that a package has another document: the one before is a
+// former one, and this one is none.
+func (t *transaction) replace(name npm.Name, before, now cid.Cid) {
+	if before == now {
+		return
+	}
+	if before.Defined() {
+		t.set(formerKey(name, before), appendTime(nil, t.now))
+	}
+	t.unset(formerKey(name, now))
+}
+
 // tally counts refusals, all and by reason.
 func (t *transaction) tally(reason string, n int) {
 	t.state.Counts.Refused += n
@@ -342,6 +374,7 @@ func (t *transaction) update(u PackageUpdate) error {
 	}
 	next := old
 	if u.Document.CID.Defined() {
+		t.replace(u.Name, old.Document.CID, u.Document.CID)
 		next.Document, next.Rev, next.ETag, next.Listed = u.Document, u.Rev, u.ETag, u.Listed
 		// What is stored is no more refused.
 		if err := t.pardon(Key{Name: u.Name}); err != nil {

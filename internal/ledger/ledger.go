@@ -93,6 +93,14 @@ type Package struct {
 	Dropped  []Version `json:"dropped,omitempty"` // were held until upstream took them back
 }
 
+// Former is a document that a package had before the one it has now, and that the
+// node holds until the follower lets go of it.
+type Former struct {
+	Name  npm.Name
+	CID   cid.Cid
+	Since time.Time // when another took its place
+}
+
 // Removal says why something that was held no longer is.
 type Removal struct {
 	Time   time.Time `json:"time"`
@@ -231,8 +239,9 @@ type Done struct {
 // Batch is what one Commit writes, all of it or nothing. The parts apply in the
 // order of the fields, so an item that is done and retried is retried.
 type Batch struct {
-	Done     []Done // items that leave the queue
-	Pardoned []Key  // items that leave the dead-letter list
+	Done     []Done   // items that leave the queue
+	Pardoned []Key    // items that leave the dead-letter list
+	LetGo    []Former // that the node no longer holds; one whose Since is another by now stays
 	Packages []PackageUpdate
 	Retries  []Retry
 	Refused  []Refusal // an item that is refused leaves the queue

@@ -27,6 +27,7 @@ import (
 //	t name version     the queue (binary, row format 2)
 //	d time name version  the queue by when a row is due: nanoseconds since 1970 (8, BE); empty
 //	w name range       want (JSON); a scope in the place of a name
+//	o name CID         a document that the package no longer has: since when (varint, nanoseconds since 1970)
 const (
 	rowIdentity = 'i'
 	rowState    = 'h'
@@ -38,6 +39,7 @@ const (
 	rowRetry    = 't'
 	rowDue      = 'd'
 	rowWant     = 'w'
+	rowFormer   = 'o'
 )
 
 const (
@@ -114,6 +116,24 @@ func wantKey(w Want) []byte {
 		name = w.Scope
 	}
 	return appendTerm(appendTerm([]byte{rowWant}, name), w.Spec.Range)
+}
+
+func formerKey(name npm.Name, document cid.Cid) []byte {
+	return append(appendTerm([]byte{rowFormer}, string(name)), document.Bytes()...)
+}
+
+func readFormer(kv keyValue) (Former, error) {
+	name, rest, err := readTerm(kv.key[1:])
+	if err != nil {
+		return Former{}, err
+	}
+	c, err := cid.Cast(rest)
+	r := rowReader{rest: kv.value}
+	f := Former{Name: npm.Name(name), CID: c, Since: r.time()}
+	if err != nil || f.Since.IsZero() {
+		r.bad = true
+	}
+	return f, r.end("former document of " + name)
 }
 
 // dueKey is the key of a queue row in the order in which rows fall due.

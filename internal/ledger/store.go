@@ -520,6 +520,47 @@ func (s *Store) Refused(ctx context.Context) ([]Refusal, error) {
 	return list[Refusal](ctx, s, rowRefusal)
 }
 
+// Former lists documents that packages no longer have since a time before, at
+// most limit, by name. It reads the rows of all that there are.
+func (s *Store) Former(ctx context.Context, before time.Time, limit int) ([]Former, error) {
+	if err := s.enter(); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	var all []Former
+	for kv, err := range scan(s.db, []byte{rowFormer}, nil) {
+		var f Former
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil {
+			f, err = readFormer(kv)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list former documents: %w", err)
+		}
+		if !f.Since.Before(before) {
+			continue
+		}
+		// Never what it has now, though a program that knows no former documents
+		// brought it back.
+		row, err := get(s.db, packageKey(f.Name))
+		if err != nil {
+			return nil, fmt.Errorf("list former documents: %w", err)
+		}
+		if p, err := decodePackage(f.Name, row); err != nil || p.Document.CID == f.CID {
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if all = append(all, f); len(all) == limit {
+			break
+		}
+	}
+	return all, nil
+}
+
 func list[T any](ctx context.Context, s *Store, row byte) ([]T, error) {
 	return listPrefix[T](ctx, s, []byte{row})
 }

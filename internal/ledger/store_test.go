@@ -545,3 +545,79 @@ func TestCorruptionIsSaid(t *testing.T) {
 		})
 	}
 }
+
+// A document that another replaces is a former one, since then; one that comes
+// back is none; and what was let go of is struck unless it became one anew.
+func TestFormerDocuments(t *testing.T) {
+	fs := vfs.NewMem()
+	o := testOptions(fs)
+	now := testTime
+	o.Now = func() time.Time { return now }
+	s, err := Create("/ledger", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { s.Close() }()
+	former := func(want ...string) (all []Former) {
+		t.Helper()
+		all, err := s.Former(t.Context(), now, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range all {
+			got = append(got, fmt.Sprintf("%s %s %s", f.Name, f.CID, f.Since.Sub(testTime)))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("former: %v, want %v", got, want)
+		}
+		check(t, s)
+		return all
+	}
+	a, b, c := testCID("a").String(), testCID("b").String(), testCID("c").String()
+	set := func(name npm.Name, document string) {
+		t.Helper()
+		commit(t, s, Batch{Packages: []PackageUpdate{testUpdate(name, document)}})
+		now = now.Add(time.Minute)
+	}
+	set("p", "a")
+	set("p", "a")
+	former()
+	set("p", "b") // at 2m
+	set("q", "a")
+	old := former("p " + a + " 2m0s")
+	set("p", "a") // at 4m
+	former("p " + b + " 4m0s")
+	set("p", "c")                                 // at 5m
+	former("p "+b+" 4m0s", "p "+a+" 5m0s")        // by the CIDs' bytes
+	commit(t, s, Batch{LetGo: old})               // from before it came back
+	all := former("p "+b+" 4m0s", "p "+a+" 5m0s") // by the CIDs' bytes
+	if early, err := s.Former(t.Context(), testTime.Add(5*time.Minute), 100); err != nil || len(early) != 1 || early[0].CID.String() != b {
+		t.Errorf("before 5m: %v, %v", early, err)
+	}
+	if one, err := s.Former(t.Context(), now, 1); err != nil || len(one) != 1 {
+		t.Errorf("one of them: %v, %v", one, err)
+	}
+	// A deletion leaves the package its last document.
+	commit(t, s, Batch{Packages: []PackageUpdate{{Name: "p", Deleted: true}}, LetGo: all[:1]})
+	former("p " + a + " 5m0s")
+	s.Close()
+	if s, err = Open("/ledger", o); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, Batch{LetGo: former("p " + a + " 5m0s")})
+	former()
+	if p, err := s.Package(t.Context(), "p"); err != nil || p.Document.CID.String() != c {
+		t.Errorf("%+v, %v", p, err)
+	}
+	// A program that knows no former documents may have brought one back.
+	if err := s.db.Set(formerKey("p", testCID("c")), appendTime(nil, testTime), nil); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.Former(t.Context(), now, 100); err != nil || len(all) != 0 {
+		t.Errorf("the document that it has: %v, %v", all, err)
+	}
+	if err := s.Check(t.Context()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("check: %v", err)
+	}
+}
