@@ -118,6 +118,7 @@ func (nobody) Tarball(context.Context, npm.Name, string, npm.Dist) (*upstream.Ta
 	return nil, errAsked
 }
 func (nobody) Hold(context.Context, string, []cid.Cid) error        { return errAsked }
+func (nobody) Unhold(context.Context, string, []cid.Cid) error      { return errAsked }
 func (nobody) Put(context.Context, []blocks.Block) error            { return errAsked }
 func (nobody) Checkpoint(context.Context) error                     { return errAsked }
 func (nobody) Local(context.Context, cid.Cid) (blocks.Block, error) { return nil, errAsked }

@@ -36,6 +36,7 @@ type Ledger interface {
 	Wants(ctx context.Context) ([]ledger.Want, error)
 	Refused(ctx context.Context) ([]ledger.Refusal, error)
 	Refusals(ctx context.Context, name npm.Name) ([]ledger.Refusal, error)
+	Former(ctx context.Context, before time.Time, limit int) ([]ledger.Former, error)
 	Queue(ctx context.Context, name npm.Name) ([]ledger.Retry, error)
 	Due(ctx context.Context, from ledger.Due, now time.Time, limit int) ([]ledger.Key, ledger.Due, time.Time, error)
 	// Queued is closed when a row comes into the queue.
@@ -66,6 +67,9 @@ type Node interface {
 	// Hold keeps garbage collection away from roots and from all below them,
 	// also from what is put later.
 	Hold(ctx context.Context, label string, roots []cid.Cid) error
+	// Unhold lets go of roots, durably from a later Checkpoint on. What is not
+	// held is no error.
+	Unhold(ctx context.Context, label string, roots []cid.Cid) error
 	// Put stores blocks. They are durable only once a later Checkpoint
 	// returned nil.
 	Put(ctx context.Context, blks []blocks.Block) error
@@ -173,6 +177,7 @@ type Follower struct {
 	checkpointing     sync.Mutex
 	failedCheckpoints atomic.Int64
 
+	roots     roots
 	removals  breaker
 	parsed    parsed
 	encoder   *document.Encoder
@@ -204,6 +209,7 @@ func New(o Options) (*Follower, error) {
 		removals: breaker{limit: o.Removals}, encoder: document.NewEncoder(encoded),
 	}
 	f.selection.dirty = make(map[npm.Name]bool)
+	f.roots = roots{coming: make(map[cid.Cid]int), leaving: make(map[cid.Cid]bool), moved: make(chan struct{})}
 	if f.workers <= 0 {
 		f.workers = 16
 	}

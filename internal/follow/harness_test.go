@@ -72,10 +72,11 @@ type memNode struct {
 	written map[cid.Cid]blocks.Block
 	rotten  map[cid.Cid]bool // corrupt until they are put again
 	held    map[cid.Cid]bool
+	unheld  map[cid.Cid]bool // since the last checkpoint; held again after a crash
 }
 
 func newNode() *memNode {
-	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}, rotten: map[cid.Cid]bool{}, held: map[cid.Cid]bool{}}
+	return &memNode{faults: &faults{}, durable: map[cid.Cid]blocks.Block{}, written: map[cid.Cid]blocks.Block{}, rotten: map[cid.Cid]bool{}, held: map[cid.Cid]bool{}, unheld: map[cid.Cid]bool{}}
 }
 
 func (n *memNode) Hold(ctx context.Context, _ string, roots []cid.Cid) error {
@@ -87,6 +88,23 @@ func (n *memNode) Hold(ctx context.Context, _ string, roots []cid.Cid) error {
 		defer n.mu.Unlock()
 		for _, c := range roots {
 			n.held[c] = true
+		}
+		return nil
+	})
+}
+
+func (n *memNode) Unhold(ctx context.Context, _ string, roots []cid.Cid) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return n.faults.step("unhold", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, c := range roots {
+			if n.held[c] {
+				delete(n.held, c)
+				n.unheld[c] = true
+			}
 		}
 		return nil
 	})
@@ -116,6 +134,7 @@ func (n *memNode) Checkpoint(ctx context.Context) error {
 		defer n.mu.Unlock()
 		maps.Copy(n.durable, n.written)
 		clear(n.written)
+		clear(n.unheld)
 		return nil
 	})
 }
@@ -139,6 +158,8 @@ func (n *memNode) crash() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.written)
+	maps.Copy(n.held, n.unheld)
+	clear(n.unheld)
 	n.faults = &faults{}
 }
 

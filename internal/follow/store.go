@@ -67,13 +67,14 @@ func (f *Follower) store(ctx context.Context, items []item, cursor *ledger.Curso
 // brought is a batch whose blocks are with the node, not yet durable.
 type brought struct {
 	items  []item
-	dirty  bool  // it has blocks
-	failed int64 // checkpoints that had failed before they were put
+	dirty  bool      // it has blocks
+	roots  []cid.Cid // that were held for them, until they are settled
+	failed int64     // checkpoints that had failed before they were put
 	done   func(error)
 }
 
 // bring holds what items bring and puts it.
-func (f *Follower) bring(ctx context.Context, items []item) (brought, error) {
+func (f *Follower) bring(ctx context.Context, items []item) (_ brought, err error) {
 	b := brought{items: items, failed: f.failedCheckpoints.Load()}
 	var blks []blocks.Block
 	var roots []cid.Cid
@@ -93,6 +94,15 @@ func (f *Follower) bring(ctx context.Context, items []item) (brought, error) {
 	if b.dirty = len(blks) > 0 || ahead; !b.dirty {
 		return b, nil
 	}
+	if err := f.roots.come(ctx, roots); err != nil {
+		return b, err
+	}
+	defer func() {
+		if err != nil {
+			f.roots.came(roots)
+		}
+	}()
+	b.roots = roots
 	if err := f.node.Hold(ctx, holdLabel, roots); err != nil {
 		return b, own(fmt.Errorf("hold %d roots: %w", len(roots), err))
 	}
@@ -107,6 +117,11 @@ func (f *Follower) bring(ctx context.Context, items []item) (brought, error) {
 
 // settle makes batches durable, together, and commits them, in their order.
 func (f *Follower) settle(ctx context.Context, batches []brought, cursor *ledger.Cursor) error {
+	defer func() {
+		for _, b := range batches {
+			f.roots.came(b.roots)
+		}
+	}()
 	if err := f.checkpoint(ctx, batches); err != nil {
 		return err
 	}
