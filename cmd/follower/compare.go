@@ -31,7 +31,7 @@ const (
 )
 
 // atFollower has the running follower do what, or does it here where none runs.
-func atFollower[T any](cmd *cobra.Command, s settings, what string, here func(context.Context, *follow.Follower, func(done, total int)) (T, error)) (out T, err error) {
+func atFollower[T any](cmd *cobra.Command, s settings, what string, here func(context.Context, *house, func(done, total int)) (T, error)) (out T, err error) {
 	ctx := cmd.Context()
 	path := state.Dir(s.State).Socket("follower")
 	if socket.Alive(ctx, path) {
@@ -64,7 +64,7 @@ func atFollower[T any](cmd *cobra.Command, s settings, what string, here func(co
 		return out, err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	return here(ctx, h.follower, func(done, total int) { progress.Update("packages", done, total, 0) })
+	return here(ctx, h, func(done, total int) { progress.Update("packages", done, total, 0) })
 }
 
 func reconcileCommand(common *cli.Common) *cobra.Command {
@@ -80,8 +80,8 @@ next run, does the work.`,
   17 3 * * *  follower reconcile`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := atFollower(cmd, s, "/reconcile", func(ctx context.Context, f *follow.Follower, report func(int, int)) (follow.Reconciliation, error) {
-				return f.Reconcile(ctx, func(n int) { report(n, 0) })
+			r, err := atFollower(cmd, s, "/reconcile", func(ctx context.Context, h *house, report func(int, int)) (follow.Reconciliation, error) {
+				return h.follower.Reconcile(ctx, func(n int) { report(n, 0) })
 			})
 			if err != nil {
 				return err
@@ -105,8 +105,8 @@ fetched again.`,
 		Example: `  follower resync --feed http://127.0.0.1:5984/registry`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := atFollower(cmd, s, "", func(ctx context.Context, f *follow.Follower, report func(int, int)) (follow.Reconciliation, error) {
-				return f.Resync(ctx, func(n int) { report(n, 0) })
+			r, err := atFollower(cmd, s, "", func(ctx context.Context, h *house, report func(int, int)) (follow.Reconciliation, error) {
+				return h.follower.Resync(ctx, func(n int) { report(n, 0) })
 			})
 			if err != nil {
 				return err
@@ -142,8 +142,8 @@ own rows are compared with each other too, where no follower runs.`,
   follower check --fetch             # what is missing is fetched again`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := atFollower(cmd, s, fmt.Sprintf("/check?fetch=%v", fetch), func(ctx context.Context, f *follow.Follower, report func(int, int)) (follow.Checked, error) {
-				return f.Check(ctx, fetch, func(n int) { report(n, 0) })
+			c, err := atFollower(cmd, s, fmt.Sprintf("/check?fetch=%v", fetch), func(ctx context.Context, h *house, report func(int, int)) (follow.Checked, error) {
+				return h.follower.Check(ctx, fetch, func(n int) { report(n, 0) })
 			})
 			if err != nil {
 				return err

@@ -36,6 +36,8 @@ var causes = []cli.Cause{
 	{Is: follow.ErrNoFeed, Code: cli.CodeUsage, Hint: "name one with --feed"},
 	{Is: follow.ErrSelection, Code: cli.CodeUsage},
 	{Is: errBroken, Code: codeBroken, Hint: "`follower check --fetch` has it fetched again"},
+	{Is: errCached, Code: cli.CodeUsage, Hint: "--cached removes that too, and registry-mirror fetches it again where it can; what `registry-mirror up` serves of its own registry is pinned, and stays"},
+	{Is: ipfs.ErrCollecting, Code: cli.CodeLocked},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
 	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
@@ -62,6 +64,6 @@ follower has this state.`,
 	common.Bind(cmd)
 	cmd.AddCommand(addCommand(common), removeCommand(common), planCommand(common), runCommand(common), statusCommand(common),
 		refusedCommand(common), retryCommand(common), whyCommand(common),
-		reconcileCommand(common), resyncCommand(common), checkCommand(common), cli.VersionCommand())
+		reconcileCommand(common), resyncCommand(common), checkCommand(common), collectCommand(common), cli.VersionCommand())
 	return cmd
 }

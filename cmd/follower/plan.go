@@ -40,8 +40,8 @@ estimated from what it unpacks to, and from what is stored.`,
 					return err
 				}
 			}
-			p, err := atFollower(cmd, s, "", func(ctx context.Context, f *follow.Follower, _ func(int, int)) (follow.Plan, error) {
-				return f.Plan(ctx, wants)
+			p, err := atFollower(cmd, s, "", func(ctx context.Context, h *house, _ func(int, int)) (follow.Plan, error) {
+				return h.follower.Plan(ctx, wants)
 			})
 			if errors.Is(err, ledger.ErrLocked) {
 				return cli.Hint(err, "a plan needs the ledger to itself for a moment: use another --state, or stop the follower")

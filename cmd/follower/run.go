@@ -115,6 +115,7 @@ type house struct {
 	node     *state.Node
 	upstream *upstream.Client
 	follower *follow.Follower
+	progress func(stage string, done, total int, bytes int64)
 }
 
 // open opens the ledger and the node for their owner.
@@ -133,7 +134,7 @@ func (s settings) open(ctx context.Context, attempts int, log *slog.Logger, prog
 	if err := dir.Make(); err != nil {
 		return nil, err
 	}
-	h = &house{}
+	h = &house{progress: progress}
 	up, config, err := dir.OpenUpstream(s.registry, upstream.Options{
 		Attempts: attempts, Timeout: callTime, MaxTarball: int64(s.maxTarball), MaxRate: int64(s.maxRate), Hosts: s.hosts, AllowPrivate: s.private,
 	})
@@ -210,6 +211,13 @@ func run(ctx context.Context, s settings, once bool, log *slog.Logger, progress 
 			ledger.WithRoute("POST /reconcile", answering(func(r *http.Request) (any, error) { return h.follower.Reconcile(r.Context(), nil) })),
 			ledger.WithRoute("POST /check", answering(func(r *http.Request) (any, error) {
 				return h.follower.Check(r.Context(), r.URL.Query().Get("fetch") == "true", nil)
+			})),
+			ledger.WithRoute("POST /collect", answering(func(r *http.Request) (any, error) {
+				keep, err := time.ParseDuration(r.URL.Query().Get("keep"))
+				if err != nil {
+					return nil, err
+				}
+				return h.collect(r.Context(), keep)
 			})),
 			ledger.WithRoute("/registry/", http.StripPrefix("/registry", feed)),
 		))

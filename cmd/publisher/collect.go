@@ -37,7 +37,7 @@ seventh of --retain has gone by, so this is for whoever needs the room now. It c
 stopped at any time.
 
 What the node then has no more use for it takes away when it collects its own garbage:
-ipfs repo gc for Kubo.`,
+follower collect has the embedded node do so, ipfs repo gc a Kubo daemon.`,
 		Example: `  publisher collect --retain 24h
   publisher collect --json | jq .bytes`,
 		Args: cobra.NoArgs,

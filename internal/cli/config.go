@@ -83,8 +83,8 @@ func Configure(cmd *cobra.Command, environ []string) error {
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"all", "allow-private", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
-	"ipfs", "ipfs-api", "json", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
+	"all", "allow-private", "cached", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
+	"ipfs", "ipfs-api", "json", "keep-documents", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
 	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "scope", "share", "signatures", "since", "state",
 	"tarball-host", "upstream", "verbose", "watch",
 }
