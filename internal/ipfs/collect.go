@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,6 +58,8 @@ const (
 	falseMarks = 0.01
 	// pageRows is how many rows are read at once.
 	pageRows = 4096
+	// removeRows is how many are removed at once, while Puts wait.
+	removeRows = 256
 	// moveBlocks and moveBytes bound what is moved out of CAR files at once.
 	moveBlocks, moveBytes = 64, 16 << 20
 )
@@ -244,23 +247,49 @@ func has(db *pebble.DB, key []byte) (bool, error) {
 type wanted struct{ s *store }
 
 func (w wanted) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
-	w.s.removing.RLock()
-	defer w.s.removing.RUnlock()
 	b, err := w.s.Get(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	return b, w.s.want(c)
+	stays, err := w.s.stays(ctx, c)
+	if err == nil && !stays {
+		err = ipld.ErrNotFound{Cid: c}
+	}
+	return b, err
 }
 
 func (w wanted) Has(ctx context.Context, c cid.Cid) (bool, error) {
-	w.s.removing.RLock()
-	defer w.s.removing.RUnlock()
 	held, err := w.s.Has(ctx, c)
 	if err != nil || !held {
 		return false, err
 	}
-	return true, w.s.want(c)
+	return w.s.stays(ctx, c)
+}
+
+// stays strikes the note that a block which was just found is loose, and says
+// whether the block is still there. Without a note nothing removes it for a while,
+// so that most readers do not wait for a collection.
+func (s *store) stays(ctx context.Context, c cid.Cid) (bool, error) {
+	noted := false
+	if s.loose.Load() {
+		err := s.use(func(db *pebble.DB) (err error) {
+			noted, err = has(db, key(looseSpace, c))
+			return err
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	if !noted {
+		return true, nil
+	}
+	s.removing.RLock()
+	defer s.removing.RUnlock()
+	held, err := s.Has(ctx, c)
+	if err != nil || !held {
+		return false, err
+	}
+	return true, s.want(c)
 }
 
 // rows calls f with copies of a key space's rows, in key order, a page at a time:
@@ -385,24 +414,27 @@ func (m marker) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 // sweep removes what was noted long enough ago and has no mark.
 func (g *collection) sweep(ctx context.Context, c *Collected) error {
 	return g.s.rows(ctx, looseSpace, true, func(page []row) error {
-		for {
-			if err := g.markFresh(ctx); err != nil {
-				return err
-			}
-			if err := g.s.step("marked"); err != nil {
-				return err
-			}
-			done, err := g.remove(page, c)
-			if err != nil || done {
-				return err
+		for notes := range slices.Chunk(page, removeRows) {
+			for done := false; !done; {
+				err := g.markFresh(ctx)
+				if err == nil {
+					err = g.s.step("marked")
+				}
+				if err == nil {
+					done, err = g.remove(notes, c)
+				}
+				if err != nil {
+					return err
+				}
 			}
 		}
+		return nil
 	})
 }
 
-// remove removes those of a page of notes whose time is over. It does nothing and
+// remove removes those of some notes whose time is over. It does nothing and
 // is not done where a root came just now.
-func (g *collection) remove(page []row, c *Collected) (done bool, err error) {
+func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
 	s := g.s
 	s.removing.Lock()
 	defer s.removing.Unlock()
@@ -415,7 +447,7 @@ func (g *collection) remove(page []row, c *Collected) (done bool, err error) {
 	err = s.use(func(db *pebble.DB) error {
 		batch := db.NewBatch()
 		defer batch.Close()
-		for _, r := range page {
+		for _, r := range notes {
 			note := append([]byte{looseSpace}, r.key...)
 			if g.marks.HasTS(r.key) {
 				if err := batch.Delete(note, nil); err != nil {
@@ -437,12 +469,13 @@ func (g *collection) remove(page []row, c *Collected) (done bool, err error) {
 			if _, fresh := s.cars.uncovered(r.key); fresh {
 				continue
 			}
-			size, err := s.GetSize(context.Background(), r.hashed())
-			if err == nil {
+			size, held, err := storedSize(db, r.key)
+			if err != nil {
+				return err
+			}
+			if held {
 				c.Removed++
 				c.Bytes += int64(size)
-			} else if !ipld.IsNotFound(err) {
-				return err
 			}
 			for _, space := range []byte{looseSpace, blockSpace, placeSpace} {
 				if err := batch.Delete(append([]byte{space}, r.key...), nil); err != nil {
@@ -462,6 +495,29 @@ func (g *collection) remove(page []row, c *Collected) (done bool, err error) {
 		return false, err
 	}
 	return true, s.step("removed")
+}
+
+// storedSize is a block's size in bytes, if it lies in Pebble or has a place.
+func storedSize(db *pebble.DB, hash []byte) (size int, held bool, err error) {
+	for _, space := range []byte{placeSpace, blockSpace} {
+		value, closer, err := db.Get(append([]byte{space}, hash...))
+		if errors.Is(err, pebble.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		size := len(value)
+		if space == placeSpace {
+			p, err := decodePlace(value)
+			if err != nil {
+				return 0, false, errors.Join(fmt.Errorf("%w: %w", ErrCorrupt, err), closer.Close())
+			}
+			size = p.size
+		}
+		return size, true, closer.Close()
+	}
+	return 0, false, nil
 }
 
 // note notes blocks that have no mark and no note yet.
