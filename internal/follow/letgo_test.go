@@ -165,7 +165,7 @@ func TestLetGoBeside(t *testing.T) {
 	w.holds(a)
 	w.f.node = w.node
 
-	w.clock.add(week)
+	w.clock.add(week + time.Minute)
 	it, _ = w.written("b")
 	way, err := w.f.bring(t.Context(), []item{it})
 	if err != nil {
