@@ -456,8 +456,8 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 	if err := hook(p.fault, "read back from the node"); err != nil {
 		return err
 	}
-	if err := p.o.Node.Pin(ctx, p.label, j.pinned.root, release.Root); err != nil {
-		return fmt.Errorf("pin %s: %w", release.Root, err)
+	if err := p.pinOrMend(ctx, j.pinned.root, pinned, release); err != nil {
+		return err
 	}
 	return hook(p.fault, "pinned in the node")
 }

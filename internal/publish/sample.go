@@ -114,7 +114,11 @@ func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.
 	if n := len(gone) - 1; n > 0 {
 		err = fmt.Errorf("read back: %s, and %d more that were looked at: %w", gone[0], n, cause)
 	}
-	return errors.Join(err, p.putAgain(ctx, gone))
+	err = errors.Join(err, p.putAgain(ctx, gone))
+	if slices.ContainsFunc(gone, func(s piece) bool { return s.in != "" }) { // and more, most likely
+		err = errors.Join(err, p.mend(ctx, pinned, release))
+	}
+	return err
 }
 
 // entrance is what every reader of a release begins with.

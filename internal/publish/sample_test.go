@@ -231,3 +231,33 @@ func BenchmarkReadBack(b *testing.B) {
 		}
 	}
 }
+
+// TestMendsWhatACollectionTook has a build cut short, and the node collect all that
+// nothing pins or holds before the next run: that one cannot pin, and mends; the one
+// after it publishes.
+func TestMendsWhatACollectionTook(t *testing.T) {
+	w := newWorld(t)
+	p, stop := w.start()
+	defer stop()
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	w.publish(p)
+	for i := range 400 { // so that the sample leaves most out
+		w.ledger.hold(t, fmt.Sprintf("pad-%d", i), []string{"1.0.0", "1.1.0"}, "1.0.0")
+	}
+	if _, _, err := p.Build(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.node.collect(t, w.ledger)
+	for range 3 {
+		_, err := p.Publish(t.Context())
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrIncomplete) {
+			t.Fatal(err)
+		}
+	}
+	if r := w.publish(p); w.best().Value != r.CID || r.Packages != 401 {
+		t.Errorf("%+v", r)
+	}
+}
