@@ -6,7 +6,7 @@
 // day of releases leaves on the disk; and what a new version of a large package adds
 // to its documents.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,release,sync,day,packument]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,lookup,release,sync,day,packument]
 //	go run ./bench/index packument [--json]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
@@ -33,6 +33,7 @@ import (
 // result is what --json prints. What was not measured is not there.
 type result struct {
 	Bulk      []bulkResult      `json:"bulk,omitempty"`
+	Lookup    []lookupResult    `json:"lookup,omitempty"`
 	Release   []releaseResult   `json:"release,omitempty"`
 	Growth    []growthResult    `json:"growth,omitempty"`
 	Sync      []syncResult      `json:"sync,omitempty"`
@@ -46,7 +47,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"release", release}, {"sync", syncing}, {"day", day}, {"packument", packuments}}
+var parts = []part{{"bulk", bulk}, {"lookup", lookup}, {"release", release}, {"sync", syncing}, {"day", day}, {"packument", packuments}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -137,6 +138,10 @@ func (r result) print(out io.Writer) {
 	if r.Bulk != nil {
 		table(printBulk)
 		fmt.Fprintln(out, "boxo and \"ours\" read a file; blocks are dropped, but a release has them and itself in Pebble, synced")
+	}
+	if r.Lookup != nil {
+		table(printLookup)
+		fmt.Fprintln(out, "by a node that holds nothing, over bitswap from one on loopback that holds the list")
 	}
 	if r.Release != nil {
 		table(printRelease)

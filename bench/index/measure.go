@@ -61,6 +61,7 @@ var sides = map[string]func(context.Context, job) (measured, error){
 	"memory":        inMemory,
 	"pebble":        fromPebble,
 	"boxo":          boxoBulk,
+	"lookup":        lookThrough,
 	"releases":      releases,
 	"boxo-releases": boxoReleases,
 	"snapshot":      snapshot,
