@@ -34,7 +34,8 @@ var hexSlot = func() (t [Fanout]string) {
 // left as they are. Up to limit bytes of exact block size it is basic, beyond
 // that a HAMT; with limit 0 it is always a HAMT, also with no links. The result
 // depends on the set of links and limit alone, and equals, CID and Tsize, what
-// boxo's hamt and io.Directory (SizeEstimationBlock) make of the links kept.
+// boxo's hamt and io.Directory (SizeEstimationBlock) make of the links kept; but
+// an io.Directory that was a HAMT before is not exact about the limit.
 //
 // Of names with equal hashes one is kept, whatever the directory's size:
 // Reserved where it is among them, else the bytewise smallest. The others come
