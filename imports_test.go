@@ -25,18 +25,19 @@ var allowed = map[string][]string{
 	"internal/ipnsrecord": {},
 	"internal/socket":     {},
 	"internal/cli":        {},
+	"internal/damage":     {},
 	// stores and clients
 	"internal/couch":    {},
-	"internal/ledger":   {"internal/npm", "internal/socket"},
+	"internal/ledger":   {"internal/damage", "internal/npm", "internal/socket"},
 	"internal/upstream": {"internal/npm"},
 	"internal/resolve":  {"internal/npm"},
-	"internal/ipfs":     {"internal/unixfs", "internal/socket"},
-	"index":             {"internal/npm", "internal/unixfs"},
+	"internal/ipfs":     {"internal/damage", "internal/unixfs", "internal/socket"},
+	"index":             {"internal/damage", "internal/npm", "internal/unixfs"},
 	"ipnskeys":          {"internal/ipnsrecord"},
 	// loops
 	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/unixfs", "ipnskeys"},
-	"internal/mirror":  {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
+	"internal/mirror":  {"index", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
 	// the state directory that the commands share
 	"internal/state": {"internal/ipfs", "internal/ledger", "internal/npm", "internal/socket", "internal/upstream"},
 	// commands: what each may not import is said below

@@ -12,19 +12,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
 // located makes what Pebble found in a file an ErrCorrupt that names the file.
-func located(err error) error {
-	if err == nil || errors.Is(err, ErrCorrupt) || !pebble.IsCorruptionError(err) {
-		return err
-	}
-	if info := pebble.ExtractDataCorruptionInfo(err); info != nil {
-		return fmt.Errorf("%w: file %s: %w", ErrCorrupt, info.Path, info.Details)
-	}
-	return fmt.Errorf("%w: %w", ErrCorrupt, err)
-}
+func located(err error) error { return damage.As(err, ErrCorrupt) }
 
 // checkTables holds every block of Pebble's tables, also those that no row is read
 // from, to its checksum.

@@ -49,7 +49,7 @@ func disk(t testing.TB, files map[string][]byte) *vfs.MemFS {
 	for name, data := range files {
 		f, err := fs.Create("ix/"+name, vfs.WriteCategoryUnspecified)
 		if err == nil {
-			_, err = f.Write(data)
+			_, err = f.Write(bytes.Clone(data)) // under the race detector it writes over what it is given
 		}
 		if err == nil {
 			err = f.Close()

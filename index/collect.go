@@ -26,7 +26,7 @@ const (
 // Collected says what a collection did.
 type Collected struct {
 	Oldest uint64 `json:"oldest"` // the release whose directories are the oldest that are left
-	Kept   int    `json:"kept"`   // blocks
+	Kept   int    `json:"kept_blocks"`
 	Blocks int    `json:"blocks"` // that went
 	Bytes  uint64 `json:"bytes"`  // of those
 }
@@ -254,11 +254,11 @@ func (m *marks) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 		return nil, unixfs.ErrSkipBlock
 	}
 	if !m.it.SeekPrefixGE(key) {
-		return nil, cmp.Or(m.it.Error(), unixfs.ErrSkipBlock)
+		return nil, cmp.Or(located(m.it.Error()), unixfs.ErrSkipBlock)
 	}
 	raw, err := m.it.ValueAndErr()
 	if err != nil {
-		return nil, err
+		return nil, located(err)
 	}
 	blk, err := checkedBlock(c, append([]byte(nil), raw...))
 	if err != nil {
@@ -345,7 +345,7 @@ func (c *collection) remove(ctx context.Context, keys [][]byte) error {
 			continue // a copy took it away
 		}
 		if err != nil {
-			return err
+			return located(err)
 		}
 		c.done.Bytes += uint64(len(block))
 		c.done.Blocks++

@@ -74,7 +74,7 @@ func leave(b *pebble.Batch, name npm.Name) error {
 	}
 	more := it.First()
 	if err := it.Close(); err != nil || more {
-		return err
+		return located(err)
 	}
 	return b.Delete(ps[1].key(), nil)
 }
@@ -98,7 +98,7 @@ func rivals(it *pebble.Iterator, p place) iter.Seq2[string, error] {
 			}
 		}
 		if err := it.Error(); err != nil {
-			yield("", err)
+			yield("", located(err))
 		}
 	}
 }

@@ -53,13 +53,13 @@ func (ix *Index) Log(ctx context.Context) iter.Seq2[Release, error] {
 		for ok := it.Last(); ok && !stopped; ok = it.Prev() {
 			var r Release
 			value, err := it.ValueAndErr()
-			if err = errors.Join(err, ctx.Err()); err == nil {
+			if err = cmp.Or(located(err), ctx.Err()); err == nil {
 				r, err = readReleaseRow(keyValue{it.Key(), value})
 			}
 			stopped = !yield(r, err) || err != nil
 		}
 		if err := it.Close(); err != nil && !stopped {
-			yield(Release{}, err)
+			yield(Release{}, located(err))
 		}
 	}
 }
@@ -218,7 +218,7 @@ func (ix *Index) Since(ctx context.Context, number uint64) iter.Seq2[Entry, erro
 // Totals are what entries come to.
 type Totals struct {
 	Packages int    `json:"packages"`
-	Versions int    `json:"versions"`
+	Versions int    `json:"versions,omitempty"`
 	Bytes    uint64 `json:"bytes"` // of their Tsizes: what packages share counts for each
 }
 

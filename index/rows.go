@@ -258,13 +258,13 @@ func head(r pebble.Reader) (Release, error) {
 	defer it.Close()
 	if !it.Last() {
 		if err := it.Error(); err != nil {
-			return Release{}, err
+			return Release{}, located(err)
 		}
 		return Release{}, ErrNoRelease
 	}
 	value, err := it.ValueAndErr()
 	if err != nil {
-		return Release{}, err
+		return Release{}, located(err)
 	}
 	return readReleaseRow(keyValue{it.Key(), value})
 }
@@ -281,15 +281,15 @@ func releaseAndBefore(r pebble.Reader, number uint64) (before, release Release, 
 	read := func() (Release, error) {
 		value, err := it.ValueAndErr()
 		if err != nil {
-			return Release{}, err
+			return Release{}, located(err)
 		}
 		return readReleaseRow(keyValue{it.Key(), value})
 	}
 	if !it.Last() || string(it.Key()) != string(key) {
-		return before, release, cmp.Or(it.Error(), ErrNoRelease)
+		return before, release, cmp.Or(located(it.Error()), ErrNoRelease)
 	}
 	if release, err = read(); err != nil || !it.Prev() {
-		return before, release, cmp.Or(err, it.Error())
+		return before, release, cmp.Or(err, located(it.Error()))
 	}
 	before, err = read()
 	return before, release, err
@@ -440,7 +440,7 @@ func scanBetween(ctx context.Context, r pebble.Reader, from, to []byte) iter.Seq
 			if err == nil {
 				err = ctx.Err()
 			}
-			stopped = !yield(keyValue{it.Key(), value}, err) || err != nil
+			stopped = !yield(keyValue{it.Key(), value}, located(err)) || err != nil
 		}
 		if err := it.Close(); err != nil && !stopped {
 			yield(keyValue{}, located(err))

@@ -19,6 +19,7 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -435,11 +436,7 @@ func pebbleOptions(o Options) *pebble.Options {
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,
 		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
-		// Whoever reads such a block gets an error, so that Check can say where it
-		// is. Pebble's own way is to end the process, from a compaction at its start.
-		EventListener: &pebble.EventListener{DataCorruption: func(info pebble.DataCorruptionInfo) {
-			o.Log.Error("a file of the index is corrupt", "file", info.Path, "err", info.Details)
-		}},
+		EventListener:      damage.Listener(o.Log),
 	}
 	// Names and CIDs are asked for singly, and mostly for blocks that are not
 	// there yet.
@@ -467,7 +464,7 @@ func openPebble(dir string, o Options) (*pebble.DB, lockedDir, error) {
 	opts.Lock = held.lock
 	db, err := pebble.Open(dir, opts)
 	if err != nil {
-		return nil, lockedDir{}, errors.Join(located(err), held.lock.Close())
+		return nil, lockedDir{}, errors.Join(damage.AtOpen(err, ErrCorrupt), held.lock.Close())
 	}
 	return db, held, nil
 }

@@ -77,7 +77,7 @@ func (w *blockWriter) write(blk blocks.Block) error {
 			return nil
 		}
 		if err := w.known.Error(); err != nil {
-			return err
+			return located(err)
 		}
 	}
 	if err := w.batch.Set(key, blk.RawData(), nil); err != nil {

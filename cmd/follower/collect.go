@@ -53,7 +53,7 @@ only told what to let go of.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if keep < leastKept {
-				return cli.Usagef("--keep-documents %s: it is not below %s", keep, leastKept)
+				return cli.Usagef("--keep-documents %s: at least %s", keep, leastKept)
 			}
 			if names, err := mirrored(state.Dir(s.State)); err != nil {
 				return err

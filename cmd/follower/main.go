@@ -23,6 +23,8 @@ var causes = []cli.Cause{
 	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: "another follower, or `registry-mirror up`, runs on this state; stop it or use another --state"},
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
 	{Is: socket.ErrInUse, Code: cli.CodeLocked, Hint: "another follower, or `registry-mirror up`, runs on this state; stop it or use another --state"},
+	{Is: ledger.ErrCorrupt, Code: cli.CodeFailed, Hint: "restore the state's ledger/ from a backup; without one, another --state fetches all of it anew"},
+	{Is: ipfs.ErrDamaged, Code: cli.CodeFailed, Hint: "with node/blocks moved out of the state, `follower check --fetch` and `follower run` fetch anew what the ledger names; then move out registries/NAME/index too, and the next `publisher publish` puts all of it anew"},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: errNothing, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},

@@ -32,9 +32,10 @@ type changeJSON struct {
 	Change   string   `json:"change"`
 	Old      string   `json:"old,omitempty"`
 	New      string   `json:"new,omitempty"`
-	Added    []string `json:"added,omitempty"`    // versions
-	Removed  []string `json:"removed,omitempty"`  // versions
-	Replaced []string `json:"replaced,omitempty"` // versions with another tarball, which no follower stores
+	Added    []string `json:"added,omitempty"`            // versions
+	Removed  []string `json:"removed,omitempty"`          // versions
+	Replaced []string `json:"replaced,omitempty"`         // versions with another tarball, which no follower stores
+	Unknown  bool     `json:"versions_unknown,omitempty"` // a directory was collected with its release
 }
 
 func diffCommand(r *registry) *cobra.Command {
@@ -44,7 +45,8 @@ func diffCommand(r *registry) *cobra.Command {
 		Long: `Lists the packages that are new (+), changed (~) or gone (-) in release B since
 release A, with their directories' CIDs, old and new, and the versions that were
 added or removed. Without B it is the newest release. Lines come in the list's own
-order, as they are found; sort them by name with sort -k2.`,
+order, as they are found; sort them by name with sort -k2. Where a release was collected,
+versions may be unknown.`,
 		Example: `  publisher diff 41 42
   publisher diff 7 | grep '^-'
   publisher diff 42 41      # what a rollback to 41 would do`,
@@ -111,7 +113,8 @@ func changes(ctx context.Context, ix *index.Index, from, to index.Release, count
 				c.Change = isGone
 			}
 			count[c.Change]++
-			if err := c.versions(ctx, ix, d); err != nil && !errors.Is(err, index.ErrNoBlock) {
+			err = c.versions(ctx, ix, d)
+			if c.Unknown = errors.Is(err, index.ErrNoBlock); err != nil && !c.Unknown {
 				yield(changeJSON{}, fmt.Errorf("package %s: %w", c.Name, err))
 				return
 			}
@@ -191,5 +194,8 @@ func (c changeJSON) line() string {
 	add("+", c.Added)
 	add("~", c.Replaced)
 	add("-", c.Removed)
+	if c.Unknown {
+		parts = append(parts, "(versions unknown: collected)")
+	}
 	return strings.Join(parts, " ")
 }

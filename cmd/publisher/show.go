@@ -24,6 +24,7 @@ type packageJSON struct {
 	Packument *fileJSON     `json:"packument,omitempty"`
 	Install   *fileJSON     `json:"install,omitempty"`
 	Versions  []versionJSON `json:"versions"`
+	Collected bool          `json:"collected,omitempty"` // with its release: the directory alone is known
 }
 
 type fileJSON struct {
@@ -82,16 +83,20 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 				return err
 			}
 			files, err := index.ReadPackage(cmd.Context(), ix, e.CID)
+			collected := false // what the directory had nobody knows any more
 			if oldest, err2 := ix.Oldest(); errors.Is(err, index.ErrNoBlock) && err2 == nil && of.Number < oldest {
-				return cli.Hint(fmt.Errorf("%s in release %d is %s, whose content is no longer here: %w", name, of.Number, e.CID, err),
-					fmt.Sprintf("releases from %d on are whole", oldest))
+				collected, err = true, nil
+				if version != "" {
+					return cli.Hint(fmt.Errorf("version %s of %s in release %d: the release was collected, and its directories with it", version, name, of.Number),
+						fmt.Sprintf("releases from %d on are whole", oldest))
+				}
 			}
 			if err != nil {
 				return err
 			}
 			v := packageJSON{
 				Release: of.Number, Name: name, Directory: *file(unixfs.Ref{CID: e.CID, Tsize: e.Tsize}), Gateway: file(e.Gateway),
-				Packument: file(files.Packument), Install: file(files.Install), Versions: []versionJSON{},
+				Packument: file(files.Packument), Install: file(files.Install), Versions: []versionJSON{}, Collected: collected,
 			}
 			for _, l := range files.Tarballs {
 				one := versionJSON{versionOf(name, l.Name), l.Name, fileJSON{l.CID.String(), l.Tsize}}
@@ -115,7 +120,11 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 }
 
 func (v packageJSON) print(w io.Writer) error {
-	fmt.Fprintf(w, "package    %s, release %d, %s\n", v.Name, v.Release, cli.Count(len(v.Versions), "version"))
+	what := cli.Count(len(v.Versions), "version")
+	if v.Collected {
+		what = "which was collected"
+	}
+	fmt.Fprintf(w, "package    %s, release %d, %s\n", v.Name, v.Release, what)
 	for _, l := range []struct {
 		what string
 		*fileJSON

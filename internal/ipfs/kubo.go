@@ -242,6 +242,7 @@ var remoteCauses = []struct {
 	{"invalid IPNS record", ErrInvalidRecord},
 	{"command not found", errUnknownCommand},
 	{ErrCorrupt.Error(), ErrCorrupt},
+	{ErrDamaged.Error(), ErrDamaged},
 	{ErrCollecting.Error(), ErrCollecting},
 	{"no space left on device", ErrFull},
 	{"disk quota exceeded", ErrFull},

@@ -29,6 +29,9 @@ var (
 	// ErrCorrupt is returned for a block that is held but whose bytes do not
 	// match its CID. Putting the block again heals it.
 	ErrCorrupt = errors.New("a stored block does not match its CID")
+	// ErrDamaged is returned when a file of the embedded node's store cannot be
+	// read as it was written; the error names it.
+	ErrDamaged = errors.New("the IPFS node's store is damaged")
 	// ErrInvalidRecord is returned by PutRecord for bytes that are no IPNS
 	// record of that name, or that have expired. Nothing is kept.
 	ErrInvalidRecord = errors.New("invalid IPNS record")

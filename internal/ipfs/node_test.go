@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/boxo/ipld/merkledag"
 	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/boxo/path"
@@ -451,4 +452,67 @@ func dirNamed(children map[string]blocks.Block) blocks.Block {
 		}
 	}
 	return n
+}
+
+// TestDamagedTable flips bytes of a table of the node's store: who reads a block
+// there hears of it, the process goes on, and a Put heals the block.
+func TestDamagedTable(t *testing.T) {
+	fs := vfs.NewMem()
+	log := slog.New(slog.DiscardHandler)
+	open := func() *store {
+		t.Helper()
+		s, err := openStore(fs, "blocks", nil, 0, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	var all []blocks.Block
+	for i := range 300 {
+		all = append(all, blocks.NewBlock(fmt.Appendf(nil, "block %d", i)))
+	}
+	err := errors.Join(s.PutMany(t.Context(), all), s.Sync(), s.db.Flush(), s.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.List("blocks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".sst") {
+			continue
+		}
+		f, err := fs.OpenReadWrite("blocks/"+name, vfs.WriteCategoryUnspecified)
+		if err == nil {
+			_, err = f.WriteAt([]byte{0xff, 0xff, 0xff, 0xff}, 300)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open()
+	defer s.Close()
+	lost := 0
+	for _, b := range all {
+		switch _, err := s.Get(t.Context(), b.Cid()); {
+		case errors.Is(err, ErrCorrupt) && errors.Is(err, ErrDamaged) && strings.Contains(err.Error(), ".sst"):
+			lost++
+		case err != nil:
+			t.Errorf("%v", err)
+		}
+	}
+	if lost == 0 {
+		t.Error("no block is lost")
+	}
+	if err := s.PutMany(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if _, err := s.Get(t.Context(), b.Cid()); err != nil {
+			t.Errorf("put again: %v", err)
+		}
+	}
 }

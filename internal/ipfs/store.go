@@ -20,6 +20,8 @@ import (
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
 	mh "github.com/multiformats/go-multihash"
+
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 )
 
 // Key spaces of the embedded node's Pebble. The DHT's own values lie under
@@ -93,6 +95,7 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		Lock:               lock,
 		Logger:             pebbleLog{log},
+		EventListener:      damage.Listener(log),
 		MemTableSize:       32 << 20,
 	}
 	// Each table that is open costs memory and a file: fewer, larger ones.
@@ -102,7 +105,7 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 	}
 	db, err := pebble.Open(dir, o)
 	if err != nil {
-		return nil, fmt.Errorf("open blocks in %s: %w", dir, err)
+		return nil, fmt.Errorf("open blocks in %s: %w", dir, damage.AtOpen(err, ErrDamaged))
 	}
 	cars, err := openCARs(fs, fs.PathJoin(dir, "cars"))
 	if err != nil {
@@ -141,7 +144,7 @@ func (s *store) use(f func(*pebble.DB) error) error {
 	if s.closed {
 		return errClosed
 	}
-	return f(s.db)
+	return damage.As(f(s.db), ErrDamaged)
 }
 
 // Sync makes all earlier writes durable: the CAR files, then the places in them
@@ -316,7 +319,10 @@ func (s *store) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	}
 	data, err := s.data(c)
 	if err != nil {
-		if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
+		switch {
+		case errors.Is(err, ErrCorrupt):
+			err = s.condemn(c, fmt.Errorf("read block %s: %w", c, err))
+		case errors.Is(err, ErrDamaged):
 			err = s.condemn(c, fmt.Errorf("read block %s: %w: %w", c, ErrCorrupt, err))
 		}
 		return nil, err

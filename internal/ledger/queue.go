@@ -162,7 +162,7 @@ func (s *Store) Heads(ctx context.Context, names []npm.Name) ([]Head, error) {
 			}
 			h.Rev, h.Known, h.Deleted = p.Rev, p.Document.CID.Defined(), p.Deleted
 		case !errors.Is(err, pebble.ErrNotFound):
-			return nil, fmt.Errorf("read package %s: %w", names[i], err)
+			return nil, fmt.Errorf("read package %s: %w", names[i], located(err))
 		}
 		for _, list := range lists {
 			key = appendTerm(appendTerm(append(key[:0], list), string(names[i])), "")
@@ -170,7 +170,7 @@ func (s *Store) Heads(ctx context.Context, names []npm.Name) ([]Head, error) {
 				h.Waiting, err = true, closer.Close()
 			}
 			if err != nil && !errors.Is(err, pebble.ErrNotFound) {
-				return nil, fmt.Errorf("read package %s: %w", names[i], err)
+				return nil, fmt.Errorf("read package %s: %w", names[i], located(err))
 			}
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -151,6 +152,7 @@ func openPebble(dir string, o Options) (*pebble.DB, error) {
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,
 		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
+		EventListener:      damage.Listener(o.Log),
 	}
 	for i := range options.Levels {
 		// A feed names mostly packages that are not held.
@@ -160,7 +162,7 @@ func openPebble(dir string, o Options) (*pebble.DB, error) {
 	if err != nil && heldElsewhere(err) {
 		return nil, fmt.Errorf("%w: %w", ErrLocked, err)
 	}
-	return db, err
+	return db, damage.AtOpen(err, ErrCorrupt)
 }
 
 // heldElsewhere tells a lock that is held (fcntl's bare EAGAIN or EACCES, or
@@ -605,13 +607,16 @@ func scan(r pebble.Reader, prefix, from []byte) iter.Seq2[keyValue, error] {
 		stopped := false
 		for ok := it.First(); ok && !stopped; ok = it.Next() {
 			value, err := it.ValueAndErr()
-			stopped = !yield(keyValue{it.Key(), value}, err) || err != nil
+			stopped = !yield(keyValue{it.Key(), value}, located(err)) || err != nil
 		}
 		if err := it.Close(); err != nil && !stopped {
-			yield(keyValue{}, err)
+			yield(keyValue{}, located(err))
 		}
 	}
 }
+
+// located makes what Pebble found in a file an ErrCorrupt that names the file.
+func located(err error) error { return damage.As(err, ErrCorrupt) }
 
 func readPackage(kv keyValue) (Package, error) {
 	name, rest, err := readTerm(kv.key[1:])
@@ -640,7 +645,7 @@ func get(r pebble.Reader, key []byte) ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, located(err)
 	}
 	row := append([]byte{}, value...)
 	return row, closer.Close()

@@ -621,3 +621,46 @@ func TestFormerDocuments(t *testing.T) {
 		t.Errorf("check: %v", err)
 	}
 }
+
+// TestDamagedFile flips a bit of a table: whoever reads there hears of it, and the
+// process goes on.
+func TestDamagedFile(t *testing.T) {
+	fs := vfs.NewMem()
+	o := Options{FS: fs, fatal: func(err error) { panic(err) }}
+	s, err := Create("ledger", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		if _, err := s.AddWants(t.Context(), Want{Spec: npm.Spec{Name: npm.Name(fmt.Sprint("p", i))}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.db.Flush(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.List("ledger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".sst") {
+			continue
+		}
+		f, err := fs.OpenReadWrite("ledger/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.WriteAt([]byte{0xff, 0xff, 0xff, 0xff}, 300)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = Open("ledger", o); err == nil {
+		_, err = s.Wants(t.Context())
+		err = errors.Join(err, s.Close())
+	}
+	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), ".sst") {
+		t.Errorf("%v", err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -58,7 +59,7 @@ func (m *Mirror) loadHead() error {
 	switch {
 	case errors.Is(err, pebble.ErrNotFound):
 	case err != nil:
-		return fmt.Errorf("open mirror: %w", err)
+		return fmt.Errorf("open mirror: %w", damage.As(err, ErrState))
 	default:
 		// The list tells the truth; this row, what of it is known beside. A crash
 		// between the two leaves the row of the list before.

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -256,12 +257,12 @@ func (m *Mirror) openList() error {
 		return fmt.Errorf("open mirror: %w: %w", ErrLocked, err)
 	}
 	db, err := pebble.Open(dir, &pebble.Options{
-		FS: m.o.FS, Lock: lock, Logger: pebbleLog{m.log},
+		FS: m.o.FS, Lock: lock, Logger: pebbleLog{m.log}, EventListener: damage.Listener(m.log),
 		CacheSize: 32 << 20, MemTableSize: 8 << 20,
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("open mirror: %w", err), lock.Close())
+		return errors.Join(fmt.Errorf("open mirror: %w", damage.AtOpen(err, ErrState)), lock.Close())
 	}
 	m.db, m.lock = db, lock
 	m.list, err = index.OpenOrCreate(m.o.FS.PathJoin(m.o.Dir, "index"), index.Options{FS: m.o.FS, Log: m.log})

@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,8 +77,8 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if err != nil {
 		return index.Release{}, back, err
 	}
-	if oldest, err := p.o.Index.Oldest(); err != nil || number < oldest {
-		return index.Release{}, back, cmp.Or(err, fmt.Errorf("%w: it was collected, releases from %d on are whole", ErrGone, oldest))
+	if old, err = p.whole(ctx, old); err != nil {
+		return index.Release{}, back, err
 	}
 	now, err := p.o.Index.Head()
 	if err != nil {
@@ -139,6 +138,27 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	}
 	p.o.Log.InfoContext(ctx, "rolled back", "registry", p.o.Registry, "to", number, "release", release.Number, "put", back.Put, "removed", back.Removed)
 	return release, back, p.settleRolledBack(release.Number)
+}
+
+// whole is a release with the list of r whose directories are there: r itself, or,
+// where it was collected, one after it.
+func (p *Publisher) whole(ctx context.Context, r index.Release) (index.Release, error) {
+	oldest, err := p.o.Index.Oldest()
+	if err != nil || r.Number >= oldest {
+		return r, err
+	}
+	for other, err := range p.o.Index.Log(ctx) {
+		if err != nil {
+			return index.Release{}, err
+		}
+		if other.Number < oldest {
+			break
+		}
+		if other.List == r.List {
+			return other, nil
+		}
+	}
+	return index.Release{}, fmt.Errorf("%w: it was collected, releases from %d on are whole", ErrGone, oldest)
 }
 
 // wayBack gives what differs between the release now and an old one, with the
