@@ -34,6 +34,7 @@ type releaseJSON struct {
 	Signed    time.Time `json:"signed,omitzero"`
 	Confirmed time.Time `json:"confirmed,omitzero"`
 	Current   bool      `json:"current"`
+	Collected bool      `json:"collected,omitempty"` // its directories are gone
 }
 
 func logCommand(r *registry) *cobra.Command {
@@ -43,7 +44,7 @@ func logCommand(r *registry) *cobra.Command {
 		Long: `Lists the releases of the registry, the newest first: number, date, root, how many
 packages and versions, the newest record that was signed for it, and whether that
 was read back. A release that has the list of an earlier one says which; so a
-rollback shows.`,
+rollback shows. One that was collected can be told of, and not rolled back to.`,
 		Example: `  publisher log
   publisher log --json | jq '.releases[] | select(.current) | .number'`,
 		Args: cobra.NoArgs,
@@ -53,13 +54,17 @@ rollback shows.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, ix.Close()) }()
+			oldest, err := ix.Oldest()
+			if err != nil && !errors.Is(err, index.ErrNoRelease) {
+				return err
+			}
 			releases := publish.Log(cmd.Context(), ix, nil, state.Dir(r.State).Journal(r.name))
-			return printAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases), releaseJSON.line, nil, nil)
+			return printAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases, oldest), releaseJSON.line, nil, nil)
 		},
 	}
 }
 
-func logged(releases iter.Seq2[publish.Logged, error]) iter.Seq2[releaseJSON, error] {
+func logged(releases iter.Seq2[publish.Logged, error], oldest uint64) iter.Seq2[releaseJSON, error] {
 	return func(yield func(releaseJSON, error) bool) {
 		for l, err := range releases {
 			if err != nil {
@@ -69,7 +74,7 @@ func logged(releases iter.Seq2[publish.Logged, error]) iter.Seq2[releaseJSON, er
 			v := releaseJSON{
 				Number: l.Number, Created: l.Created, CID: l.Root.String(), Root: l.List.Root.String(), Overflow: l.List.Overflow.String(),
 				ListOf: l.ListOf, Packages: l.Packages, Versions: l.Versions,
-				Sequence: l.Sequence, Signed: l.Signed, Confirmed: l.Confirmed, Current: l.Current,
+				Sequence: l.Sequence, Signed: l.Signed, Confirmed: l.Confirmed, Current: l.Current, Collected: l.Number < oldest,
 			}
 			if !yield(v, nil) {
 				return
@@ -94,6 +99,9 @@ func (v releaseJSON) line() string {
 	}
 	if v.ListOf != v.Number {
 		fmt.Fprintf(&b, "  list of %d", v.ListOf)
+	}
+	if v.Collected {
+		b.WriteString("  collected")
 	}
 	return b.String()
 }
