@@ -95,7 +95,7 @@ func (fs renaming) ReuseForWrite(from, to string, category vfs.DiskWriteCategory
 // ahead of it by the page that Apply had taken. Work goes on from it to the same
 // list.
 func TestPowerCuts(t *testing.T) {
-	const releases = 9
+	const releases = 18
 	rng := rand.New(rand.NewPCG(5, 6))
 	disk := vfs.NewCrashableMem()
 	var (

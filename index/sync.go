@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -54,7 +55,7 @@ func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 	ix.apply.Lock()
 	defer ix.apply.Unlock()
 
-	from := &meter{g: g}
+	from := &meter{g: g, first: map[cid.Cid]blocks.Block{}}
 	s, err := ix.sync(ctx, from, root, keep)
 	s.Fetched, s.Blocks = from.bytes.Load(), int(from.blocks.Load())
 	if err != nil {
@@ -470,18 +471,40 @@ func (o ownFirst) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	return o.other.Get(ctx, c)
 }
 
-// meter counts what comes from a getter.
+// meter counts what comes from a getter. It keeps the first blocks, by which all
+// that lies in "_registry" is found, so that they come once.
 type meter struct {
 	g      unixfs.Getter
 	bytes  atomic.Uint64
 	blocks atomic.Int64
+
+	mu    sync.Mutex
+	first map[cid.Cid]blocks.Block
 }
 
+// Bounds of what a meter keeps.
+const (
+	keptBlocks = 64
+	keptBytes  = 64 << 10 // of one block
+)
+
 func (m *meter) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
-	b, err := m.g.Get(ctx, c)
-	if err == nil {
-		m.bytes.Add(uint64(len(b.RawData())))
-		m.blocks.Add(1)
+	m.mu.Lock()
+	b := m.first[c]
+	m.mu.Unlock()
+	if b != nil {
+		return b, nil
 	}
-	return b, err
+	b, err := m.g.Get(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	m.bytes.Add(uint64(len(b.RawData())))
+	m.blocks.Add(1)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.first) < keptBlocks && len(b.RawData()) <= keptBytes {
+		m.first[c] = b
+	}
+	return b, nil
 }
