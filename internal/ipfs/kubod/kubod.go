@@ -29,7 +29,10 @@ const Variable = "REGMIRROR_TEST_KUBO"
 var binary = os.Getenv(Variable)
 
 // Binary is the ipfs binary to test with, "" where none was named.
-func Binary() string { return binary }
+func Binary() string {
+	_ = os.Getenv(Variable) // go test notes only what is read after its start: without it, it would take a result without a Kubo for one with
+	return binary
+}
 
 // Daemon is a running Kubo daemon.
 type Daemon struct {
@@ -49,7 +52,7 @@ type Daemon struct {
 // was named. On a failed test, its log is in the test's.
 func Start(t testing.TB) *Daemon {
 	t.Helper()
-	if binary == "" {
+	if Binary() == "" {
 		t.Skipf("no Kubo: %s does not name an ipfs binary (go build -C internal/ipfs/kubotest -o OUT github.com/ipfs/kubo/cmd/ipfs)", Variable)
 	}
 	d, err := Run(t.Context(), binary, filepath.Join(t.TempDir(), "kubo"))
