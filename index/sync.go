@@ -55,7 +55,7 @@ func (ix *Index) Sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 	ix.apply.Lock()
 	defer ix.apply.Unlock()
 
-	from := &meter{g: g, first: map[cid.Cid]blocks.Block{}}
+	from := &meter{g: g}
 	s, err := ix.sync(ctx, from, root, keep)
 	s.Fetched, s.Blocks = from.bytes.Load(), int(from.blocks.Load())
 	if err != nil {
@@ -503,6 +503,9 @@ func (m *meter) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	m.blocks.Add(1)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.first == nil {
+		m.first = make(map[cid.Cid]blocks.Block, keptBlocks)
+	}
 	if len(m.first) < keptBlocks && len(b.RawData()) <= keptBytes {
 		m.first[c] = b
 	}
