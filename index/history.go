@@ -275,8 +275,8 @@ func entryAt(ctx context.Context, r pebble.Reader, number uint64, name npm.Name)
 // written down of the releases between it and the newest, or the nearest of
 // Snapshots, whose files g has; it holds the whole to what the release commits to
 // before it yields any. What differs from that newest list or snapshot is in
-// memory meanwhile, some 200 bytes for each package. A nil g has no snapshots. It ends at the first error:
-// ErrNoRelease, ErrCorrupt where nothing leads to that list.
+// memory meanwhile, some 200 bytes for each package. A nil g has no snapshots. It
+// ends at the first error: ErrNoRelease, ErrCorrupt where nothing leads to that list.
 func (ix *Index) ListAt(ctx context.Context, number uint64, g unixfs.Getter) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		if err := ix.begin(); err != nil {

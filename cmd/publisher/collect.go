@@ -29,7 +29,8 @@ func collectCommand(r *registry) *cobra.Command {
 		Long: `Lets go of the releases that are older than --retain: the node unpins them, and the
 index takes away the blocks that only they have. Their lists can still be told:
 publisher log, diff and list --release go by what the index writes down before, and by
-a snapshot a month, which the node keeps pinned. They cannot be rolled back to.
+a snapshot a month, which the node keeps pinned. They cannot be rolled
+back to, unless one that is whole has the same list.
 
 The newest release, the newest eight, and whatever the registry's name may still lead
 to stay, whatever the clock says. publisher publish does the same by itself once a
@@ -67,17 +68,4 @@ follower collect has the embedded node do so, ipfs repo gc a Kubo daemon.`,
 	}
 	bindRetain(cmd, r)
 	return cmd
-}
-
-// collectIfDue does what publisher collect does, once that is due. The release is
-// out by now: what fails here is for the log, and for the next run.
-func (r *registry) collectIfDue(ctx context.Context, o *opened) error {
-	due, err := o.CollectDue(ctx)
-	if err == nil && due {
-		_, err = o.Collect(ctx)
-	}
-	if err != nil && ctx.Err() == nil {
-		o.log.WarnContext(ctx, "published; letting go of old releases failed and is tried again", "registry", r.name, "err", err)
-	}
-	return ctx.Err()
 }

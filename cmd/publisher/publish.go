@@ -81,7 +81,8 @@ publisher collect does.`,
 				if result, err = o.Publish(ctx); err != nil {
 					return err
 				}
-				return r.collectIfDue(ctx, o)
+				o.CollectIfDue(ctx)
+				return ctx.Err()
 			})
 			return r.report(cmd, result, err, printResult)
 		},

@@ -28,7 +28,6 @@ type registry struct {
 type opened struct {
 	*publish.Publisher
 	key      ipnskeys.Key
-	log      *slog.Logger
 	progress *cli.Progress
 	close    []func() error // in the order of closing
 }
@@ -53,7 +52,7 @@ const (
 // open opens everything.
 func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, progress *cli.Progress) (_ *opened, err error) {
 	dir := state.Dir(r.State)
-	o := &opened{log: log, progress: progress}
+	o := &opened{progress: progress}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.Close())

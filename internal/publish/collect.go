@@ -66,9 +66,9 @@ func (p *Publisher) Collect(ctx context.Context) (c Collected, err error) {
 	return c, nil
 }
 
-// CollectDue says whether enough of Retain has gone by since the last Collect for
+// collectIsDue says whether enough of Retain has gone by since the last Collect for
 // another one.
-func (p *Publisher) CollectDue(ctx context.Context) (bool, error) {
+func (p *Publisher) collectIsDue(ctx context.Context) (bool, error) {
 	if p.o.Retain <= 0 {
 		return false, nil
 	}
@@ -201,15 +201,16 @@ func (p *Publisher) unpin(ctx context.Context, keep uint64) (n int, err error) {
 	return n, nil
 }
 
-// collectIfDue is for Run: what goes wrong is logged, and tried again after the
-// next release.
-func (p *Publisher) collectIfDue(ctx context.Context) {
-	due, err := p.CollectDue(ctx)
+// CollectIfDue is Collect, once a share of Retain has gone by since the last. It is
+// for after a release is out: what goes wrong is logged, and tried again after the
+// next one.
+func (p *Publisher) CollectIfDue(ctx context.Context) {
+	due, err := p.collectIsDue(ctx)
 	if err == nil && due {
 		_, err = p.Collect(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
-		p.o.Log.WarnContext(ctx, "collecting failed", "registry", p.o.Registry, "error", err)
+		p.o.Log.WarnContext(ctx, "letting go of old releases failed", "registry", p.o.Registry, "error", err)
 	}
 }
 

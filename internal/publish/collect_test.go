@@ -97,12 +97,12 @@ func TestCollect(t *testing.T) {
 			p, stop := w.start(retain(3 * time.Hour))
 			defer func() { stop() }()
 			all := age(w, p, 12)
-			if due, err := p.CollectDue(t.Context()); err != nil || due {
+			if due, err := p.collectIsDue(t.Context()); err != nil || due {
 				t.Errorf("due after two hours: %v, %v", due, err)
 			}
 			all = append(all, age(w, p, 28)...)
 			lists := listsOf(w, p, all)
-			if due, err := p.CollectDue(t.Context()); err != nil || !due {
+			if due, err := p.collectIsDue(t.Context()); err != nil || !due {
 				t.Errorf("due after seven hours: %v, %v", due, err)
 			}
 			// Three hours back another release began to be the newest.
@@ -131,7 +131,7 @@ func TestCollect(t *testing.T) {
 				}
 			}
 			stand(w, p, all, lists, keep)
-			if due, err := p.CollectDue(t.Context()); err != nil || due {
+			if due, err := p.collectIsDue(t.Context()); err != nil || due {
 				t.Errorf("due again: %v, %v", due, err)
 			}
 			more := age(w, p, 2)

@@ -227,7 +227,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 	defer close(published)
 	collector.Go(func() {
 		for range published {
-			p.collectIfDue(ctx)
+			p.CollectIfDue(ctx)
 		}
 	})
 	pause := backoff.NewExponentialBackOff()
