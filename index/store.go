@@ -431,7 +431,7 @@ func (g getter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) { return
 
 func pebbleOptions(o Options) *pebble.Options {
 	opts := &pebble.Options{
-		FS:                 o.FS,
+		FS:                 damage.Ordered(o.FS),
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,

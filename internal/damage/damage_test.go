@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 var errDamaged = errors.New("the store is damaged")
@@ -124,4 +127,54 @@ func TestDamage(t *testing.T) {
 	if As(other, errDamaged) != other || AtOpen(other, errDamaged) != other || As(nil, errDamaged) != nil {
 		t.Error("another error is changed")
 	}
+}
+
+// TestOrdered cuts the power before every sync and removal of a store that opens
+// again and again, with a file system that keeps or loses each name by itself.
+func TestOrdered(t *testing.T) {
+	disk := vfs.NewCrashableMem()
+	rng := rand.New(rand.NewPCG(1, 2))
+	var mu sync.Mutex // files are removed beside what else is done
+	var cuts []*vfs.MemFS
+	fs := errorfs.Wrap(renaming{disk}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op.Kind == errorfs.OpRemove || op.Kind == errorfs.OpFileSync {
+			for range 20 {
+				cuts = append(cuts, disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50, RNG: rng}))
+			}
+		}
+		return nil
+	}))
+	open := func(fs vfs.FS) error {
+		db, err := pebble.Open("db", &pebble.Options{FS: Ordered(fs), Logger: quiet{t}})
+		if err != nil {
+			return err
+		}
+		return errors.Join(db.Set([]byte("a"), nil, pebble.Sync), db.Close())
+	}
+	for range 3 {
+		if err := open(fs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, cut := range cuts {
+		if err := open(cut); err != nil {
+			t.Errorf("cut %d of %d: %v", i, len(cuts), err)
+		}
+	}
+	if len(cuts) < 100 {
+		t.Errorf("%d cuts", len(cuts))
+	}
+}
+
+// renaming reuses a log without MemFS.ReuseForWrite, which takes its read lock
+// twice and so waits for ever where CrashClone comes between (Pebble v2.1.7).
+type renaming struct{ *vfs.MemFS }
+
+func (fs renaming) ReuseForWrite(from, to string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := fs.Rename(from, to); err != nil {
+		return nil, err
+	}
+	return fs.OpenReadWrite(to, category)
 }

@@ -147,7 +147,7 @@ func open(dir string, o Options) (*Store, error) {
 
 func openPebble(dir string, o Options) (*pebble.DB, error) {
 	options := &pebble.Options{
-		FS:                 o.FS,
+		FS:                 damage.Ordered(o.FS),
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,
