@@ -131,7 +131,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 			return Release{}, false, err
 		}
 	}
-	for _, row := range []byte{rowPending, rowAhead} {
+	for _, row := range []byte{rowPending, rowAhead, rowPlace} {
 		if err := b.DeleteRange([]byte{row}, []byte{row + 1}, nil); err != nil {
 			return Release{}, false, err
 		}
@@ -303,13 +303,11 @@ func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) 
 		case c.Delete && !found, !c.Delete && found && old == c.Entry:
 			continue
 		case c.Delete:
-			if err = b.Delete(entryKey(c.Name), nil); err == nil {
-				err = leave(b, c.Name)
-			}
+			err = b.Delete(entryKey(c.Name), nil)
 			now.packages--
 		default:
-			if err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err == nil && !found {
-				err = enter(b, c.Name)
+			err = b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil)
+			if !found {
 				now.packages++
 			}
 			now.versions += c.Versions

@@ -252,8 +252,8 @@ func TestCheckRows(t *testing.T) {
 			e, _ := entry(t, "b", 7)
 			return b.Set(entryKey("../b"), encodeEntry(e), nil)
 		}, `row "e../b"`},
-		"place":            {func(_ *testing.T, _ *Index, b *pebble.Batch) error { return b.Delete(place{"", "a"}.key(), nil) }, "a has no place"},
-		"place of nothing": {func(_ *testing.T, _ *Index, b *pebble.Batch) error { return b.Set(place{"", "x"}.key(), nil, nil) }, "places of what is not listed"},
+		"place":            {func(_ *testing.T, _ *Index, b *pebble.Batch) error { return b.Set(pendingKey("a"), []byte{0}, nil) }, "a has no place"},
+		"place of nothing": {func(_ *testing.T, _ *Index, b *pebble.Batch) error { return b.Set(place{"", "x"}.key(), nil, nil) }, "a place of \"x\", which is not listed"},
 		"block": {func(_ *testing.T, ix *Index, b *pebble.Batch) error {
 			r, err := ix.Release(1)
 			return errors.Join(err, b.Set(blockKey(r.List.Root), []byte("other"), nil))

@@ -23,20 +23,19 @@ import (
 // edition makes the directories of one release out of those of the one before:
 // what buildList would make of all entries, with work that grows with the change.
 //
-// Scopes are made by several goroutines, each with a copy of its own, which share
-// what is behind mu. A batch may be read by several while nobody writes to it.
+// Scopes are made by several goroutines, which share what is behind mu. A batch may
+// be read by several while nobody writes to it.
 type edition struct {
-	r      pebble.Reader    // entries and places as they are now
-	places *pebble.Iterator // for rivals
-	g      unixfs.Getter    // blocks of the list as it was
-	mu     *sync.Mutex      // over sink, replaced and overflow
-	sink   unixfs.Sink
+	r    pebble.Reader // entries as they are now
+	g    unixfs.Getter // blocks of the list as it was
+	mu   *sync.Mutex   // over sink, replaced and overflow
+	sink unixfs.Sink
 	// replaced is told what unixfs.Edit replaces.
 	replaced func(cid.Cid)
 	view     func(Entry) Entry
 	root     cid.Cid // of the list as it was
 	// overflow is as it was in the beginning, as it is now in the end. A link
-	// without a CID is that of a scope whose directory is not known.
+	// without a CID is that of a scope or a package whose directory is not known.
 	overflow map[string]unixfs.Link
 }
 
@@ -129,10 +128,6 @@ func (d *edition) deleteOver(name string) {
 
 // edit makes the root. It brings the overflow up to date.
 func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, err error) {
-	if d.places, err = newPlaces(d.r); err != nil {
-		return unixfs.Ref{}, err
-	}
-	defer func() { err = errors.Join(err, d.places.Close()) }()
 	var top []unixfs.Link
 	scopes := map[string][]npm.Name{}
 	for _, name := range names {
@@ -159,7 +154,8 @@ func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, e
 	if err != nil {
 		return unixfs.Ref{}, fmt.Errorf("edit root: %w", err)
 	}
-	return root, nil
+	d.lose("", root.Overflow)
+	return root.Ref, nil
 }
 
 // scopes makes the directories of scopes, in which those names changed, and returns
@@ -171,13 +167,8 @@ func (d *edition) scopes(ctx context.Context, changed map[string][]npm.Name) ([]
 	var next atomic.Int64
 	for range min(runtime.GOMAXPROCS(0), len(scopes)) {
 		group.Go(func() (err error) {
-			own := *d
-			if own.places, err = newPlaces(d.r); err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, own.places.Close()) }()
 			for i := next.Add(1) - 1; int(i) < len(scopes); i = next.Add(1) - 1 {
-				if links[i], err = own.scope(ctx, scopes[i], changed[scopes[i]]); err != nil {
+				if links[i], err = d.scope(ctx, scopes[i], changed[scopes[i]]); err != nil {
 					return fmt.Errorf("edit scope %s: %w", scopes[i], err)
 				}
 			}
@@ -200,37 +191,12 @@ func (d *edition) link(name npm.Name) (unixfs.Link, error) {
 // scope makes the directory of a scope in which names changed, and returns its
 // link, without a CID where none of it is listed any more.
 func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (unixfs.Link, error) {
-	// Links that have no place do not count for a directory's size, and of
-	// those there are now no more than before and what changed.
-	links, whole, err := d.links(ctx, scope, maxBasicLinks+len(d.lost(scope))+len(names))
-	if err != nil {
-		return unixfs.Link{}, err
-	}
-	if whole {
-		basic, err := unixfs.IsBasic(links, unixfs.DirLimit)
-		if err != nil {
-			return unixfs.Link{}, err
-		}
-		if basic || len(links) == 0 {
-			return d.buildScope(scope, links)
-		}
-	}
-	// It is too large for a basic directory. Was it one?
 	was, err := d.find(ctx, scope)
 	if err != nil {
 		return unixfs.Link{}, err
 	}
-	hamt := false
-	if was.CID.Defined() {
-		if hamt, err = unixfs.IsHAMT(ctx, d.g, was.CID); err != nil {
-			return unixfs.Link{}, err
-		}
-	}
-	if !hamt {
-		if links, _, err = d.links(ctx, scope, 0); err != nil {
-			return unixfs.Link{}, err
-		}
-		return d.buildScope(scope, links)
+	if !was.CID.Defined() { // it is new
+		return d.wholeScope(ctx, scope)
 	}
 	changed := make([]unixfs.Link, len(names))
 	for i, name := range names {
@@ -238,12 +204,66 @@ func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (un
 			return unixfs.Link{}, err
 		}
 	}
+	links, basic, err := unixfs.Basic(ctx, d.g, was.CID)
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	if !basic {
+		return d.hamtScope(ctx, scope, was.CID, changed)
+	}
+	lost, err := d.losers(ctx, scope, func(string) bool { return true })
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	is := make(map[string]unixfs.Link, len(links)+len(lost)+len(changed))
+	for _, some := range [][]unixfs.Link{links, lost, changed} {
+		for _, l := range some {
+			is[l.Name] = l
+		}
+	}
+	maps.DeleteFunc(is, func(_ string, l unixfs.Link) bool { return !l.CID.Defined() })
+	return d.buildScope(scope, slices.Collect(maps.Values(is)))
+}
+
+// hamtScope edits a scope's directory that was too large for a basic one.
+func (d *edition) hamtScope(ctx context.Context, scope string, was cid.Cid, changed []unixfs.Link) (unixfs.Link, error) {
 	edits, err := d.contend(ctx, scope, changed)
 	if err != nil {
 		return unixfs.Link{}, err
 	}
-	ref, err := unixfs.Edit(ctx, d.g, was.CID, edits, d.sink, d.replaced)
-	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
+	var blks []blocks.Block
+	var gone []cid.Cid
+	dir, err := unixfs.Edit(ctx, d.g, was, edits, func(b blocks.Block) error { blks = append(blks, b); return nil }, func(c cid.Cid) { gone = append(gone, c) })
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	d.lose(scope, dir.Overflow)
+	for _, c := range gone {
+		d.replaced(c)
+	}
+	if dir.Growth < 0 {
+		if basic, err := d.fits(ctx, scope); err != nil {
+			return unixfs.Link{}, err
+		} else if basic {
+			return d.wholeScope(ctx, scope)
+		}
+	}
+	for _, b := range blks {
+		if err := d.sink(b); err != nil {
+			return unixfs.Link{}, err
+		}
+	}
+	return unixfs.Link{Name: scope, CID: dir.CID, Tsize: dir.Tsize}, nil
+}
+
+// fits tells whether a basic directory can hold all of a scope that have a place.
+func (d *edition) fits(ctx context.Context, scope string) (bool, error) {
+	// Links that have no place do not count for a directory's size.
+	links, whole, err := d.links(ctx, scope, maxBasicLinks+len(d.lost(scope)))
+	if err != nil || !whole {
+		return false, err
+	}
+	return unixfs.IsBasic(links, unixfs.DirLimit)
 }
 
 // maxBasicLinks is the greatest number of links that a basic directory of
@@ -270,6 +290,15 @@ func (d *edition) links(ctx context.Context, scope string, limit int) (all []uni
 	return all, true, nil
 }
 
+// wholeScope makes a scope's directory of its entries.
+func (d *edition) wholeScope(ctx context.Context, scope string) (unixfs.Link, error) {
+	links, _, err := d.links(ctx, scope, 0)
+	if err != nil {
+		return unixfs.Link{}, err
+	}
+	return d.buildScope(scope, links)
+}
+
 // buildScope makes a scope's directory of all its links.
 func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, error) {
 	for _, name := range d.lost(scope) {
@@ -279,20 +308,16 @@ func (d *edition) buildScope(scope string, links []unixfs.Link) (unixfs.Link, er
 		return unixfs.Link{Name: scope}, nil
 	}
 	ref, lost, err := unixfs.BuildDir(links, unixfs.DirLimit, d.sink)
-	for _, l := range lost {
-		l.Name = place{scope, l.Name}.overflow()
-		d.setOver(l)
-	}
+	d.lose(scope, lost)
 	return unixfs.Link{Name: scope, CID: ref.CID, Tsize: ref.Tsize}, err
 }
 
-// lost are the names in the overflow of a scope's packages.
-func (d *edition) lost(scope string) (names []string) {
-	prefix := place{scope, ""}.overflow()
+// lost are the names in the overflow of what has no place in a directory.
+func (d *edition) lost(dir string) (names []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for name := range d.overflow {
-		if strings.HasPrefix(name, prefix) {
+		if overflowPlace(name).dir == dir {
 			names = append(names, name)
 		}
 	}
@@ -312,83 +337,69 @@ func (d *edition) find(ctx context.Context, name string) (unixfs.Link, error) {
 
 // contend says what to edit in a directory so that changed, its links that are
 // new, other or gone (without a CID), have the places that BuildDir gives them
-// among all links there. Those without a place are in over then.
+// among all links there. Of those, what Edit finds no place for is to be lost.
 func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link) (edits []unixfs.Link, err error) {
-	var lost map[string]bool // of changed: those that had no place
+	names, hashes := make(map[string]bool, len(changed)), make(map[uint64]bool, len(changed))
 	for _, l := range changed {
-		name := place{dir, l.Name}.overflow()
-		if _, was := d.over(name); was {
-			if lost == nil {
-				lost = map[string]bool{}
-			}
-			lost[l.Name] = true
-			d.deleteOver(name)
-		}
-	}
-	done := make(map[uint64]bool, len(changed))
-	for _, l := range changed {
-		hash := unixfs.Hash(l.Name)
-		if done[hash] {
-			continue
-		}
-		group, reserved := []unixfs.Link(nil), false
-		for path, err := range rivals(d.places, place{dir, l.Name}) {
-			if err != nil {
-				return nil, err
-			}
-			if reserved = reserved || path == registryName; path == registryName {
-				continue
-			}
-			rival, err := d.rival(ctx, dir, path, changed)
-			if err != nil {
-				return nil, err
-			}
-			group = append(group, rival)
+		hash, over := unixfs.Hash(l.Name), place{dir, l.Name}.overflow()
+		_, lost := d.over(over)
+		if lost {
+			d.deleteOver(over)
 		}
 		switch {
-		case l.CID.Defined():
-			group = append(group, l)
-		case len(group) == 0:
-			if !reserved && !lost[l.Name] {
-				edits = append(edits, l)
-			}
-			continue
-		}
-		done[hash] = true
-		winner := unixfs.Winner(group)
-		for i, g := range group {
-			p := place{dir, g.Name}.overflow()
-			if i == winner && !reserved {
-				edits = append(edits, g)
-				d.deleteOver(p)
-				continue
-			}
-			g.Name = p
-			d.setOver(g)
+		case dir == "" && hash == unixfs.Hash(registryName): // that place is taken
+			d.lose(dir, only(l))
+		case l.CID.Defined() || !lost:
+			edits = append(edits, l)
+			names[l.Name], hashes[hash] = true, true
 		}
 	}
-	return edits, nil
+	// Who lost a place before may have it now.
+	again, err := d.losers(ctx, dir, func(name string) bool { return hashes[unixfs.Hash(name)] && !names[name] })
+	for _, l := range again {
+		d.deleteOver(place{dir, l.Name}.overflow())
+	}
+	return append(edits, again...), err
 }
 
-// rival is the link of a listed name that contends for a place.
-func (d *edition) rival(ctx context.Context, dir, path string, changed []unixfs.Link) (unixfs.Link, error) {
-	name := strings.TrimPrefix(path, dir+"/")
-	for _, l := range changed {
-		if l.Name == name {
-			return l, nil
+// only is l alone, nothing where it is gone.
+func only(l unixfs.Link) []unixfs.Link {
+	if !l.CID.Defined() {
+		return nil
+	}
+	return []unixfs.Link{l}
+}
+
+// lose puts what has no place in a directory into the overflow.
+func (d *edition) lose(dir string, links []unixfs.Link) {
+	for _, l := range links {
+		l.Name = place{dir, l.Name}.overflow()
+		d.setOver(l)
+	}
+}
+
+// losers are the links that have no place in a directory, of those names that are
+// wanted.
+func (d *edition) losers(ctx context.Context, dir string, wanted func(name string) bool) (links []unixfs.Link, err error) {
+	for _, over := range d.lost(dir) {
+		p := overflowPlace(over)
+		if !wanted(p.name) {
+			continue
+		}
+		l, _ := d.over(over)
+		if l.Name = p.name; !l.CID.Defined() {
+			if dir == "" && strings.HasPrefix(p.name, "@") {
+				l, err = d.wholeScope(ctx, p.name)
+			} else {
+				l, err = d.link(npm.Name(p.path()))
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		if l.CID.Defined() {
+			links = append(links, l)
 		}
 	}
-	if dir != "" || !strings.HasPrefix(name, "@") {
-		return d.link(npm.Name(path))
-	}
-	// A scope in which nothing changed.
-	l, err := d.find(ctx, name)
-	if err != nil || l.CID.Defined() {
-		return l, err
-	}
-	links, _, err := d.links(ctx, name, 0)
-	if err != nil {
-		return unixfs.Link{}, err
-	}
-	return d.buildScope(name, links)
+	return links, nil
 }

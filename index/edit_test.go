@@ -122,11 +122,11 @@ func isHAMT(t *testing.T, ix *Index, r Release, scope string) bool {
 	if errors.Is(err, unixfs.ErrNotFound) {
 		return false
 	}
-	is, err2 := unixfs.IsHAMT(t.Context(), ix, l.CID)
+	_, basic, err2 := unixfs.Basic(t.Context(), ix, l.CID)
 	if err = errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
-	return is
+	return !basic
 }
 
 // TestNewBlocksGrowWithTheChange counts the blocks of one change in lists of
@@ -158,6 +158,16 @@ func TestStoreFormat1(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := mustApply(t, ix, put(t, "a", 0), put(t, "b", 2))
+	// Since then: "c" is new, and "a" too was changed, in pages without a release.
+	// All that was listed had a place, until format 3.
+	if _, _, err := ix.Apply(t.Context(), Batch{Changes: []Change{put(t, "a", 1), put(t, "@s/c", 0)}, More: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []place{{"", "a"}, {"", "b"}} {
+		if err := ix.db.Set(p.key(), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	raw, err := json.Marshal(formatRow{1, ix.parameters})
 	newRow := func(number uint64, c cid.Cid) error {
 		return ix.db.Set(append(numbered('n', number), c.KeyString()...), nil, nil)
@@ -191,7 +201,15 @@ func TestStoreFormat1(t *testing.T) {
 	if want := string(aheadKey(r.List.Overflow)); len(keys) != 1 || keys[0] != want {
 		t.Errorf("rows %q, want %q", keys, want)
 	}
-	if r := mustApply(t, ix, drop("a")); r.Packages != 1 || r.Versions != 3 {
+	keys = nil
+	for row := range scan(t.Context(), ix.db, []byte{rowPlace}) {
+		keys = append(keys, string(row.key[1+8:]))
+	}
+	slices.Sort(keys)
+	if !slices.Equal(keys, []string{"@s", "@s/c"}) {
+		t.Errorf("places of %q", keys)
+	}
+	if r := mustApply(t, ix, drop("a"), drop("@s/c")); r.Packages != 1 || r.Versions != 3 {
 		t.Errorf("%d packages, %d versions", r.Packages, r.Versions)
 	}
 	if err := ix.Check(t.Context()); err != nil {

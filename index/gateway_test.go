@@ -253,6 +253,31 @@ func TestCollisions(t *testing.T) {
 	if got := ask(add("@s/"+collideB), add(collideB)); got != "[{1 "+collideA+"}]" {
 		t.Errorf("one gone: %s", got)
 	}
+	// What a page lists, or takes out, counts before there is a release of it.
+	page := func(changes ...Change) {
+		t.Helper()
+		if _, _, err := ix.Apply(t.Context(), Batch{Changes: changes, More: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	page(put(t, "@s/"+collideB, 0), drop(collideA), put(t, collideScopeA+"/x", 0))
+	if got := ask(add("@s/"+collideA), add(collideB), add(collideA), add(collideScopeB+"/x")); got != "[{0 @s/"+collideB+"} {2 "+collideB+"} {3 "+collideScopeA+"}]" {
+		t.Errorf("in a page: %s", got)
+	}
+	page(drop("@s/"+collideB), put(t, collideA, 1), drop(collideScopeA+"/x"))
+	if got := ask(add("@s/"+collideA), add(collideB), add(collideScopeB+"/x")); got != "[{1 "+collideA+"}]" {
+		t.Errorf("taken back: %s", got)
+	}
+	if err := ix.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustApply(t, ix, put(t, collideScopeB+"/x", 0))
+	for row := range scan(t.Context(), ix.db, []byte{rowPlace}) {
+		t.Errorf("after a release there is the place %q", row.key)
+	}
+	if got := ask(add(collideScopeA + "/x")); got != "[{0 "+collideScopeB+"}]" {
+		t.Errorf("after a release: %s", got)
+	}
 	if err := ix.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -274,8 +299,17 @@ func TestScopeHoldsAPlace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []npm.Name{"others", "otherb"} {
+		if err := b.Set(entryKey(name), nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, err := newHolders(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, want := range map[npm.Name]string{"@s/x": "others", "b": "otherb", "@t/b": "", "c": ""} {
-		if with, err := contender(b, name); err != nil || with != want {
+		if with, err := held.contender(t.Context(), name); err != nil || with != want {
 			t.Errorf("%s: %q, %v; want %q", name, with, err, want)
 		}
 	}

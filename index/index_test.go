@@ -477,8 +477,10 @@ func TestCheckSeesDamage(t *testing.T) {
 			}
 			return ix.db.Delete(blockKey(l.CID), pebble.Sync)
 		},
-		"a place gone":           delete(place{"", "a"}.key()),
-		"a scope's place gone":   delete(place{"", "@s"}.key()),
+		"a place gone": func(ix *Index, _ Release) error { return set(ix, pendingKey("a"), []byte{0}) },
+		"a scope's place gone": func(ix *Index, _ Release) error {
+			return errors.Join(set(ix, pendingKey("@s/c"), []byte{0}), set(ix, place{"@s", "c"}.key(), nil))
+		},
 		"a place of nothing":     func(ix *Index, _ Release) error { return set(ix, place{"@s", "x"}.key(), nil) },
 		"another's release root": plantRelease,
 	} {
@@ -509,14 +511,15 @@ func plantRelease(ix *Index, r Release) error {
 	if err != nil {
 		return err
 	}
-	if front, err = unixfs.Edit(ctx, w, front.CID, []unixfs.Link{{Name: "b"}}, keep, nil); err != nil {
+	without, err := unixfs.Edit(ctx, w, front.CID, []unixfs.Link{{Name: "b"}}, keep, nil)
+	if err != nil {
 		return err
 	}
 	registry, err := unixfs.Lookup(ctx, w, r.Root, registryName)
 	if err != nil {
 		return err
 	}
-	root, err := unixfs.Edit(ctx, w, front.CID, []unixfs.Link{registry}, keep, nil)
+	root, err := unixfs.Edit(ctx, w, without.CID, []unixfs.Link{registry}, keep, nil)
 	if err != nil {
 		return err
 	}

@@ -118,7 +118,8 @@ func buildRoot(ctx context.Context, entries iter.Seq2[Entry, error], sink unixfs
 // frontOf is the front in the release's directory root. Those of its directories
 // that are not the release's own, for "_registry" is not in them, go to sink.
 func frontOf(ctx context.Context, g unixfs.Getter, root cid.Cid, sink unixfs.Sink) (unixfs.Ref, error) {
-	return unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, sink, nil)
+	ed, err := unixfs.Edit(ctx, g, root, []unixfs.Link{{Name: registryName}}, sink, nil)
+	return ed.Ref, err
 }
 
 // discard is a sink for what is there already.
@@ -140,5 +141,6 @@ func releaseDir(ctx context.Context, g unixfs.Getter, b built, front unixfs.Ref,
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	return unixfs.Edit(ctx, g, front.CID, []unixfs.Link{{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}}, sink, nil)
+	ed, err := unixfs.Edit(ctx, g, front.CID, []unixfs.Link{{Name: registryName, CID: dir.CID, Tsize: dir.Tsize}}, sink, nil)
+	return ed.Ref, err
 }

@@ -1,12 +1,10 @@
 package index
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -42,6 +40,17 @@ func (p place) path() string {
 // overflow is p's name in the overflow.
 func (p place) overflow() string { return npm.Name(p.path()).Escape() }
 
+// overflowPlace is the place of a name in the overflow.
+func overflowPlace(name string) place { return pathPlace(strings.Replace(name, "%2f", "/", 1)) }
+
+// pathPlace is the place of that path.
+func pathPlace(path string) place {
+	if scope, base, ok := strings.Cut(path, "/"); ok {
+		return place{scope, base}
+	}
+	return place{"", path}
+}
+
 // hashKey is what the keys of all rows with p's hash begin with: names of other
 // directories too.
 func (p place) hashKey() []byte {
@@ -50,7 +59,7 @@ func (p place) hashKey() []byte {
 
 func (p place) key() []byte { return append(p.hashKey(), p.path()...) }
 
-// enter writes the places of a name that was not listed.
+// enter writes the places of a name that was not listed in the newest release.
 func enter(b *pebble.Batch, name npm.Name) error {
 	for _, p := range places(name) {
 		if err := b.Set(p.key(), nil, nil); err != nil {
@@ -63,49 +72,30 @@ func enter(b *pebble.Batch, name npm.Name) error {
 // leave gives up the places of a name whose entry is gone already: its scope's
 // with the last of the scope.
 func leave(b *pebble.Batch, name npm.Name) error {
-	ps := places(name)
-	if err := b.Delete(ps[0].key(), nil); err != nil || len(ps) == 1 {
-		return err
+	for _, p := range places(name) {
+		if stands, err := listed(b, p); err != nil || stands {
+			return err
+		}
+		if err := b.Delete(p.key(), nil); err != nil {
+			return err
+		}
 	}
-	prefix := entryKey(npm.Name(name.Scope() + "/"))
-	it, err := b.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: upperBound(prefix)})
+	return nil
+}
+
+// listed tells whether there is an entry of p, or in the scope p.
+func listed(r pebble.Reader, p place) (bool, error) {
+	if p.dir != "" || !strings.HasPrefix(p.name, "@") {
+		row, err := get(r, entryKey(npm.Name(p.path())))
+		return row != nil, err
+	}
+	prefix := entryKey(npm.Name(p.name + "/"))
+	it, err := r.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: upperBound(prefix)})
 	if err != nil {
-		return err
+		return false, err
 	}
-	more := it.First()
-	if err := it.Close(); err != nil || more {
-		return located(err)
-	}
-	return b.Delete(ps[1].key(), nil)
-}
-
-// rivals yields who else has p's hash in p's directory, as the paths of places;
-// in the root "_registry" too, which is no place. it is over the places.
-func rivals(it *pebble.Iterator, p place) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		if p.dir == "" && unixfs.Hash(p.name) == unixfs.Hash(registryName) && !yield(registryName, nil) {
-			return
-		}
-		prefix := p.hashKey()
-		for ok := it.SeekGE(prefix); ok && bytes.HasPrefix(it.Key(), prefix); ok = it.Next() {
-			path := string(it.Key()[len(prefix):])
-			dir, _, scoped := strings.Cut(path, "/")
-			if !scoped {
-				dir = ""
-			}
-			if dir == p.dir && path != p.path() && !yield(path, nil) {
-				return
-			}
-		}
-		if err := it.Error(); err != nil {
-			yield("", located(err))
-		}
-	}
-}
-
-// newPlaces is an iterator for rivals. It sees the places as they are now.
-func newPlaces(r pebble.Reader) (*pebble.Iterator, error) {
-	return r.NewIter(&pebble.IterOptions{LowerBound: []byte{rowPlace}, UpperBound: []byte{rowPlace + 1}})
+	found := it.First()
+	return found, located(it.Close())
 }
 
 // Collision is a change that would not get the place of its name.
@@ -128,14 +118,18 @@ func (ix *Index) Collisions(ctx context.Context, changes []Change) ([]Collision,
 	defer ix.end()
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
-	found, err := collisions(b, changes)
+	found, err := collisions(ctx, b, changes)
 	if err != nil {
 		return nil, fmt.Errorf("collisions of %d changes: %w", len(changes), err)
 	}
 	return found, nil
 }
 
-func collisions(b *pebble.Batch, changes []Change) ([]Collision, error) {
+func collisions(ctx context.Context, b *pebble.Batch, changes []Change) ([]Collision, error) {
+	held, err := newHolders(ctx, b)
+	if err != nil {
+		return nil, err
+	}
 	var found []Collision
 	for i, c := range changes {
 		if _, err := npm.ParseName(string(c.Name)); err != nil {
@@ -152,7 +146,7 @@ func collisions(b *pebble.Batch, changes []Change) ([]Collision, error) {
 			}
 		case !c.Delete && !listed:
 			var with string
-			if with, err = contender(b, c.Name); err == nil && with != "" {
+			if with, err = held.contender(ctx, c.Name); err == nil && with != "" {
 				found = append(found, Collision{i, with})
 				continue
 			}
@@ -170,29 +164,114 @@ func collisions(b *pebble.Batch, changes []Change) ([]Collision, error) {
 	return found, nil
 }
 
-// contender is the first rival for one of name's places, "" where all are free.
-func contender(r pebble.Reader, name npm.Name) (string, error) {
-	it, err := newPlaces(r)
-	if err != nil {
-		return "", err
+// holders knows who has which place: by the newest release's list, and by the rows
+// of what came since.
+type holders struct {
+	r        pebble.Reader
+	list     List                   // without CIDs where there is no release
+	overflow map[uint64][]place     // by their hash
+	links    map[string]unixfs.Link // of scopes in the overflow
+}
+
+func newHolders(ctx context.Context, r pebble.Reader) (*holders, error) {
+	h := &holders{r: r, overflow: map[uint64][]place{}, links: map[string]unixfs.Link{}}
+	release, err := head(r)
+	if errors.Is(err, ErrNoRelease) {
+		return h, nil
 	}
-	defer it.Close()
+	if err != nil {
+		return nil, err
+	}
+	h.list = release.List
+	for l, err := range unixfs.List(ctx, getter{r}, h.list.Overflow) {
+		if err != nil {
+			return nil, fmt.Errorf("read overflow: %w", err)
+		}
+		p := overflowPlace(l.Name)
+		hash := unixfs.Hash(p.name)
+		h.overflow[hash] = append(h.overflow[hash], p)
+		h.links[p.path()] = l
+	}
+	return h, nil
+}
+
+// contender is the first rival for one of name's places, "" where all are free.
+func (h *holders) contender(ctx context.Context, name npm.Name) (string, error) {
 	for _, p := range places(name) {
-		for with, err := range rivals(it, p) {
-			return with, err
+		rivals, err := h.rivals(ctx, p)
+		if err != nil {
+			return "", err
+		}
+		for _, rival := range rivals {
+			if rival == (place{"", registryName}) {
+				return registryName, nil
+			}
+			if stands, err := listed(h.r, rival); err != nil || stands {
+				return rival.path(), err
+			}
 		}
 	}
 	return "", nil
 }
 
-// checkPlaces holds the places to the entries.
+// rivals are who else has, or had, p's hash in p's directory; in the root
+// "_registry" too, which is no place.
+func (h *holders) rivals(ctx context.Context, p place) (all []place, err error) {
+	hash := unixfs.Hash(p.name)
+	add := func(o place) {
+		if o.dir == p.dir && o != p {
+			all = append(all, o)
+		}
+	}
+	if hash == unixfs.Hash(registryName) {
+		add(place{"", registryName})
+	}
+	prefix := p.hashKey()
+	for row, err := range scan(ctx, h.r, prefix) {
+		if err != nil {
+			return nil, err
+		}
+		add(pathPlace(string(row.key[len(prefix):])))
+	}
+	for _, o := range h.overflow[hash] {
+		add(o)
+	}
+	dir := h.list.Root
+	if p.dir != "" && dir.Defined() {
+		l, err := unixfs.Lookup(ctx, getter{h.r}, dir, p.dir)
+		if errors.Is(err, unixfs.ErrNotFound) {
+			l, err = h.links[p.dir], nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		dir = l.CID
+	}
+	if !dir.Defined() {
+		return all, nil
+	}
+	l, err := unixfs.Holder(ctx, getter{h.r}, dir, hash)
+	if errors.Is(err, unixfs.ErrNotFound) {
+		return all, nil
+	}
+	add(place{p.dir, l.Name})
+	return all, err
+}
+
+// checkPlaces holds the places to the entries that are new since the newest
+// release.
 func checkPlaces(ctx context.Context, r pebble.Reader) error {
-	want, scope := 0, ""
-	for e, err := range entries(ctx, r) {
+	for row, err := range scan(ctx, r, []byte{rowPending}) {
 		if err != nil {
 			return err
 		}
-		for _, p := range places(e.Name) {
+		name := npm.Name(row.key[1:])
+		if stands, err := listed(r, places(name)[0]); err != nil {
+			return err
+		} else if !stands || wasListed(row.value) {
+			continue
+		}
+		for _, p := range places(name) {
 			row, err := get(r, p.key())
 			if err != nil {
 				return err
@@ -201,21 +280,17 @@ func checkPlaces(ctx context.Context, r pebble.Reader) error {
 				return fmt.Errorf("%s has no place", p.path())
 			}
 		}
-		want++
-		if s := e.Name.Scope(); s != scope {
-			if scope = s; s != "" {
-				want++ // the scope's own
-			}
-		}
 	}
-	for _, err := range scan(ctx, r, []byte{rowPlace}) {
+	for row, err := range scan(ctx, r, []byte{rowPlace}) {
 		if err != nil {
 			return err
 		}
-		want--
-	}
-	if want != 0 {
-		return errors.New("there are places of what is not listed")
+		path := string(row.key[min(len(row.key), 1+8):])
+		if stands, err := listed(r, pathPlace(path)); err != nil {
+			return err
+		} else if !stands || string(row.key) != string(pathPlace(path).key()) {
+			return fmt.Errorf("there is a place of %q, which is not listed", path)
+		}
 	}
 	return nil
 }

@@ -28,7 +28,8 @@ import (
 //	                    listed then, 0: it was not
 //	e name              Tsize, versions (uvarints), CID; then the gateway
 //	                    directory's CID and Tsize (uvarint), if there is one
-//	h hash path         a listed name, or scope, under its hash; see place
+//	h hash path         under its hash a name that is listed and was not in the
+//	                    newest release, and its scope; see place
 //	b CID               the block
 //	r number            the release as JSON, with its root
 //	a CID               this block came with an Apply after which there was no
@@ -58,10 +59,11 @@ const (
 )
 
 // storeFormat is the number of the rows' layout. Format 1 had neither counts nor
-// pending rows, and 2 had no rows "a", but rows "n", of every release's blocks.
-// What they have is read as it is, and Open gives it this number, so that no
-// program which does not know those rows opens it again.
-const storeFormat = 3
+// pending rows, 2 had no rows "a", but rows "n", of every release's blocks, and 3
+// had rows "h" of all that is listed. What they have is read as it is, and Open
+// gives it this number, so that no program which does not know those rows opens it
+// again.
+const storeFormat = 4
 
 type formatRow struct {
 	Format     int        `json:"format"`
@@ -126,10 +128,26 @@ func upgrade(db *pebble.DB, p Parameters) error {
 			return err
 		}
 	}
-	raw, err := json.Marshal(formatRow{storeFormat, p})
-	if err == nil {
-		err = b.DeleteRange([]byte{rowNew}, []byte{rowNew + 1}, nil)
+	for _, row := range []byte{rowNew, rowPlace} {
+		if err := b.DeleteRange([]byte{row}, []byte{row + 1}, nil); err != nil {
+			return err
+		}
 	}
+	for row, err := range scan(context.Background(), db, []byte{rowPending}) {
+		name := npm.Name(row.key)
+		var stands bool
+		if err == nil {
+			name = name[1:]
+			stands, err = listed(db, places(name)[0])
+		}
+		if err == nil && stands && !wasListed(row.value) {
+			err = enter(b, name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(formatRow{storeFormat, p})
 	if err == nil {
 		err = b.Set([]byte{rowFormat}, raw, nil)
 	}
@@ -360,16 +378,33 @@ func pendingKey(name npm.Name) []byte { return append([]byte{rowPending}, name..
 
 // writePending notes a change that is in no release yet.
 func writePending(b *pebble.Batch, t touch) error {
-	row, err := get(b, pendingKey(t.name))
-	if err != nil || row != nil {
-		return err // what stands there is how it was at the release
+	was, err := get(b, pendingKey(t.name))
+	if err != nil {
+		return err
 	}
-	was := []byte{0}
-	if t.was {
-		was[0] = 1
+	if was == nil { // else what stands there is how it was at the release
+		if was = []byte{0}; t.was {
+			was[0] = 1
+		}
+		if err := b.Set(pendingKey(t.name), was, nil); err != nil {
+			return err
+		}
 	}
-	return b.Set(pendingKey(t.name), was, nil)
+	if wasListed(was) {
+		return nil // the list says which places it has
+	}
+	row, err := get(b, entryKey(t.name))
+	if err != nil {
+		return err
+	}
+	if row == nil {
+		return leave(b, t.name)
+	}
+	return enter(b, t.name)
 }
+
+// wasListed reads a pending row.
+func wasListed(row []byte) bool { return len(row) == 1 && row[0] == 1 }
 
 // countPending counts changes that are in no release yet, up to most.
 func countPending(r pebble.Reader, most int) (n int, err error) {
@@ -403,7 +438,7 @@ func changedNames(ctx context.Context, b pebble.Reader, touched []touch) (names 
 		}
 		name := npm.Name(row.key[1:])
 		seen[name] = true
-		if err := add(name, len(row.value) == 1 && row.value[0] == 1); err != nil {
+		if err := add(name, wasListed(row.value)); err != nil {
 			return nil, err
 		}
 	}

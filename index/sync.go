@@ -317,7 +317,6 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 		return nil
 	}
 	var now counts
-	scope := ""
 	for c, err := range changes {
 		if err == nil {
 			err = checkChange(c, false)
@@ -331,15 +330,6 @@ func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, 
 		if err := b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err != nil {
 			return err
 		}
-		for i, p := range places(c.Name) {
-			if i > 0 && p.name == scope { // of a list in order, only a scope's first
-				continue
-			}
-			if err := b.Set(p.key(), nil, nil); err != nil {
-				return err
-			}
-		}
-		scope = c.Name.Scope()
 		if now.packages++; now.packages > r.Packages {
 			return fmt.Errorf("%w: more than %d packages", ErrDelta, r.Packages)
 		}
@@ -407,7 +397,7 @@ func adopt(b *pebble.Batch, r Release) error {
 
 // wipe takes away what a Sync that did not come to its first end left.
 func (ix *Index) wipe() error {
-	for _, row := range []byte{rowEntry, rowPlace, rowBlock, rowAhead, rowCounts} {
+	for _, row := range []byte{rowEntry, rowBlock, rowAhead, rowCounts} {
 		if err := ix.db.DeleteRange([]byte{row}, []byte{row + 1}, pebble.NoSync); err != nil {
 			return err
 		}

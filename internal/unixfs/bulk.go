@@ -56,13 +56,13 @@ func (b *Bulk) Build(sink Sink) (ref Ref, overflow []Link, err error) {
 			return Ref{}, nil, err
 		}
 		overflow = append(overflow, over...)
-		c := child{slot: byte(slot), link: *es[0].link}
+		c := child{slot: byte(slot), link: es[0].link.pb()}
 		if len(es) > 1 {
 			id, tsize, err := build.shard(es, 1)
 			if err != nil {
 				return Ref{}, nil, err
 			}
-			c = child{slot: byte(slot), sub: true, link: Link{CID: id, Tsize: tsize}}
+			c = child{slot: byte(slot), sub: true, link: pbLink{cid: id.KeyString(), tsize: tsize}}
 		}
 		root = append(root, c)
 	}

@@ -26,8 +26,38 @@ const murmur3x64 = 0x22
 // node is a decoded dag-pb node. Its strings and slices are its own or alias
 // the block's bytes, which nobody changes.
 type node struct {
-	links []Link
+	links []pbLink
 	data  []byte
+}
+
+// pbLink is a link as it stands in a block. Most of a shard's are read to be
+// written again just so: there their CIDs need not be taken out.
+type pbLink struct {
+	cid, name string // the CID in its binary form
+	tsize     uint64
+}
+
+func (l *Link) pb() pbLink { return pbLink{l.CID.KeyString(), l.Name, l.Tsize} }
+
+// link takes out the CID, which was checked.
+func (l pbLink) link() (Link, error) {
+	c, err := cid.Cast([]byte(l.cid))
+	return Link{Name: l.name, CID: c, Tsize: l.tsize}, err
+}
+
+// decodedLinks are the links of n.
+func (n node) decodedLinks() ([]Link, error) {
+	if len(n.links) == 0 {
+		return nil, nil
+	}
+	links := make([]Link, len(n.links))
+	for i := range n.links {
+		var err error
+		if links[i], err = n.links[i].link(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+	}
+	return links, nil
 }
 
 // fsData is the UnixFS message in a node's Data.
@@ -53,31 +83,31 @@ func newBlock(codec uint64, data []byte) (blocks.Block, error) {
 func uvarintLen(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
 
 // linkBodyLen is the length of a PBLink message whose name has nameLen bytes.
-func linkBodyLen(l *Link, nameLen int) int {
-	c := l.CID.ByteLen()
-	return 1 + uvarintLen(uint64(c)) + c + 1 + uvarintLen(uint64(nameLen)) + nameLen + 1 + uvarintLen(l.Tsize)
+func linkBodyLen(l pbLink, nameLen int) int {
+	c := len(l.cid)
+	return 1 + uvarintLen(uint64(c)) + c + 1 + uvarintLen(uint64(nameLen)) + nameLen + 1 + uvarintLen(l.tsize)
 }
 
 // linkLen is what a link adds to a block's length.
-func linkLen(l *Link, nameLen int) int {
+func linkLen(l pbLink, nameLen int) int {
 	n := linkBodyLen(l, nameLen)
 	return 1 + uvarintLen(uint64(n)) + n
 }
 
-// appendLink writes the link under the name prefix+l.Name.
-func appendLink(b []byte, prefix string, l *Link) []byte {
-	nameLen := len(prefix) + len(l.Name)
+// appendLink writes the link under the name prefix+l.name.
+func appendLink(b []byte, prefix string, l pbLink) []byte {
+	nameLen := len(prefix) + len(l.name)
 	b = append(b, 0x12)
 	b = binary.AppendUvarint(b, uint64(linkBodyLen(l, nameLen)))
 	b = append(b, 0x0a)
-	b = binary.AppendUvarint(b, uint64(l.CID.ByteLen()))
-	b = append(b, l.CID.KeyString()...)
+	b = binary.AppendUvarint(b, uint64(len(l.cid)))
+	b = append(b, l.cid...)
 	b = append(b, 0x12)
 	b = binary.AppendUvarint(b, uint64(nameLen))
 	b = append(b, prefix...)
-	b = append(b, l.Name...)
+	b = append(b, l.name...)
 	b = append(b, 0x18)
-	return binary.AppendUvarint(b, l.Tsize)
+	return binary.AppendUvarint(b, l.tsize)
 }
 
 func appendData(b, data []byte) []byte {
@@ -122,7 +152,8 @@ func wire(isBytes bool, val []byte) error {
 // decodeNode reads a dag-pb node with its links before or after its data, in
 // the order they stand.
 func decodeNode(b []byte) (node, error) {
-	var n node
+	n := node{links: make([]pbLink, 0, min(len(b)/minLink, Fanout))}
+	text := string(b) // whose parts the names and CIDs are
 	for hasData, last := false, uint64(0); len(b) > 0; {
 		num, _, val, rest, err := field(b)
 		if err != nil {
@@ -136,7 +167,8 @@ func decodeNode(b []byte) (node, error) {
 			if last == 1 && len(n.links) > 0 {
 				return node{}, fmt.Errorf("%w: links on both sides of data", ErrMalformed)
 			}
-			l, err := decodeLink(val)
+			end := len(text) - len(rest)
+			l, err := decodeLink(val, text[end-len(val):end])
 			if err != nil {
 				return node{}, err
 			}
@@ -154,38 +186,51 @@ func decodeNode(b []byte) (node, error) {
 	return n, nil
 }
 
-func decodeLink(b []byte) (Link, error) {
-	var l Link
+// minLink is the length of a link with a SHA-256 and a name of a shard's.
+const minLink = 46
+
+// decodeLink reads a link's message, of which text is a copy.
+func decodeLink(b []byte, text string) (l pbLink, err error) {
 	for last := uint64(0); len(b) > 0; {
 		num, v, val, rest, err := field(b)
 		if err != nil {
-			return Link{}, err
+			return pbLink{}, err
 		}
 		if num <= last || num > 3 {
-			return Link{}, fmt.Errorf("%w: link field %d after %d", ErrMalformed, num, last)
+			return pbLink{}, fmt.Errorf("%w: link field %d after %d", ErrMalformed, num, last)
 		}
 		if err := wire(num != 3, val); err != nil {
-			return Link{}, err
+			return pbLink{}, err
 		}
+		end := len(text) - len(rest)
 		switch num {
 		case 1:
-			if l.CID, err = cid.Cast(val); err != nil {
-				return Link{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+			if l.cid = text[end-len(val) : end]; usual(l.cid) {
+				break
+			}
+			if _, err := cid.Cast(val); err != nil {
+				return pbLink{}, fmt.Errorf("%w: %w", ErrMalformed, err)
 			}
 		case 2:
-			l.Name = string(val)
+			l.name = text[end-len(val) : end]
 		case 3:
 			if v > math.MaxInt64 {
-				return Link{}, fmt.Errorf("%w: Tsize %d", ErrMalformed, v)
+				return pbLink{}, fmt.Errorf("%w: Tsize %d", ErrMalformed, v)
 			}
-			l.Tsize = v
+			l.tsize = v
 		}
 		b, last = rest, num
 	}
-	if !l.CID.Defined() {
-		return Link{}, fmt.Errorf("%w: link without CID", ErrMalformed)
+	if l.cid == "" {
+		return pbLink{}, fmt.Errorf("%w: link without CID", ErrMalformed)
 	}
 	return l, nil
+}
+
+// usual tells a CIDv1 of a dag-pb or raw block with its SHA-256, in its binary
+// form, from what is to be looked at more closely.
+func usual(c string) bool {
+	return len(c) == 36 && (c[:4] == "\x01\x70\x12\x20" || c[:4] == "\x01\x55\x12\x20")
 }
 
 // decodeData reads the UnixFS message. Mode and mtime are passed over: nothing
@@ -280,7 +325,7 @@ func linksOf(blk blocks.Block) ([]Link, error) {
 		if err != nil {
 			return nil, fmt.Errorf("decode %s: %w", blk.Cid(), err)
 		}
-		return n.links, nil
+		return n.decodedLinks()
 	}
 	return nil, fmt.Errorf("decode %s: %w: neither raw nor dag-pb", blk.Cid(), ErrMalformed)
 }

@@ -37,7 +37,11 @@ func shardsOf(t testing.TB, s *store, dir cid.Cid, path string, into map[string]
 	if d.kind != typeHAMT {
 		return
 	}
-	for _, l := range n.links {
+	links, err := n.decodedLinks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
 		if len(l.Name) == 2 {
 			shardsOf(t, s, l.CID, path+l.Name, into)
 		}
@@ -217,7 +221,7 @@ func TestDiffStops(t *testing.T) {
 	}
 
 	l := links[0]
-	wrong, _, err := writeShard([]child{{slot: slotAt(Hash(l.Name), 0) + 1, link: l}}, s.sink)
+	wrong, _, err := writeShard([]child{{slot: slotAt(Hash(l.Name), 0) + 1, link: l.pb()}}, s.sink)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,12 +229,12 @@ func TestDiffStops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	below, _, err := writeShard([]child{{slot: 3, sub: true, link: Link{CID: empty}}}, s.sink)
+	below, _, err := writeShard([]child{{slot: 3, sub: true, link: pbLink{cid: empty.KeyString()}}}, s.sink)
 	if err != nil {
 		t.Fatal(err)
 	}
 	basic := mustBuild(t, links[:3], DirLimit, s.sink).CID
-	hidden, _, err := writeShard([]child{{slot: 3, sub: true, link: Link{CID: basic}}}, s.sink)
+	hidden, _, err := writeShard([]child{{slot: 3, sub: true, link: pbLink{cid: basic.KeyString()}}}, s.sink)
 	if err != nil {
 		t.Fatal(err)
 	}

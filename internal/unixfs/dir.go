@@ -152,7 +152,7 @@ var directoryData = []byte{0x08, typeDirectory}
 func basicLen(es []entry) int {
 	n := 1 + 1 + len(directoryData)
 	for i := range es {
-		n += linkLen(es[i].link, len(es[i].link.Name))
+		n += linkLen(es[i].link.pb(), len(es[i].link.Name))
 	}
 	return n
 }
@@ -164,7 +164,7 @@ func writeBasic(es []entry, sink Sink) (Ref, error) {
 	buf := make([]byte, 0, basicLen(es))
 	var tsize uint64
 	for i := range es {
-		buf = appendLink(buf, "", es[i].link)
+		buf = appendLink(buf, "", es[i].link.pb())
 		tsize += es[i].link.Tsize
 	}
 	buf = appendData(buf, directoryData)
@@ -202,8 +202,11 @@ func BasicDir(links []Link, sink Sink) (Ref, error) {
 type child struct {
 	slot byte
 	sub  bool
-	link Link
+	link pbLink
 }
+
+// empty tells the slot in which nothing is.
+func (c child) empty() bool { return c.link.cid == "" }
 
 // builder builds a HAMT from entries in the order of their hashes.
 type builder struct {
@@ -225,13 +228,13 @@ func (b *builder) shard(es []entry, depth int) (cid.Cid, uint64, error) {
 			n++
 		}
 		if n == 1 {
-			cs = append(cs, child{slot: slot, link: *es[0].link})
+			cs = append(cs, child{slot: slot, link: es[0].link.pb()})
 		} else {
 			c, tsize, err := b.shard(es[:n], depth+1)
 			if err != nil {
 				return cid.Undef, 0, err
 			}
-			cs = append(cs, child{slot: slot, sub: true, link: Link{CID: c, Tsize: tsize}})
+			cs = append(cs, child{slot: slot, sub: true, link: pbLink{cid: c.KeyString(), tsize: tsize}})
 		}
 		es = es[n:]
 	}
@@ -250,7 +253,7 @@ func writeShard(cs []child, sink Sink) (cid.Cid, uint64, error) {
 	}
 	tsize := uint64(len(buf))
 	for i := range cs {
-		tsize += cs[i].link.Tsize
+		tsize += cs[i].link.tsize
 	}
 	return blk.Cid(), tsize, nil
 }
@@ -264,7 +267,7 @@ func encodeShard(cs []child) []byte {
 	for i := range cs {
 		s := cs[i].slot
 		field[len(field)-1-int(s)/8] |= 1 << (s % 8)
-		size += linkLen(&cs[i].link, 2+len(cs[i].link.Name))
+		size += linkLen(cs[i].link, 2+len(cs[i].link.name))
 	}
 	bitmap := field[:]
 	for len(bitmap) > 0 && bitmap[0] == 0 {
@@ -281,7 +284,7 @@ func encodeShard(cs []child) []byte {
 
 	buf := make([]byte, 0, size+2+len(data))
 	for i := range cs {
-		buf = appendLink(buf, hexSlot[cs[i].slot], &cs[i].link)
+		buf = appendLink(buf, hexSlot[cs[i].slot], cs[i].link)
 	}
 	return appendData(buf, data)
 }
@@ -307,14 +310,14 @@ func decodeShard(n node, d fsData) ([]child, error) {
 	for i, l := range n.links {
 		for at++; d.data[len(d.data)-1-at/8]&(1<<(at%8)) == 0; at++ {
 		}
-		if len(l.Name) < 2 || l.Name[:2] != hexSlot[at] {
-			return nil, fmt.Errorf("%w: link %q in slot %02X", ErrMalformed, l.Name, at)
+		if len(l.name) < 2 || l.name[:2] != hexSlot[at] {
+			return nil, fmt.Errorf("%w: link %q in slot %02X", ErrMalformed, l.name, at)
 		}
-		l.Name = l.Name[2:]
-		if strings.Contains(l.Name, "/") {
-			return nil, fmt.Errorf("%w: link %q", ErrMalformed, l.Name)
+		l.name = l.name[2:]
+		if strings.Contains(l.name, "/") {
+			return nil, fmt.Errorf("%w: link %q", ErrMalformed, l.name)
 		}
-		cs[i] = child{slot: byte(at), sub: l.Name == "", link: l}
+		cs[i] = child{slot: byte(at), sub: l.name == "", link: l}
 	}
 	return cs, nil
 }

@@ -78,7 +78,7 @@ func TestDeepShardsEqualBoxoAndCollapse(t *testing.T) {
 			gone = append(gone, Link{Name: l.Name})
 		}
 	}
-	if ref = mustEdit(t, s, ref, gone...); ref != mustBuild(t, rest, 0, s.sink) {
+	if ref = mustEdit(t, s, ref, gone...).Ref; ref != mustBuild(t, rest, 0, s.sink) {
 		t.Errorf("after deletes %v, not what the rest gives", ref)
 	}
 }
@@ -300,7 +300,7 @@ func TestListReportsAMissingShard(t *testing.T) {
 func TestHostileShards(t *testing.T) {
 	s := newStore()
 	l := linkNamed(t, "package-1")
-	wrong := child{slot: slotAt(Hash(l.Name), 0) + 1, link: l}
+	wrong := child{slot: slotAt(Hash(l.Name), 0) + 1, link: l.pb()}
 	c, _, err := writeShard([]child{wrong}, s.sink)
 	if err != nil {
 		t.Fatal(err)
@@ -314,7 +314,7 @@ func TestHostileShards(t *testing.T) {
 	}
 	// A shard can never hold itself, but a chain may be deeper than the hash.
 	for range hashLen + 1 {
-		if c, _, err = writeShard([]child{{slot: slotAt(Hash(l.Name), 0), sub: true, link: Link{CID: c}}}, s.sink); err != nil {
+		if c, _, err = writeShard([]child{{slot: slotAt(Hash(l.Name), 0), sub: true, link: pbLink{cid: c.KeyString()}}}, s.sink); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -334,7 +334,7 @@ func TestHostileShards(t *testing.T) {
 	for range hashLen - 1 {
 		cs := make([]child, Fanout)
 		for i := range cs {
-			cs[i] = child{slot: byte(i), sub: true, link: Link{CID: c}}
+			cs[i] = child{slot: byte(i), sub: true, link: pbLink{cid: c.KeyString()}}
 		}
 		if c, _, err = writeShard(cs, s.sink); err != nil {
 			t.Fatal(err)

@@ -13,14 +13,25 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Edit returns the HAMT dir with edits made, which may come in any order and
-// are left as they are: a link takes the place of the entry that has its name's
-// hash, whatever that one's name, or a new one; a link without a CID takes the
-// entry of its name out. The result is what BuildDir with limit 0 makes of the
-// set that is left. It reads and writes each shard on the way to a change once.
+// Edited is what Edit made.
+type Edited struct {
+	Ref
+	// Overflow are the links that have no place, as BuildDir's are.
+	Overflow []Link
+	// Growth is by how many bytes a basic directory of the entries would be longer
+	// than one of those before.
+	Growth int
+}
+
+// Edit makes the HAMT dir with edits made, which may come in any order and are
+// left as they are: a link with a CID takes its place, one without takes the entry
+// of its name out. The result is what BuildDir with limit 0 makes of the entries
+// that were there and of the edits: of names with one hash one is kept, and of
+// those that lose, of the edits or of the entries, are told. It reads and writes
+// each shard on the way to a change once.
 //
 // Errors: ErrNotFound where what is to be taken out is not there, ErrName for
-// two edits of one hash and for a name that no directory can hold, ErrMalformed
+// two edits of one name and for a name that no directory can hold, ErrMalformed
 // where dir is no HAMT of this format, and g's and sink's own.
 //
 // replaced, where not nil, is told of every shard, by its CID, and of every link
@@ -29,18 +40,18 @@ import (
 //
 // Many edits are made by several goroutines: g must allow that. sink and replaced
 // are called by one at a time, and no more once Edit has returned.
-func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, replaced func(cid.Cid)) (Ref, error) {
+func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, replaced func(cid.Cid)) (Edited, error) {
 	es := make([]entry, len(edits))
 	for i := range edits {
 		if err := checkLink(&edits[i], true); err != nil {
-			return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
+			return Edited{}, fmt.Errorf("edit %s: %w", dir, err)
 		}
 		es[i] = entry{hash: Hash(edits[i].Name), link: &edits[i]}
 	}
 	slices.SortFunc(es, entry.compare)
 	for i := 1; i < len(es); i++ {
-		if es[i].hash == es[i-1].hash {
-			return Ref{}, fmt.Errorf("edit %s: %q and %q in one place: %w", dir, es[i-1].link.Name, es[i].link.Name, ErrName)
+		if es[i].hash == es[i-1].hash && es[i].link.Name == es[i-1].link.Name {
+			return Edited{}, fmt.Errorf("edit %s: %q twice: %w", dir, es[i].link.Name, ErrName)
 		}
 	}
 	e := editor{g: g, builder: builder{sink: sink}, replaced: replaced}
@@ -53,20 +64,27 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, r
 	}
 	c, err := e.shard(ctx, dir, es, 0)
 	if err != nil {
-		return Ref{}, fmt.Errorf("edit %s: %w", dir, err)
+		return Edited{}, fmt.Errorf("edit %s: %w", dir, err)
 	}
-	return Ref{CID: c.link.CID, Tsize: c.link.Tsize}, nil
+	root, err := c.link.link()
+	if err != nil {
+		return Edited{}, fmt.Errorf("edit %s: %w", dir, err)
+	}
+	slices.SortFunc(e.overflow, compareNames)
+	return Edited{Ref{CID: root.CID, Tsize: root.Tsize}, e.overflow, e.growth}, nil
 }
 
 // manyEdits is from how many edits on several goroutines are worth their while.
 const manyEdits = 64
 
-// editor edits a HAMT by edits in the order of their hashes, one of each.
+// editor edits a HAMT by edits in the order of their hashes.
 type editor struct {
 	g Getter
 	builder
 	replaced func(cid.Cid)
 	several  bool // goroutines, for the slots of the root
+	overflow []Link
+	growth   int
 }
 
 // serial gives an editor whose sink and replaced are called by one goroutine at a
@@ -124,7 +142,7 @@ func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (c
 		if old = old[i:]; found {
 			old = old[1:]
 		}
-		if ed.at.link.CID.Defined() {
+		if !ed.at.empty() {
 			ed.at.slot = ed.slot
 			cs = append(cs, ed.at)
 		}
@@ -137,7 +155,7 @@ func (e *editor) shard(ctx context.Context, c cid.Cid, es []entry, depth int) (c
 		return child{link: cs[0].link}, nil
 	}
 	id, tsize, err := writeShard(cs, e.sink)
-	return child{sub: true, link: Link{CID: id, Tsize: tsize}}, err
+	return child{sub: true, link: pbLink{cid: id.KeyString(), tsize: tsize}}, err
 }
 
 // slotEdit is what to do in one slot of a shard: at is what was, then what is.
@@ -160,9 +178,11 @@ func (e *editor) slots(ctx context.Context, edits []slotEdit, depth int) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range runtime.GOMAXPROCS(0) {
-		own := *e
-		own.scratch = [hashLen][]child{} // no two may share one
+	owns := make([]editor, runtime.GOMAXPROCS(0))
+	for k := range owns {
+		// Neither scratch nor what is told may be shared.
+		own := &owns[k]
+		*own = editor{g: e.g, builder: builder{sink: e.sink}, replaced: e.replaced}
 		group.Go(func() error {
 			for i := next.Add(1) - 1; int(i) < len(edits); i = next.Add(1) - 1 {
 				var err error
@@ -173,43 +193,61 @@ func (e *editor) slots(ctx context.Context, edits []slotEdit, depth int) error {
 			return nil
 		})
 	}
-	return group.Wait()
+	err := group.Wait()
+	for _, own := range owns {
+		e.overflow = append(e.overflow, own.overflow...)
+		e.growth += own.growth
+	}
+	return err
 }
 
 // slot returns what is in a slot once es are made there; at is what was.
 func (e *editor) slot(ctx context.Context, at child, es []entry, depth int) (child, error) {
+	var was Link
+	if !at.empty() {
+		var err error
+		if was, err = at.link.link(); err != nil {
+			return child{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		}
+	}
 	if at.sub {
-		return e.shard(ctx, at.link.CID, es, depth+1)
+		return e.shard(ctx, was.CID, es, depth+1)
 	}
 	left := make([]entry, 0, len(es)+1)
-	stays := at.link.CID.Defined()
-	was := entry{hash: Hash(at.link.Name), link: &at.link}
-	if stays && was.hash>>(56-8*depth) != es[0].hash>>(56-8*depth) {
-		return child{}, fmt.Errorf("%w: %q does not belong there", ErrMalformed, at.link.Name)
+	if !at.empty() {
+		held := entry{hash: Hash(was.Name), link: &was}
+		if held.hash>>(56-8*depth) != es[0].hash>>(56-8*depth) {
+			return child{}, fmt.Errorf("%w: %q does not belong there", ErrMalformed, was.Name)
+		}
+		left = append(left, held)
+		e.growth -= linkLen(at.link, len(at.link.name))
 	}
 	for _, ed := range es {
-		there := stays && ed.hash == was.hash
-		switch {
-		case ed.link.CID.Defined():
-			left = append(left, ed)
-		case !there || ed.link.Name != at.link.Name:
+		if len(left) > 0 && left[0].link == &was && was.Name == ed.link.Name {
+			left = left[1:]
+		} else if !ed.link.CID.Defined() {
 			return child{}, fmt.Errorf("%q: %w", ed.link.Name, ErrNotFound)
 		}
-		stays = stays && !there
-		if there && !ed.link.CID.Equals(at.link.CID) {
-			e.replaced(at.link.CID)
+		if ed.link.CID.Defined() {
+			left = append(left, ed)
 		}
 	}
-	if stays {
-		left = append(left, was)
-		slices.SortFunc(left, entry.compare)
+	slices.SortFunc(left, entry.compare)
+	left, lost, err := settle(left)
+	if err != nil {
+		return child{}, err
+	}
+	e.overflow = append(e.overflow, lost...)
+	e.growth += basicLen(left) - basicLen(nil)
+	if !at.empty() && !slices.ContainsFunc(left, func(l entry) bool { return l.link.CID == was.CID }) {
+		e.replaced(was.CID)
 	}
 	switch len(left) {
 	case 0:
 		return child{}, nil
 	case 1:
-		return child{link: *left[0].link}, nil
+		return child{link: left[0].link.pb()}, nil
 	}
 	id, tsize, err := e.builder.shard(left, depth+1)
-	return child{sub: true, link: Link{CID: id, Tsize: tsize}}, err
+	return child{sub: true, link: pbLink{cid: id.KeyString(), tsize: tsize}}, err
 }

@@ -13,13 +13,23 @@ import (
 	"github.com/ipfs/go-cid"
 )
 
-func mustEdit(t testing.TB, s *store, dir Ref, edits ...Link) Ref {
+func mustEdit(t testing.TB, s *store, dir Ref, edits ...Link) Edited {
 	t.Helper()
-	ref, err := Edit(t.Context(), s, dir.CID, edits, s.sink, nil)
+	ed, err := Edit(t.Context(), s, dir.CID, edits, s.sink, nil)
 	if err != nil {
 		t.Fatalf("Edit: %v", err)
 	}
-	return ref
+	return ed
+}
+
+// basicLength is that of the basic directory of links.
+func basicLength(t testing.TB, links []Link) int {
+	t.Helper()
+	es, _, err := sortLinks(links)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return basicLen(es)
 }
 
 // TestEditEqualsBuild edits a set at random, in batches, down to nothing and up
@@ -34,7 +44,7 @@ func TestEditEqualsBuild(t *testing.T) {
 	set := map[string]Link{}
 	ref := mustBuild(t, nil, 0, s.sink)
 	for round := range 200 {
-		batch := map[string]Link{}
+		batch, old := map[string]Link{}, maps.Clone(set)
 		for range 1 + rng.IntN([]int{3, 40, 1000}[round%3]) {
 			name := names[rng.IntN(len(names))]
 			l := linkNamed(t, name)
@@ -53,7 +63,12 @@ func TestEditEqualsBuild(t *testing.T) {
 				delete(set, name)
 			}
 		}
-		ref = mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...)
+		before := basicLength(t, slices.Collect(maps.Values(old)))
+		ed := mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...)
+		if now := basicLength(t, slices.Collect(maps.Values(set))); ed.Growth != now-before || len(ed.Overflow) > 0 {
+			t.Fatalf("round %d: from %d to %d bytes is a growth of %d; overflow %v", round, before, now, ed.Growth, ed.Overflow)
+		}
+		ref = ed.Ref
 		if want := mustBuild(t, slices.Collect(maps.Values(set)), 0, s.sink); ref != want {
 			t.Fatalf("round %d, %d entries: edited %v, built %v", round, len(set), ref, want)
 		}
@@ -64,22 +79,43 @@ func TestEditEqualsBuild(t *testing.T) {
 		}
 	}
 	for name := range set {
-		ref = mustEdit(t, s, ref, Link{Name: name})
+		ref = mustEdit(t, s, ref, Link{Name: name}).Ref
 	}
 	if want := mustBuild(t, nil, 0, s.sink); ref != want {
 		t.Errorf("emptied %v, empty %v", ref, want)
 	}
 }
 
-// TestEditReplacesByHash: of two names in one place the new one stands.
-func TestEditReplacesByHash(t *testing.T) {
+// TestEditSettles: of names in one place the one that BuildDir keeps has it, and the
+// others are told of.
+func TestEditSettles(t *testing.T) {
 	s := newStore()
-	links := append(linksNamed(t, 300), linkNamed(t, collideA))
-	ref := mustBuild(t, links, 0, s.sink)
-	got := mustEdit(t, s, ref, linkNamed(t, collideB))
-	if want := mustBuild(t, append(linksNamed(t, 300), linkNamed(t, collideB)), 0, s.sink); got != want {
-		t.Errorf("replaced %v, built %v", got, want)
+	a, b := linkNamed(t, collideA), linkNamed(t, collideB)
+	build := func(l ...Link) Ref { return mustBuild(t, append(linksNamed(t, 300), l...), 0, s.sink) }
+	winner, loser := a, b
+	if Winner([]Link{a, b}) == 1 {
+		winner, loser = b, a
 	}
+	other := winner
+	other.Tsize++
+	for _, c := range []struct {
+		what       string
+		was, edits []Link
+		want, lost []Link
+	}{
+		{"a loser comes", []Link{winner}, []Link{loser}, []Link{winner}, []Link{loser}},
+		{"a winner comes", []Link{loser}, []Link{winner}, []Link{winner}, []Link{loser}},
+		{"both come", nil, []Link{loser, winner}, []Link{winner}, []Link{loser}},
+		{"a loser comes, the winner changes", []Link{winner}, []Link{other, loser}, []Link{other}, []Link{loser}},
+		{"one for the other", []Link{winner}, []Link{{Name: winner.Name}, loser}, []Link{loser}, nil},
+		{"and back", []Link{loser}, []Link{{Name: loser.Name}, winner}, []Link{winner}, nil},
+	} {
+		got := mustEdit(t, s, build(c.was...), c.edits...)
+		if want := build(c.want...); got.Ref != want || !slices.Equal(got.Overflow, c.lost) {
+			t.Errorf("%s: %v, overflow %v; built %v, overflow %v", c.what, got.Ref, got.Overflow, want, c.lost)
+		}
+	}
+	ref := build(a)
 	for what, edits := range map[string][]Link{
 		"take out another's place": {{Name: collideB}},
 		"take out what is not":     {{Name: "absent"}},
@@ -89,10 +125,10 @@ func TestEditReplacesByHash(t *testing.T) {
 		}
 	}
 	for what, edits := range map[string][]Link{
-		"two in one place": {linkNamed(t, collideA), {Name: collideB}},
-		"twice":            {linkNamed(t, "x"), linkNamed(t, "x")},
-		"a path":           {linkNamed(t, "a/b")},
-		"no name":          {linkNamed(t, "")},
+		"twice":         {linkNamed(t, "x"), linkNamed(t, "x")},
+		"put and taken": {linkNamed(t, "x"), {Name: "x"}},
+		"a path":        {linkNamed(t, "a/b")},
+		"no name":       {linkNamed(t, "")},
 	} {
 		if _, err := Edit(t.Context(), s, ref.CID, edits, s.sink, nil); !errors.Is(err, ErrName) {
 			t.Errorf("%s: %v", what, err)
@@ -139,15 +175,15 @@ func TestEditRefusesHostile(t *testing.T) {
 		return Ref{CID: c, Tsize: tsize}
 	}
 	stray := linkNamed(t, "package-2")
-	alone := plant(child{slot: slotAt(Hash(l.Name), 1), link: l})
+	alone := plant(child{slot: slotAt(Hash(l.Name), 1), link: l.pb()})
 	deep := alone
 	for depth := hashLen - 1; depth >= 0; depth-- {
-		deep = plant(child{slot: slotAt(Hash(l.Name), depth), sub: true, link: Link{CID: deep.CID}})
+		deep = plant(child{slot: slotAt(Hash(l.Name), depth), sub: true, link: pbLink{cid: deep.CID.KeyString()}})
 	}
 	for what, dir := range map[string]Ref{
-		"a name in a wrong slot":    plant(child{slot: slot, link: stray}),
-		"a shard for one name":      plant(child{slot: slot, sub: true, link: Link{CID: alone.CID}}),
-		"an empty shard below":      plant(child{slot: slot, sub: true, link: Link{CID: plant().CID}}),
+		"a name in a wrong slot":    plant(child{slot: slot, link: stray.pb()}),
+		"a shard for one name":      plant(child{slot: slot, sub: true, link: pbLink{cid: alone.CID.KeyString()}}),
+		"an empty shard below":      plant(child{slot: slot, sub: true, link: pbLink{cid: plant().CID.KeyString()}}),
 		"more levels than the hash": deep,
 	} {
 		if _, err := Edit(t.Context(), s, dir.CID, []Link{l}, s.sink, nil); !errors.Is(err, ErrMalformed) {

@@ -105,7 +105,7 @@ func (l *layout) close(level int) error {
 	for _, c := range children {
 		ref.Size += c.Size
 		ref.Tsize += c.Tsize
-		size += linkLen(&Link{CID: c.CID, Tsize: c.Tsize}, 0)
+		size += linkLen(pbLink{cid: c.CID.KeyString(), tsize: c.Tsize}, 0)
 	}
 	data = append(data, 0x08, typeFile, 0x18)
 	data = binary.AppendUvarint(data, ref.Size)
@@ -115,7 +115,7 @@ func (l *layout) close(level int) error {
 	}
 	b := make([]byte, 0, size+len(data)+1+uvarintLen(uint64(len(data))))
 	for _, c := range children {
-		b = appendLink(b, "", &Link{CID: c.CID, Tsize: c.Tsize})
+		b = appendLink(b, "", pbLink{cid: c.CID.KeyString(), tsize: c.Tsize})
 	}
 	b = appendData(b, data)
 	blk, err := newBlock(cid.DagProtobuf, b)

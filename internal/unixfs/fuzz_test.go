@@ -43,8 +43,12 @@ func FuzzDecode(f *testing.F) {
 		if len(nd.Links()) != len(n.links) || !bytes.Equal(nd.Data(), n.data) {
 			t.Fatalf("%d links, boxo %d", len(n.links), len(nd.Links()))
 		}
+		links, err := n.decodedLinks()
+		if err != nil {
+			t.Fatal(err)
+		}
 		for i, l := range nd.Links() {
-			if got := n.links[i]; got.Name != l.Name || got.CID != l.Cid || got.Tsize != l.Size {
+			if got := links[i]; got.Name != l.Name || got.CID != l.Cid || got.Tsize != l.Size {
 				t.Fatalf("link %d: %v, boxo %v", i, got, l)
 			}
 		}
@@ -136,7 +140,7 @@ func FuzzEdit(f *testing.F) {
 					delete(set, name)
 				}
 			}
-			ref = mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...)
+			ref = mustEdit(t, s, ref, slices.Collect(maps.Values(batch))...).Ref
 			clear(batch)
 		}
 		links := slices.Collect(maps.Values(set))

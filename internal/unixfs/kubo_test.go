@@ -234,7 +234,7 @@ func TestDirEqualsKubo(t *testing.T) {
 			shrunk++
 		case !basic:
 			edits := difference(before, m.set)
-			if got, want := mustEdit(t, s, dir, edits...), m.stat(m.path); got != want {
+			if got, want := mustEdit(t, s, dir, edits...).Ref, m.stat(m.path); got != want {
 				t.Fatalf("%d edits of %d entries: edited %v, Kubo %v", len(edits), len(m.set), got, want)
 			}
 			edited++

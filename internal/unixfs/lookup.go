@@ -16,55 +16,85 @@ const dirAhead = 32
 // per level. It returns ErrNotFound where there is none, ErrMalformed where dir
 // is no directory of this format.
 func Lookup(ctx context.Context, g Getter, dir cid.Cid, name string) (Link, error) {
-	hash := Hash(name)
+	l, err := lookup(ctx, g, dir, Hash(name), func(other string) bool { return other == name })
+	if err != nil {
+		return Link{}, fmt.Errorf("look up %q in %s: %w", name, dir, err)
+	}
+	return l, nil
+}
+
+// Holder finds whose name in dir has that hash, as Lookup finds a name.
+func Holder(ctx context.Context, g Getter, dir cid.Cid, hash uint64) (Link, error) {
+	l, err := lookup(ctx, g, dir, hash, func(name string) bool { return Hash(name) == hash })
+	if err != nil {
+		return Link{}, fmt.Errorf("look up the hash %016x in %s: %w", hash, dir, err)
+	}
+	return l, nil
+}
+
+func lookup(ctx context.Context, g Getter, dir cid.Cid, hash uint64, is func(name string) bool) (Link, error) {
 	for c, depth := dir, 0; depth < hashLen; depth++ {
 		blk, err := get(ctx, g, c)
 		if err != nil {
-			return Link{}, fmt.Errorf("look up %q: %w", name, err)
+			return Link{}, err
 		}
 		n, d, err := decodeUnixFS(blk)
 		if err != nil {
-			return Link{}, fmt.Errorf("look up %q: %w", name, err)
+			return Link{}, err
 		}
 		if depth == 0 && d.kind == typeDirectory {
 			if err := checkBasic(n); err != nil {
-				return Link{}, fmt.Errorf("look up %q: decode %s: %w", name, c, err)
+				return Link{}, fmt.Errorf("decode %s: %w", c, err)
 			}
 			for _, l := range n.links {
-				if l.Name == name {
-					return l, nil
+				if is(l.name) {
+					return l.link()
 				}
 			}
-			return Link{}, fmt.Errorf("look up %q in %s: %w", name, dir, ErrNotFound)
+			return Link{}, ErrNotFound
 		}
 		cs, err := decodeShard(n, d)
 		if err != nil {
-			return Link{}, fmt.Errorf("look up %q: decode %s: %w", name, c, err)
+			return Link{}, fmt.Errorf("decode %s: %w", c, err)
 		}
 		i, ok := findSlot(cs, slotAt(hash, depth))
-		switch {
-		case !ok || !cs[i].sub && cs[i].link.Name != name:
-			return Link{}, fmt.Errorf("look up %q in %s: %w", name, dir, ErrNotFound)
-		case !cs[i].sub:
-			return cs[i].link, nil
+		if !ok || !cs[i].sub && !is(cs[i].link.name) {
+			return Link{}, ErrNotFound
 		}
-		c = cs[i].link.CID
+		l, err := cs[i].link.link()
+		if err != nil || !cs[i].sub {
+			return l, err
+		}
+		c = l.CID
 	}
-	return Link{}, fmt.Errorf("look up %q in %s: %w: more than %d levels", name, dir, ErrMalformed, hashLen)
+	return Link{}, fmt.Errorf("%w: more than %d levels", ErrMalformed, hashLen)
 }
 
-// IsHAMT tells a directory in shards from one that is a basic block.
-// ErrMalformed where dir is no directory of this format.
-func IsHAMT(ctx context.Context, g Getter, dir cid.Cid) (bool, error) {
+// Basic gives the links of a basic directory, in the order of their names; basic is
+// false for a HAMT. ErrMalformed where dir is no directory of this format.
+func Basic(ctx context.Context, g Getter, dir cid.Cid) (links []Link, basic bool, err error) {
 	blk, err := get(ctx, g, dir)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
-	_, d, err := decodeUnixFS(blk)
-	if err == nil && d.kind != typeHAMT && d.kind != typeDirectory {
-		err = fmt.Errorf("decode %s: %w: not a directory", dir, ErrMalformed)
+	n, d, err := decodeUnixFS(blk)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case d.kind == typeHAMT:
+		return nil, false, nil
+	case d.kind != typeDirectory:
+		err = fmt.Errorf("%w: not a directory", ErrMalformed)
+	default:
+		err = checkBasic(n)
 	}
-	return d.kind == typeHAMT, err
+	if err == nil {
+		links, err = n.decodedLinks()
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("decode %s: %w", dir, err)
+	}
+	return links, true, nil
 }
 
 func findSlot(cs []child, slot byte) (int, bool) {
@@ -79,8 +109,8 @@ func findSlot(cs []child, slot byte) (int, bool) {
 // checkBasic holds a basic directory to names that rise strictly.
 func checkBasic(n node) error {
 	for i, l := range n.links {
-		if l.Name == "" || strings.Contains(l.Name, "/") || i > 0 && n.links[i-1].Name >= l.Name {
-			return fmt.Errorf("%w: link %q is empty, a path or out of order", ErrMalformed, l.Name)
+		if l.name == "" || strings.Contains(l.name, "/") || i > 0 && n.links[i-1].name >= l.name {
+			return fmt.Errorf("%w: link %q is empty, a path or out of order", ErrMalformed, l.name)
 		}
 	}
 	return nil

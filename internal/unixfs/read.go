@@ -203,7 +203,8 @@ func filePart(blk blocks.Block) (data []byte, links []Link, sizes []int64, err e
 		}
 		sizes[i] = int64(s)
 	}
-	return d.data, n.links, sizes, nil
+	links, err = n.decodedLinks()
+	return d.data, links, sizes, err
 }
 
 // fileSize is the size that a file's root block announces.

@@ -19,7 +19,8 @@ func open(at shardAt, blk blocks.Block) ([]Link, []*visit[shardAt], error) {
 		if err := checkBasic(n); err != nil {
 			return nil, nil, fmt.Errorf("decode %s: %w", blk.Cid(), err)
 		}
-		return n.links, nil, nil
+		links, err := n.decodedLinks()
+		return links, nil, err
 	}
 	cs, err := decodeShard(n, d)
 	if err != nil {
@@ -37,15 +38,19 @@ func open(at shardAt, blk blocks.Block) ([]Link, []*visit[shardAt], error) {
 	var below []*visit[shardAt]
 	shift := 56 - 8*at.depth
 	for _, c := range cs {
+		l, err := c.link.link()
+		if err != nil {
+			return nil, nil, fmt.Errorf("decode %s: %w: %w", blk.Cid(), ErrMalformed, err)
+		}
 		prefix := at.prefix | uint64(c.slot)<<shift
 		if c.sub {
-			below = append(below, &visit[shardAt]{cid: c.link.CID, what: shardAt{at.depth + 1, prefix}})
+			below = append(below, &visit[shardAt]{cid: l.CID, what: shardAt{at.depth + 1, prefix}})
 			continue
 		}
-		if Hash(c.link.Name)>>shift != prefix>>shift {
-			return nil, nil, fmt.Errorf("decode %s: %w: %q does not belong there", blk.Cid(), ErrMalformed, c.link.Name)
+		if Hash(l.Name)>>shift != prefix>>shift {
+			return nil, nil, fmt.Errorf("decode %s: %w: %q does not belong there", blk.Cid(), ErrMalformed, l.Name)
 		}
-		links = append(links, c.link)
+		links = append(links, l)
 	}
 	return links, below, nil
 }
