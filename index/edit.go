@@ -2,19 +2,15 @@ package index
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -127,8 +123,8 @@ func (d *edition) deleteOver(name string) {
 }
 
 // edit makes the root. It brings the overflow up to date.
-func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, err error) {
-	var top []unixfs.Link
+func (d *edition) edit(ctx context.Context, names []npm.Name) (unixfs.Ref, error) {
+	var now []unixfs.Link
 	scopes := map[string][]npm.Name{}
 	for _, name := range names {
 		if scope := name.Scope(); scope != "" {
@@ -139,43 +135,35 @@ func (d *edition) edit(ctx context.Context, names []npm.Name) (ref unixfs.Ref, e
 		if err != nil {
 			return unixfs.Ref{}, err
 		}
-		top = append(top, l)
+		now = append(now, l)
 	}
-	made, err := d.scopes(ctx, scopes)
+	// A scope's directory is edited when its place in the root comes up. One that
+	// has no place there, or none now, is not to wait for that.
+	var late []string
+	for _, scope := range slices.Sorted(maps.Keys(scopes)) {
+		was, lost := d.over(scope)
+		if !lost && unixfs.Hash(scope) != unixfs.Hash(registryName) {
+			late = append(late, scope)
+			continue
+		}
+		l, err := d.scope(ctx, scope, scopes[scope], was)
+		if err != nil {
+			return unixfs.Ref{}, err
+		}
+		now = append(now, l)
+	}
+	edits, err := d.contend(ctx, "", now, late)
 	if err != nil {
 		return unixfs.Ref{}, err
 	}
-	top = append(top, made...)
-	edits, err := d.contend(ctx, "", top)
-	if err != nil {
-		return unixfs.Ref{}, err
-	}
-	root, err := unixfs.Edit(ctx, d.g, d.root, edits, d.sink, d.replaced)
+	root, err := unixfs.EditLate(ctx, d.g, d.root, edits, late, func(ctx context.Context, scope string, was unixfs.Link) (unixfs.Link, error) {
+		return d.scope(ctx, scope, scopes[scope], was)
+	}, d.sink, d.replaced)
 	if err != nil {
 		return unixfs.Ref{}, fmt.Errorf("edit root: %w", err)
 	}
 	d.lose("", root.Overflow)
 	return root.Ref, nil
-}
-
-// scopes makes the directories of scopes, in which those names changed, and returns
-// their links in the order of the scopes.
-func (d *edition) scopes(ctx context.Context, changed map[string][]npm.Name) ([]unixfs.Link, error) {
-	scopes := slices.Sorted(maps.Keys(changed))
-	links := make([]unixfs.Link, len(scopes))
-	group, ctx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range min(runtime.GOMAXPROCS(0), len(scopes)) {
-		group.Go(func() (err error) {
-			for i := next.Add(1) - 1; int(i) < len(scopes); i = next.Add(1) - 1 {
-				if links[i], err = d.scope(ctx, scopes[i], changed[scopes[i]]); err != nil {
-					return fmt.Errorf("edit scope %s: %w", scopes[i], err)
-				}
-			}
-			return nil
-		})
-	}
-	return links, group.Wait()
 }
 
 // link is a package's link in its directory, without a CID where it is not listed.
@@ -188,13 +176,14 @@ func (d *edition) link(name npm.Name) (unixfs.Link, error) {
 	return unixfs.Link{Name: name.Base(), CID: e.CID, Tsize: e.Tsize}, nil
 }
 
-// scope makes the directory of a scope in which names changed, and returns its
-// link, without a CID where none of it is listed any more.
-func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (unixfs.Link, error) {
-	was, err := d.find(ctx, scope)
-	if err != nil {
-		return unixfs.Link{}, err
-	}
+// scope makes the directory of a scope in which names changed since it was was, and
+// returns its link, without a CID where none of it is listed any more.
+func (d *edition) scope(ctx context.Context, scope string, names []npm.Name, was unixfs.Link) (l unixfs.Link, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("edit scope %s: %w", scope, err)
+		}
+	}()
 	if !was.CID.Defined() { // it is new
 		return d.wholeScope(ctx, scope)
 	}
@@ -227,7 +216,7 @@ func (d *edition) scope(ctx context.Context, scope string, names []npm.Name) (un
 
 // hamtScope edits a scope's directory that was too large for a basic one.
 func (d *edition) hamtScope(ctx context.Context, scope string, was cid.Cid, changed []unixfs.Link) (unixfs.Link, error) {
-	edits, err := d.contend(ctx, scope, changed)
+	edits, err := d.contend(ctx, scope, changed, nil)
 	if err != nil {
 		return unixfs.Link{}, err
 	}
@@ -324,21 +313,11 @@ func (d *edition) lost(dir string) (names []string) {
 	return names
 }
 
-// find returns what the list had in the root under name, without a CID for
-// nothing.
-func (d *edition) find(ctx context.Context, name string) (unixfs.Link, error) {
-	l, err := unixfs.Lookup(ctx, d.g, d.root, name)
-	if errors.Is(err, unixfs.ErrNotFound) {
-		l, _ = d.over(name)
-		return l, nil
-	}
-	return l, err
-}
-
 // contend says what to edit in a directory so that changed, its links that are
 // new, other or gone (without a CID), have the places that BuildDir gives them
-// among all links there. Of those, what Edit finds no place for is to be lost.
-func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link) (edits []unixfs.Link, err error) {
+// among all links there, and those of late too. Of all of them, what Edit finds no
+// place for is to be lost.
+func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link, late []string) (edits []unixfs.Link, err error) {
 	names, hashes := make(map[string]bool, len(changed)), make(map[uint64]bool, len(changed))
 	for _, l := range changed {
 		hash, over := unixfs.Hash(l.Name), place{dir, l.Name}.overflow()
@@ -353,6 +332,9 @@ func (d *edition) contend(ctx context.Context, dir string, changed []unixfs.Link
 			edits = append(edits, l)
 			names[l.Name], hashes[hash] = true, true
 		}
+	}
+	for _, name := range late {
+		names[name], hashes[unixfs.Hash(name)] = true, true
 	}
 	// Who lost a place before may have it now.
 	again, err := d.losers(ctx, dir, func(name string) bool { return hashes[unixfs.Hash(name)] && !names[name] })

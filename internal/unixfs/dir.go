@@ -94,6 +94,7 @@ func IsBasic(links []Link, limit int) (bool, error) {
 type entry struct {
 	hash uint64
 	link *Link
+	late bool // of an Editor: its link is to be asked for
 }
 
 // compare orders by hash, and within one hash by who keeps the place.

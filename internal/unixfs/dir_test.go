@@ -169,7 +169,7 @@ func TestCollisionOverflow(t *testing.T) {
 // no second name with that hash is known.
 func TestReservedKeepsItsPlace(t *testing.T) {
 	a, r := linkNamed(t, "0"), linkNamed(t, Reserved)
-	es := []entry{{7, &a}, {7, &r}}
+	es := []entry{{hash: 7, link: &a}, {hash: 7, link: &r}}
 	slices.SortFunc(es, entry.compare)
 	kept, over, err := settle(es)
 	if err != nil || len(kept) != 1 || kept[0].link.Name != Reserved || len(over) != 1 {

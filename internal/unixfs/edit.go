@@ -41,12 +41,25 @@ type Edited struct {
 // Many edits are made by several goroutines: g must allow that. sink and replaced
 // are called by one at a time, and no more once Edit has returned.
 func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, replaced func(cid.Cid)) (Edited, error) {
-	es := make([]entry, len(edits))
+	return EditLate(ctx, g, dir, edits, nil, nil, sink, replaced)
+}
+
+// EditLate is Edit, with more edits, of the names in late, of which link says what
+// they are when their turn comes: it is given the entry that the name had, or a zero
+// one, and gives the new one, or one without a CID. It may be called by several
+// goroutines.
+func EditLate(ctx context.Context, g Getter, dir cid.Cid, edits []Link, late []string, link func(ctx context.Context, name string, was Link) (Link, error), sink Sink, replaced func(cid.Cid)) (Edited, error) {
+	es := make([]entry, 0, len(edits)+len(late))
 	for i := range edits {
-		if err := checkLink(&edits[i], true); err != nil {
+		es = append(es, entry{hash: Hash(edits[i].Name), link: &edits[i]})
+	}
+	for _, name := range late {
+		es = append(es, entry{hash: Hash(name), link: &Link{Name: name}, late: true})
+	}
+	for _, e := range es {
+		if err := checkLink(e.link, true); err != nil {
 			return Edited{}, fmt.Errorf("edit %s: %w", dir, err)
 		}
-		es[i] = entry{hash: Hash(edits[i].Name), link: &edits[i]}
 	}
 	slices.SortFunc(es, entry.compare)
 	for i := 1; i < len(es); i++ {
@@ -54,7 +67,7 @@ func Edit(ctx context.Context, g Getter, dir cid.Cid, edits []Link, sink Sink, r
 			return Edited{}, fmt.Errorf("edit %s: %q twice: %w", dir, es[i].link.Name, ErrName)
 		}
 	}
-	e := editor{g: g, builder: builder{sink: sink}, replaced: replaced}
+	e := editor{g: g, builder: builder{sink: sink}, replaced: replaced, late: link}
 	if replaced == nil {
 		e.replaced = func(cid.Cid) {}
 	}
@@ -82,6 +95,7 @@ type editor struct {
 	g Getter
 	builder
 	replaced func(cid.Cid)
+	late     func(ctx context.Context, name string, was Link) (Link, error)
 	several  bool // goroutines, for the slots of the root
 	overflow []Link
 	growth   int
@@ -182,7 +196,7 @@ func (e *editor) slots(ctx context.Context, edits []slotEdit, depth int) error {
 	for k := range owns {
 		// Neither scratch nor what is told may be shared.
 		own := &owns[k]
-		*own = editor{g: e.g, builder: builder{sink: e.sink}, replaced: e.replaced}
+		*own = editor{g: e.g, builder: builder{sink: e.sink}, replaced: e.replaced, late: e.late}
 		group.Go(func() error {
 			for i := next.Add(1) - 1; int(i) < len(edits); i = next.Add(1) - 1 {
 				var err error
@@ -223,13 +237,29 @@ func (e *editor) slot(ctx context.Context, at child, es []entry, depth int) (chi
 		e.growth -= linkLen(at.link, len(at.link.name))
 	}
 	for _, ed := range es {
-		if len(left) > 0 && left[0].link == &was && was.Name == ed.link.Name {
+		held := len(left) > 0 && left[0].link == &was && was.Name == ed.link.Name
+		if held {
 			left = left[1:]
-		} else if !ed.link.CID.Defined() {
+		}
+		if ed.late {
+			var before Link
+			if held {
+				before = was
+			}
+			made, err := e.late(ctx, ed.link.Name, before)
+			if err != nil {
+				return child{}, err
+			}
+			made.Name = ed.link.Name
+			if err := checkLink(&made, true); err != nil {
+				return child{}, err
+			}
+			ed.link = &made
+		} else if !held && !ed.link.CID.Defined() {
 			return child{}, fmt.Errorf("%q: %w", ed.link.Name, ErrNotFound)
 		}
 		if ed.link.CID.Defined() {
-			left = append(left, ed)
+			left = append(left, entry{hash: ed.hash, link: ed.link})
 		}
 	}
 	slices.SortFunc(left, entry.compare)
