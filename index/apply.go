@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/ipfs/go-cid"
 	"github.com/multiformats/go-multihash"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -111,7 +113,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		anew:    first || len(touched)+pending > old.Packages/anewShare,
 		inDelta: !first && len(touched)+pending <= maxDeltaNames,
 	}
-	if m.w, err = ix.writer(m.anew, first); err != nil {
+	if m.w, err = ix.writer(m.anew, first, len(touched)+pending); err != nil {
 		return Release{}, false, err
 	}
 	defer m.w.close()
@@ -160,11 +162,14 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 
 // writer is for the blocks of a release. Those of a whole list go to the store as
 // they come, for they may be many.
-func (ix *Index) writer(anew, first bool) (*blockWriter, error) {
+func (ix *Index) writer(anew, first bool, changes int) (*blockWriter, error) {
 	if anew {
-		return newBulkWriter(ix.db, ix.chunk, !first)
+		return ix.newBulkWriter(!first)
 	}
-	return newBlockWriter(ix.db), nil
+	w := newBlockWriter(ix.db)
+	// A change of one name takes some 9 KB of blocks.
+	w.batch = ix.db.NewBatchWithSize(min(changes*9<<10, 32<<20))
+	return w, nil
 }
 
 // making is a release on its way.
@@ -280,25 +285,32 @@ type touch struct {
 	shown bool // with another directory for a gateway
 }
 
-// writeEntries puts the changes into the batch, brings the counts up to date, and
-// says which names have other rows than before. Only with gateway may an entry
-// have a directory for one.
+// writeEntries puts the changes into the batch, which has none yet, brings the counts
+// up to date, and says which names have other rows than before. Only with gateway may
+// an entry have a directory for one.
 func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) (touched []touch, err error) {
 	last := make(map[npm.Name]int, len(changes))
-	for i, c := range changes {
-		last[c.Name] = i
-	}
 	for i, c := range changes {
 		if err := checkChange(c, gateway); err != nil {
 			return nil, err
 		}
+		last[c.Name] = i
+	}
+	before := make([]entryRow, len(changes))
+	err = parallel(len(changes), func(i int) (err error) {
+		if last[changes[i].Name] == i {
+			before[i].Entry, before[i].found, err = readEntry(b, changes[i].Name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range changes {
 		if last[c.Name] != i {
 			continue
 		}
-		old, found, err := readEntry(b, c.Name)
-		if err != nil {
-			return nil, err
-		}
+		old, found := before[i].Entry, before[i].found
 		switch {
 		case c.Delete && !found, !c.Delete && found && old == c.Entry:
 			continue
@@ -319,6 +331,30 @@ func writeEntries(b *pebble.Batch, changes []Change, gateway bool, now *counts) 
 		touched = append(touched, touch{c.Name, found, old.Gateway != c.Gateway})
 	}
 	return touched, nil
+}
+
+// entryRow is what stands under a name.
+type entryRow struct {
+	Entry
+	found bool
+}
+
+// parallel calls f with each number below n, on all cores where that is worth it.
+func parallel(n int, f func(i int) error) error {
+	const share = 64 // of one core at a time
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for from := 0; from < n; from += share {
+		group.Go(func() error {
+			for i := from; i < min(n, from+share); i++ {
+				if err := f(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // checkChange refuses what the list cannot hold.

@@ -2,12 +2,12 @@ package index
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"strings"
 
 	"github.com/ipfs/go-cid"
 	"github.com/multiformats/go-multihash"
@@ -140,13 +140,14 @@ func mergeOps(older, newer iter.Seq2[Change, error]) iter.Seq2[Change, error] {
 
 // directory is the CID of a directory whose SHA-256 is digest.
 func directory(digest [32]byte) cid.Cid {
-	hash := append([]byte{multihash.SHA2_256, byte(len(digest))}, digest[:]...)
-	return cid.NewCidV1(cid.DagProtobuf, hash)
+	hash := [34]byte{multihash.SHA2_256, byte(len(digest))}
+	copy(hash[2:], digest[:])
+	return cid.NewCidV1(cid.DagProtobuf, hash[:])
 }
 
 type opReader struct {
-	r    *bufio.Reader
-	last []byte
+	r          *bufio.Reader
+	last, rest []byte
 }
 
 // short makes an end before its time an ErrDelta.
@@ -195,16 +196,16 @@ func (o *opReader) next() (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	name := append(o.last[:shared:shared], make([]byte, size>>1)...)
-	if _, err := io.ReadFull(o.r, name[shared:]); err != nil {
+	o.rest = append(o.rest[:0], make([]byte, size>>1)...)
+	if _, err := io.ReadFull(o.r, o.rest); err != nil {
 		return Change{}, short(err)
 	}
-	if len(o.last) > 0 && strings.Compare(string(name), string(o.last)) <= 0 {
-		return Change{}, fmt.Errorf("%w: %.300q after %.300q", ErrDelta, name, o.last)
+	if len(o.last) > 0 && bytes.Compare(o.rest, o.last[shared:]) <= 0 {
+		return Change{}, fmt.Errorf("%w: %.300q after %.300q", ErrDelta, append(o.last[:shared:shared], o.rest...), o.last)
 	}
-	o.last = name
+	o.last = append(o.last[:shared], o.rest...)
 	c := Change{Delete: size&1 == 0}
-	if c.Name, err = npm.ParseName(string(name)); err != nil {
+	if c.Name, err = npm.ParseName(string(o.last)); err != nil {
 		return Change{}, fmt.Errorf("%w: %w", ErrDelta, err)
 	}
 	if c.Delete {

@@ -167,8 +167,10 @@ func aheadKey(c cid.Cid) []byte { return append([]byte{rowAhead}, c.KeyString().
 
 func entryKey(name npm.Name) []byte { return append([]byte{rowEntry}, name...) }
 
-func encodeEntry(e Entry) []byte {
-	b := binary.AppendUvarint(nil, e.Tsize)
+func encodeEntry(e Entry) []byte { return appendEntry(nil, e) }
+
+func appendEntry(b []byte, e Entry) []byte {
+	b = binary.AppendUvarint(b, e.Tsize)
 	b = binary.AppendUvarint(b, uint64(e.Versions))
 	b = append(b, e.CID.KeyString()...)
 	if e.Gateway.CID.Defined() {

@@ -39,11 +39,12 @@ type Options struct {
 	// of its log: what is on disk is then unknown, and the next start replays
 	// it. It must not return. nil: os.Exit(1).
 	fatal func(error)
-	// memTable is the size of Pebble's memory table in bytes, so that tests
-	// see flushes. 0: 16 MiB.
+	// memTable is the greatest size of Pebble's memory table in bytes, so that
+	// tests see flushes. 0: 64 MiB, several releases of a long list: a batch that
+	// is larger than half of it would become a table of its own at once.
 	memTable uint64
-	// chunk is how many bytes of blocks Apply holds while it builds a list anew,
-	// so that tests see several. 0: 4 MiB.
+	// chunk is how many bytes of rows are held while a list is built anew, so
+	// that tests see several. 0: 32 MiB.
 	chunk int
 }
 
@@ -58,23 +59,25 @@ func (o Options) withDefaults() Options {
 		o.fatal = func(error) { os.Exit(1) }
 	}
 	if o.memTable == 0 {
-		o.memTable = 16 << 20
+		o.memTable = 64 << 20
 	}
 	if o.chunk == 0 {
-		o.chunk = 4 << 20
+		o.chunk = 32 << 20
 	}
 	return o
 }
 
 // Index is an index that this process owns. Its methods may run concurrently.
 type Index struct {
-	db         *pebble.DB
-	dir        lockedDir
-	tables     sstable.ReaderOptions // for Check
-	log        *slog.Logger
-	policy     string
-	parameters Parameters
-	chunk      int
+	db     *pebble.DB
+	dir    lockedDir
+	tables sstable.ReaderOptions // for Check
+	// writerOptions are for tables.
+	writerOptions sstable.WriterOptions
+	log           *slog.Logger
+	policy        string
+	parameters    Parameters
+	chunk         int
 
 	// apply is held by Apply from its first read to the synced write.
 	apply sync.Mutex
@@ -176,7 +179,7 @@ func OpenOrCreate(dir string, o Options) (*Index, error) {
 }
 
 func newIndex(db *pebble.DB, held lockedDir, o Options, p Parameters) *Index {
-	ix := &Index{db: db, dir: held, tables: readerOptions(o), log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
+	ix := &Index{db: db, dir: held, tables: readerOptions(o), writerOptions: writerOptions(o, db), log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
 	ix.idle.L = &ix.mu
 	return ix
 }
@@ -443,6 +446,8 @@ func pebbleOptions(o Options) *pebble.Options {
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		opts.Levels[i].BlockSize = 16 << 10
+		// CIDs and names make up the rows: compressed they are as long, and slower.
+		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
 	return opts
 }
@@ -452,6 +457,13 @@ func readerOptions(o Options) sstable.ReaderOptions {
 	opts := pebbleOptions(o)
 	opts.EnsureDefaults()
 	return opts.MakeReaderOptions()
+}
+
+// writerOptions are for a table that goes to the store's lowest level.
+func writerOptions(o Options, db *pebble.DB) sstable.WriterOptions {
+	opts := pebbleOptions(o)
+	opts.EnsureDefaults()
+	return opts.MakeWriterOptions(len(opts.Levels)-1, db.TableFormat())
 }
 
 // openPebble locks dir and opens what is in it.

@@ -107,7 +107,7 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 			keep = nil
 		}
 		if first {
-			err = ix.load(ctx, r, w.changes, keep)
+			err = ix.load(ctx, r, w, keep)
 		} else {
 			err = ix.move(ctx, old, r, w.changes, keep)
 		}
@@ -130,6 +130,7 @@ type way struct {
 	name    string
 	bytes   uint64
 	changes iter.Seq2[Change, error]
+	inOrder bool // of their names
 }
 
 // maxPackages bounds the list that a copy takes: three times npm's.
@@ -155,7 +156,7 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 	}
 	if since := shortWay(deltas, old.Number, r.Number); !first && len(since) > 0 {
 		all, size := changes(since)
-		ways = append(ways, way{WayDelta, size, all})
+		ways = append(ways, way{WayDelta, size, all, true})
 	}
 	since := shortWay(deltas, snapshot.Number, r.Number)
 	if snapshot.Number > 0 && (snapshot.Number == r.Number || len(since) > 0) {
@@ -164,7 +165,7 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 		if !first {
 			all = difference(entries(ctx, ix.db), all)
 		}
-		ways = append(ways, way{WaySnapshot, size + snapshot.File.Tsize, all})
+		ways = append(ways, way{WaySnapshot, size + snapshot.File.Tsize, all, true})
 	}
 	slices.SortStableFunc(ways, func(a, b way) int { return cmp.Compare(a.bytes, b.bytes) })
 	var from List // empty
@@ -178,7 +179,7 @@ func (ix *Index) ways(ctx context.Context, g unixfs.Getter, old, r Release, firs
 			}
 		}
 	}
-	return append(ways, way{WayDAG, 0, dag}), refused
+	return append(ways, way{WayDAG, 0, dag, false}), refused
 }
 
 // shortWay is wayFrom within the bounds of a stranger's deltas.
@@ -270,7 +271,7 @@ func editCopy(ctx context.Context, b *pebble.Batch, w *blockWriter, old Release,
 // anew makes the list of all of b's entries, whatever blocks there are, and takes
 // away those that are none of its own.
 func (ix *Index) anew(ctx context.Context, b *pebble.Batch, now counts, r Release, keep func([]blocks.Block) error) error {
-	w, err := newBulkWriter(ix.db, ix.chunk, false)
+	w, err := ix.newBulkWriter(false)
 	if err != nil {
 		return err
 	}
@@ -305,60 +306,65 @@ func (ix *Index) anew(ctx context.Context, b *pebble.Batch, now counts, r Releas
 	return adopt(b, r)
 }
 
-// load takes in a whole list, in batches that nothing leads to before the last.
-func (ix *Index) load(ctx context.Context, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error) error {
-	b := ix.db.NewBatch()
-	defer func() { b.Close() }()
-	flush := func() error {
-		if err := errors.Join(b.Commit(pebble.NoSync), b.Close()); err != nil {
-			return err
-		}
-		b = ix.db.NewBatch()
-		return nil
-	}
+// load takes in a whole list, in tables that nothing leads to before the end.
+func (ix *Index) load(ctx context.Context, r Release, by way, keep func([]blocks.Block) error) error {
+	rows := ix.newTables(rowEntry)
 	var now counts
-	for c, err := range changes {
-		if err == nil {
-			err = checkChange(c, false)
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return err
-		}
-		if err := b.Set(entryKey(c.Name), encodeEntry(c.Entry), nil); err != nil {
-			return err
-		}
-		if now.packages++; now.packages > r.Packages {
-			return fmt.Errorf("%w: more than %d packages", ErrDelta, r.Packages)
-		}
-		if b.Len() >= ix.chunk {
-			if err := flush(); err != nil {
-				return err
+	var key, value []byte
+	stands := func(yield func(Entry, error) bool) {
+		for c, err := range by.changes {
+			if err == nil {
+				err = checkChange(c, false)
+			}
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil {
+				key, value = append(append(key[:0], rowEntry), c.Name...), appendEntry(value[:0], c.Entry)
+				err = rows.set(key, value)
+			}
+			if now.packages++; err == nil && now.packages > r.Packages {
+				err = fmt.Errorf("%w: more than %d packages", ErrDelta, r.Packages)
+			}
+			if !yield(c.Entry, err) || err != nil {
+				return
 			}
 		}
 	}
-	if err := flush(); err != nil {
-		return err
+	all := iter.Seq2[Entry, error](stands)
+	if !by.inOrder {
+		for _, err := range stands {
+			if err != nil {
+				return err
+			}
+		}
+		if err := rows.flush(); err != nil {
+			return err
+		}
+		all = entries(ctx, ix.db)
 	}
-	w, err := newBulkWriter(ix.db, ix.chunk, false)
+	w, err := ix.newBulkWriter(false)
 	if err != nil {
 		return err
 	}
 	defer w.close()
 	w.keep = keep
-	list, err := buildList(ctx, entries(ctx, ix.db), w.write)
+	list, err := buildList(ctx, all, w.write)
 	if err == nil {
 		err = leadsTo(list, now, r)
 	}
 	if err == nil {
-		err = writeCounts(b, now)
+		err = rows.flush()
+	}
+	if err == nil {
+		err = w.finish()
 	}
 	if err != nil {
 		return err
 	}
-	if err := w.finish(); err != nil {
+	b := ix.db.NewBatch()
+	defer b.Close()
+	if err := writeCounts(b, now); err != nil {
 		return err
 	}
 	return adopt(b, r)
@@ -395,11 +401,18 @@ func adopt(b *pebble.Batch, r Release) error {
 	return b.Commit(pebble.Sync)
 }
 
-// wipe takes away what a Sync that did not come to its first end left.
+// wipe takes away what a Sync that did not come to its first end left. Where there is
+// nothing it writes nothing: tables that come after it then need no merging.
 func (ix *Index) wipe() error {
 	for _, row := range []byte{rowEntry, rowBlock, rowAhead, rowCounts} {
-		if err := ix.db.DeleteRange([]byte{row}, []byte{row + 1}, pebble.NoSync); err != nil {
-			return err
+		for _, err := range scan(context.Background(), ix.db, []byte{row}) {
+			if err == nil {
+				err = ix.db.DeleteRange([]byte{row}, []byte{row + 1}, pebble.NoSync)
+			}
+			if err != nil {
+				return err
+			}
+			break
 		}
 	}
 	return nil

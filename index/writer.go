@@ -11,20 +11,21 @@ import (
 	"github.com/ipfs/go-cid"
 )
 
-// blockWriter writes a release's blocks, in batches of their own: before the
+// blockWriter writes a release's blocks, in a batch of their own: before the
 // release's batch nothing leads to them, and that one comes after them in one log,
-// so that its sync covers them. What a crash leaves of them is nobody's.
+// so that its sync covers them. Those of a whole list it writes as tables, which are
+// durable at once. What a crash leaves of them is nobody's.
 type blockWriter struct {
 	db    *pebble.DB
 	batch *pebble.Batch
 	ahead bool // no release comes with them
 
 	// fresh is what was written and not yet flushed. Nil where that is too much
-	// to hold: then a batch is flushed at chunk bytes. Guarded by mu, for Get may
-	// run while write does.
+	// to hold, which is then in bulk. Guarded by mu, for Get may run while write
+	// does.
 	fresh map[cid.Cid]blocks.Block
 	mu    sync.Mutex
-	chunk int
+	bulk  *tables
 	known *pebble.Iterator // over the blocks that need not be written again; nil for none
 
 	// keep, where not nil, gets the blocks too, in batches of some MiB.
@@ -44,8 +45,9 @@ func newBlockWriter(db *pebble.DB) *blockWriter {
 
 // newBulkWriter writes as it goes, which is for a whole list. Where known is set it
 // passes over what the index had when it began.
-func newBulkWriter(db *pebble.DB, chunk int, known bool) (*blockWriter, error) {
-	w := &blockWriter{db: db, batch: db.NewBatchWithSize(chunk + chunk/4), chunk: chunk}
+func (ix *Index) newBulkWriter(known bool) (*blockWriter, error) {
+	db := ix.db
+	w := &blockWriter{db: db, batch: db.NewBatch(), bulk: ix.newTables(rowBlock)}
 	if !known {
 		return w, nil
 	}
@@ -80,7 +82,11 @@ func (w *blockWriter) write(blk blocks.Block) error {
 			return located(err)
 		}
 	}
-	if err := w.batch.Set(key, blk.RawData(), nil); err != nil {
+	set := w.batchSet
+	if w.bulk != nil {
+		set = w.bulk.set
+	}
+	if err := set(key, blk.RawData()); err != nil {
 		return err
 	}
 	if w.ahead {
@@ -96,11 +102,10 @@ func (w *blockWriter) write(blk blocks.Block) error {
 			}
 		}
 	}
-	if w.fresh == nil && w.batch.Len() >= w.chunk {
-		return w.flush()
-	}
 	return nil
 }
+
+func (w *blockWriter) batchSet(key, value []byte) error { return w.batch.Set(key, value, nil) }
 
 // isNew adds a block to fresh, if it is not there.
 func (w *blockWriter) isNew(blk blocks.Block) bool {
@@ -135,15 +140,18 @@ func (w *blockWriter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	return readBlock(w.db, c)
 }
 
-// flush hands what was written to the store, without a sync.
+// flush hands what was written to the store. A batch it does not sync.
 func (w *blockWriter) flush() error {
+	if w.bulk != nil {
+		return w.bulk.flush()
+	}
 	if w.batch.Empty() {
 		return nil
 	}
 	if err := errors.Join(w.batch.Commit(pebble.NoSync), w.batch.Close()); err != nil {
 		return err
 	}
-	w.batch = w.db.NewBatchWithSize(w.chunk + w.chunk/4)
+	w.batch = w.db.NewBatch()
 	clear(w.fresh)
 	return nil
 }
