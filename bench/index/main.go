@@ -145,12 +145,12 @@ func (r result) print(out io.Writer) {
 	}
 	if r.Release != nil {
 		table(printRelease)
-		fmt.Fprintln(out, "ours to the disk, synced; boxo reads from the same index, and writes into memory")
+		fmt.Fprintln(out, "ours to the disk, synced, one after the other from an index at rest; boxo reads from the same index, and writes into memory")
 		printGrowth(out, r)
 	}
 	if r.Sync != nil {
 		table(printSync)
-		fmt.Fprintln(out, "each list rebuilt, compared with what the release commits to, and synced to the disk; from an index in the same process")
+		fmt.Fprintln(out, "each list rebuilt, compared with what the release commits to, and synced to the disk; from an index in the same process, copies at rest")
 	}
 	if r.Day != nil {
 		table(printDay)

@@ -169,6 +169,28 @@ func syncfs(dir string) error {
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
+// atRest waits until the files in an index's directory stay the same, so that what is
+// timed does not pay for what came before: a store merges its tables by and by.
+func atRest(ctx context.Context, dir string) error {
+	for before, since := "", time.Now(); time.Since(since) < 2*time.Minute; {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		now := fmt.Sprint(files)
+		if now == before {
+			break
+		}
+		before = now
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(3 * time.Second):
+		}
+	}
+	return syncfs(dir)
+}
+
 func median[T float64 | int](s []T) T {
 	s = slices.Clone(s)
 	slices.Sort(s)

@@ -240,7 +240,7 @@ func releases(ctx context.Context, j job) (m measured, err error) {
 		return m, err
 	}
 	defer func() { err = errors.Join(err, ix.Close()) }()
-	if err := syncfs(j.Index); err != nil {
+	if err := atRest(ctx, j.Index); err != nil {
 		return m, err
 	}
 	for _, path := range j.Changes {

@@ -193,7 +193,7 @@ func syncCopy(ctx context.Context, j job) (m measured, err error) {
 		if err != nil {
 			return m, err
 		}
-		if err := syncfs(j.Copy); err != nil {
+		if err := atRest(ctx, j.Copy); err != nil {
 			return m, err
 		}
 		var s index.Synced
