@@ -437,15 +437,15 @@ func pebbleOptions(o Options) *pebble.Options {
 		FS:                 damage.Ordered(o.FS),
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
-		CacheSize:          64 << 20,
+		CacheSize:          192 << 20, // Pebble takes the memory tables out of it
 		Logger:             pebbleLog{log: o.Log, fatal: o.fatal},
 		EventListener:      damage.Listener(o.Log),
 	}
-	// Names and CIDs are asked for singly, and mostly for blocks that are not
-	// there yet.
+	// Names and CIDs are asked for singly, from all over a store that is larger
+	// than the cache, and mostly for blocks that are not there yet.
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
-		opts.Levels[i].BlockSize = 16 << 10
+		opts.Levels[i].BlockSize = 4 << 10
 		// CIDs and names make up the rows: compressed they are as long, and slower.
 		opts.Levels[i].Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
 	}
