@@ -12,9 +12,13 @@ import (
 // bytes: it keeps them encoded, by the root's slots, and takes one slot's apart
 // at a time. The zero value is ready.
 type Bulk struct {
-	slots [Fanout][]byte // links: name, CID (with lengths before them) and Tsize, one after the other
+	slots [Fanout][][]byte // chunks of links: name, CID (with lengths before them) and Tsize, one after the other
 	count [Fanout]int
 }
+
+// A slot's chunks double in size up to bulkChunk. None is ever moved, as a slice that
+// grows would be, which leaves its old bytes behind.
+const bulkChunk = 64 << 10
 
 // Add adds a link, which Bulk does not keep. Errors are BuildDir's.
 func (b *Bulk) Add(l Link) error {
@@ -22,12 +26,22 @@ func (b *Bulk) Add(l Link) error {
 		return err
 	}
 	slot := slotAt(Hash(l.Name), 0)
-	buf := b.slots[slot]
+	chunks := b.slots[slot]
+	need := 3*binary.MaxVarintLen64 + len(l.Name) + l.CID.ByteLen()
+	if last := len(chunks) - 1; last < 0 || cap(chunks[last])-len(chunks[last]) < need {
+		size := 256
+		if last >= 0 {
+			size = min(2*cap(chunks[last]), bulkChunk)
+		}
+		chunks = append(chunks, make([]byte, 0, max(size, need)))
+		b.slots[slot] = chunks
+	}
+	buf := chunks[len(chunks)-1]
 	buf = binary.AppendUvarint(buf, uint64(len(l.Name)))
 	buf = append(buf, l.Name...)
 	buf = binary.AppendUvarint(buf, uint64(l.CID.ByteLen()))
 	buf = append(buf, l.CID.KeyString()...)
-	b.slots[slot] = binary.AppendUvarint(buf, l.Tsize)
+	chunks[len(chunks)-1] = binary.AppendUvarint(buf, l.Tsize)
 	b.count[slot]++
 	return nil
 }
@@ -38,9 +52,12 @@ func (b *Bulk) Build(sink Sink) (ref Ref, overflow []Link, err error) {
 	build := builder{sink: sink}
 	var root []child
 	for slot := range b.slots {
-		links, err := decodeLinks(b.slots[slot], b.count[slot])
-		if err != nil {
-			return Ref{}, nil, err
+		links := make([]Link, 0, b.count[slot])
+		for _, chunk := range b.slots[slot] {
+			var err error
+			if links, err = decodeLinks(links, chunk); err != nil {
+				return Ref{}, nil, err
+			}
 		}
 		b.slots[slot], b.count[slot] = nil, 0
 		if len(links) == 0 {
@@ -71,17 +88,16 @@ func (b *Bulk) Build(sink Sink) (ref Ref, overflow []Link, err error) {
 	return Ref{CID: c, Tsize: tsize}, overflow, err
 }
 
-// decodeLinks takes apart what Add wrote.
-func decodeLinks(buf []byte, n int) ([]Link, error) {
-	links := make([]Link, n)
+// decodeLinks takes apart what Add wrote, and appends it to links.
+func decodeLinks(links []Link, buf []byte) ([]Link, error) {
 	text, at := string(buf), 0 // whose parts the names are
 	number := func() uint64 {
 		v, k := binary.Uvarint(buf[at:])
 		at += k
 		return v
 	}
-	for i := range links {
-		l := &links[i]
+	for at < len(buf) {
+		var l Link
 		size := int(number())
 		l.Name = text[at : at+size]
 		at += size
@@ -92,6 +108,7 @@ func decodeLinks(buf []byte, n int) ([]Link, error) {
 		}
 		at += size
 		l.Tsize = number()
+		links = append(links, l)
 	}
 	return links, nil
 }
