@@ -169,7 +169,7 @@ func TestBuildOtherDocuments(t *testing.T) {
 	defer ix.Close()
 	p, stop := w.start(func(o *Options) { o.Index = ix })
 	defer stop()
-	if _, _, err := p.Build(t.Context()); !errors.Is(err, index.ErrParameters) || !lasting(err) {
+	if _, _, err := p.Build(t.Context()); !errors.Is(err, index.ErrParameters) || !Lasting(err) {
 		t.Errorf("got %v", err)
 	}
 }

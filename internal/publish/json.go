@@ -2,6 +2,7 @@ package publish
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 )
 
 // listJSON is index.List as people and scripts see it.
@@ -88,10 +90,30 @@ type StatusJSON struct {
 	EOL       time.Time  `json:"eol,omitzero"`
 	Remaining int64      `json:"remaining_s"`
 	Confirmed time.Time  `json:"confirmed,omitzero"`
-	Network   uint64     `json:"network_sequence"` // 0 where the node finds no record
+	Network   uint64     `json:"network_sequence"` // 0 where no route has a record
+	Routes    []viewJSON `json:"routes,omitempty"`
 	Next      string     `json:"next"`
 	Problem   string     `json:"problem,omitempty"`
 	Withheld  []Withheld `json:"withheld,omitempty"`
+}
+
+// viewJSON is what readers get by one route.
+type viewJSON struct {
+	Name     string    `json:"name"`
+	Sequence uint64    `json:"sequence"` // 0 where it has no record
+	EOL      time.Time `json:"eol,omitzero"`
+	Error    string    `json:"error,omitempty"`
+}
+
+func (v RouteStatus) json() viewJSON {
+	j := viewJSON{Name: v.Name}
+	if v.Record != nil {
+		j.Sequence, j.EOL = v.Record.Sequence, v.Record.EOL
+	}
+	if v.Error != nil && !errors.Is(v.Error, ipfs.ErrNotFound) {
+		j.Error = v.Error.Error()
+	}
+	return j
 }
 
 // JSON is the status of a registry in the form that leaves the process.
@@ -105,6 +127,9 @@ func (s Status) JSON(registry string) StatusJSON {
 	}
 	if s.Network != nil {
 		v.Network = s.Network.Sequence
+	}
+	for _, one := range s.Routes {
+		v.Routes = append(v.Routes, one.json())
 	}
 	if s.Problem != nil {
 		v.Problem = s.Problem.Error()

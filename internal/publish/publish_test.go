@@ -565,10 +565,10 @@ func TestRunAlone(t *testing.T) {
 	if raws := w.node.putRaws[1]; len(raws) != 3 || !bytes.Equal(raws[0], raws[1]) || !bytes.Equal(raws[0], raws[2]) {
 		t.Errorf("put %d times", len(raws))
 	}
-	if again := p.again(all[2]); again != 4*time.Hour {
+	if again := p.Again(all[2]); again != 4*time.Hour {
 		t.Errorf("with peers it is put again in %s", again)
 	}
-	if again := New(Options{}).again(all[0]); again != time.Minute {
+	if again := New(Options{}).Again(all[0]); again != time.Minute {
 		t.Errorf("alone it is put again in %s", again)
 	}
 }

@@ -99,6 +99,8 @@ type Options struct {
 	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
 	Alone     time.Duration // the same while the node has no peers to tell; 1 minute unless set
 	Peers     []string      // multiaddrs that readers may dial, for release.json
+	// Routes are where records are put and read back beside the node.
+	Routes []Router
 	// Retain is how long a release stays whole once there is a newer one; 0 is for
 	// ever. See Collect.
 	Retain time.Duration
@@ -241,7 +243,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 		if report != nil {
 			report(result, err)
 		}
-		if lasting(err) {
+		if Lasting(err) {
 			return err
 		}
 		if err == nil {
@@ -250,7 +252,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 			case published <- struct{}{}:
 			default: // it is still collecting
 			}
-			err = p.awaitWork(ctx, p.again(result))
+			err = p.awaitWork(ctx, p.Again(result))
 			if err == nil {
 				if err := sleep(ctx, every-time.Since(began)); err != nil {
 					return err
@@ -269,8 +271,9 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 	}
 }
 
-// lasting says that running again changes nothing: someone has to look.
-func lasting(err error) bool {
+// Lasting says of an error of Publish that running again changes nothing: someone has
+// to look.
+func Lasting(err error) bool {
 	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
 		if errors.Is(err, cause) {
 			return true
@@ -279,14 +282,23 @@ func lasting(err error) bool {
 	return false
 }
 
-// again is how long Run leaves the record of r as it is.
-func (p *Publisher) again(r Result) time.Duration {
+// Again is how long the record of r may be left as it is, with nothing new.
+func (p *Publisher) Again(r Result) time.Duration {
 	// A record is signed anew at half its lifetime.
 	d := min(p.o.Republish, p.o.Lifetime/4)
 	if r.LocalOnly {
 		d = min(d, p.o.Alone) // what was put reached nobody
 	}
 	return d
+}
+
+// Behind says whether the ledger has what the newest release does not have.
+func (p *Publisher) Behind() (bool, error) {
+	cursor, err := p.cursor()
+	if err != nil {
+		return false, err
+	}
+	return p.o.Ledger.Head() > cursor, nil
 }
 
 // awaitWork returns when there is something to publish, and after again at the

@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -39,10 +37,10 @@ type Result struct {
 
 // Route is what happened on one way to the network.
 type Route struct {
-	Name     string // "node"
+	Name     string // "node", or as it was configured
 	Put      string // why the put failed, "" where it did not
 	ReadBack bool   // the record, or a longer-lived one of the same value, was read back
-	Via      string // how: "gateway" over HTTP, or "node" where it serves none
+	Via      string // how: of the node "gateway" over HTTP, or "node" where it serves none; else "http" or "file"
 	Error    string // why it was not read back
 }
 
@@ -105,16 +103,16 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	}
 	result.LocalOnly = info.Peers == 0
 
-	network, err := p.network(ctx, name)
+	network, views, err := p.network(ctx, name)
 	if err != nil {
 		return result, err
 	}
-	j, err := p.openJournal(name, network)
+	j, err := p.openJournal(name, network, views)
 	if err != nil {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, j.close()) }()
-	if err := rival(j.history, network); err != nil {
+	if err := rivals(j.history, views); err != nil {
 		return result, err
 	}
 	if j.passed(release) {
@@ -130,22 +128,32 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	}
 	result.Sequence, result.EOL, result.Signed = a.Sequence, a.EOL, signed
 
-	route, err := p.put(ctx, name, a, info)
-	result.Routes = []Route{route}
+	result.Routes, err = p.put(ctx, name, a, info)
+	if err != nil && slices.ContainsFunc(result.Routes, func(r Route) bool { return r.ReadBack }) && errors.Is(err, ErrUnconfirmed) {
+		// Readers have it, if not by every route: it counts, and the next run puts
+		// it again.
+		err = errors.Join(err, p.confirm(ctx, j, a, release))
+	}
 	if err != nil {
 		return result, fmt.Errorf("publish record %d of %s: %w", a.Sequence, name, err)
 	}
 	if err := hook(p.fault, "read back"); err != nil {
 		return result, err
 	}
-	if a.Confirmed.IsZero() {
-		if err := j.append(line{Op: opConfirmed, Time: p.now(), Sequence: a.Sequence}); err != nil {
-			return result, err
-		}
-		p.o.Log.InfoContext(ctx, "published release", "registry", p.o.Registry, "name", name.String(),
-			"release", release.Number, "cid", release.Root.String(), "sequence", a.Sequence, "packages", release.Packages)
+	return result, p.confirm(ctx, j, a, release)
+}
+
+// confirm notes that a was read back.
+func (p *Publisher) confirm(ctx context.Context, j *journal, a attempt, release index.Release) error {
+	if !a.Confirmed.IsZero() {
+		return nil
 	}
-	return result, nil
+	if err := j.append(line{Op: opConfirmed, Time: p.now(), Sequence: a.Sequence}); err != nil {
+		return err
+	}
+	p.o.Log.InfoContext(ctx, "published release", "registry", p.o.Registry, "name", j.name,
+		"release", release.Number, "cid", release.Root.String(), "sequence", a.Sequence, "packages", release.Packages)
+	return nil
 }
 
 func (p *Publisher) now() time.Time { return p.o.Now().UTC() }
@@ -160,39 +168,42 @@ func (p *Publisher) info(ctx context.Context) (ipfs.Info, error) {
 	return info, nil
 }
 
-// network is the best record that the node can find, or nil where it finds
+// network is the best record that the node or a route has, or nil where they have
 // none that can be believed: then the journal alone decides. An expired record
-// counts, since its sequence was used.
-func (p *Publisher) network(ctx context.Context, name ipns.Name) (*ipnsrecord.Record, error) {
-	look, cancel := context.WithTimeout(ctx, networkTimeout)
-	defer cancel()
-	raw, err := p.o.Node.Record(look, name)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+// counts, since its sequence was used. views are what each has.
+func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.Record, views []RouteStatus, err error) {
+	views = p.views(ctx, name)
+	if ctx.Err() != nil {
+		return nil, views, ctx.Err()
+	}
+	var best *ipnsrecord.Record
+	for _, v := range views {
+		switch {
+		case errors.Is(v.Error, ipnsrecord.ErrSequence):
+			// Signed by our key and beyond bounds: nothing that we sign would win.
+			return nil, views, fmt.Errorf("%s: %w: %w", v.Name, ErrNewer, v.Error)
+		case v.Record != nil:
+			if best == nil || ipnsrecord.Better(*v.Record, *best) {
+				best = v.Record
+			}
+		case !errors.Is(v.Error, ipfs.ErrNotFound):
+			p.o.Log.WarnContext(ctx, "a record cannot be read", "route", v.Name, "name", name.String(), "error", v.Error)
 		}
-		if !errors.Is(err, ipfs.ErrNotFound) {
-			p.o.Log.WarnContext(ctx, "the network's record cannot be read", "name", name.String(), "error", err)
-		}
-		return nil, nil
 	}
-	r, err := ipnsrecord.Check(name, raw, p.now())
-	if errors.Is(err, ipnsrecord.ErrSequence) {
-		// Signed by our key and beyond bounds: nothing that we sign would win.
-		return nil, fmt.Errorf("%w: %w", ErrNewer, err)
-	}
-	if err != nil && !errors.Is(err, ipnsrecord.ErrExpired) {
-		p.o.Log.WarnContext(ctx, "the network's record is not valid", "name", name.String(), "error", err)
-		return nil, nil
-	}
-	return &r, nil
+	return best, views, nil
 }
 
 // openJournal opens the journal; where there is none, what the network says
-// begins one, and where the network says nothing, ErrNoSequence.
-func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record) (*journal, error) {
+// begins one, and where the network says nothing, or a route cannot be read,
+// ErrNoSequence.
+func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
 	j, err := openJournal(p.o.FS, p.o.Journal, p.fault)
 	if errors.Is(err, ErrNoJournal) {
+		for _, v := range views {
+			if v.Record == nil && !errors.Is(v.Error, ipfs.ErrNotFound) {
+				return nil, fmt.Errorf("publish %s: %w: %s: %v", name, ErrNoSequence, v.Name, v.Error)
+			}
+		}
 		if network == nil {
 			return nil, fmt.Errorf("publish %s: %w", name, ErrNoSequence)
 		}
@@ -213,6 +224,18 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record) (*jo
 		return nil, errors.Join(fmt.Errorf("%s: %w: it is of %s, not of %s", p.o.Journal, ErrJournal, j.name, name), j.close())
 	}
 	return j, nil
+}
+
+// rivals is rival for each route: one that is behind the others tells of a second
+// value too.
+func rivals(h history, views []RouteStatus) error {
+	var all []error
+	for _, v := range views {
+		if err := rival(h, v.Record); err != nil {
+			all = append(all, fmt.Errorf("%s: %w", v.Name, err))
+		}
+	}
+	return errors.Join(all...)
 }
 
 // rival refuses to go on beside a record that this journal did not sign.
@@ -296,56 +319,6 @@ func (p *Publisher) sign(j *journal, name ipns.Name, a attempt) (attempt, bool, 
 	return a, true, nil
 }
 
-// put hands the record to the node and reads it back over HTTP. A put that
-// fails may have reached someone, and one that does not may have reached
-// nobody: only the reading back counts.
-func (p *Publisher) put(ctx context.Context, name ipns.Name, a attempt, info ipfs.Info) (Route, error) {
-	route := Route{Name: "node"}
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		ctx, cancel := context.WithTimeout(ctx, networkTimeout)
-		defer cancel()
-		err := p.o.Node.PutRecord(ctx, name, a.Record)
-		if errors.Is(err, ipfs.ErrSuperseded) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithBackOff(p.retry()), backoff.WithMaxTries(p.putTries))
-	if ctx.Err() != nil {
-		return route, ctx.Err()
-	}
-	if err != nil {
-		route.Put = err.Error()
-	}
-	if err := hook(p.fault, "put"); err != nil {
-		return route, err
-	}
-
-	read, via := p.readNode, "node"
-	if info.Gateway != "" {
-		read, via = p.readGateway(info.Gateway), "gateway"
-	}
-	route.Via = via
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		raw, err := read(ctx, name)
-		if err == nil {
-			err = p.compare(name, a, raw)
-		}
-		return struct{}{}, err
-	}, backoff.WithBackOff(p.retry()), backoff.WithMaxTries(p.readTries))
-	if ctx.Err() != nil {
-		return route, ctx.Err()
-	}
-	if err != nil {
-		route.Error = err.Error()
-		if errors.Is(err, ErrNewer) || errors.Is(err, ipnsrecord.ErrEquivocation) {
-			return route, err
-		}
-		return route, fmt.Errorf("%w: %w", ErrUnconfirmed, err)
-	}
-	route.ReadBack = true
-	return route, nil
-}
-
 // compare says whether raw shows that a is what readers now get.
 func (p *Publisher) compare(name ipns.Name, a attempt, raw []byte) error {
 	if bytes.Equal(raw, a.Record) {
@@ -364,40 +337,4 @@ func (p *Publisher) compare(name ipns.Name, a attempt, raw []byte) error {
 		return fmt.Errorf("sequence %d is still there", got.Sequence)
 	}
 	return nil
-}
-
-func (p *Publisher) readNode(ctx context.Context, name ipns.Name) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, networkTimeout)
-	defer cancel()
-	return p.o.Node.Record(ctx, name)
-}
-
-// readGateway asks for the record over HTTP, as readers without a node do
-// (https://specs.ipfs.tech/routing/http-routing-v1/).
-func (p *Publisher) readGateway(gateway string) func(context.Context, ipns.Name) ([]byte, error) {
-	base := strings.TrimRight(gateway, "/") + "/routing/v1/ipns/"
-	return func(ctx context.Context, name ipns.Name) ([]byte, error) {
-		ctx, cancel := context.WithTimeout(ctx, httpTimeout)
-		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+name.String(), nil)
-		if err != nil {
-			return nil, backoff.Permanent(err)
-		}
-		req.Header.Set("Accept", ipnsrecord.MediaType)
-		req.Header.Set("Cache-Control", "no-cache")
-		resp, err := p.o.HTTP.Do(req)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(ipnsrecord.MaxSize)+1))
-		if err != nil {
-			return nil, fmt.Errorf("GET %s: %w", req.URL, err)
-		}
-		// A router that knows no record says so with 200 and another type.
-		if resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), ipnsrecord.MediaType) {
-			return nil, fmt.Errorf("GET %s: %s, %q", req.URL, resp.Status, resp.Header.Get("Content-Type"))
-		}
-		return raw, nil
-	}
 }

@@ -23,10 +23,11 @@ type Status struct {
 	EOL       time.Time
 	Remaining time.Duration // until EOL; negative once it has passed
 	Confirmed time.Time     // when it was read back; zero: not yet
-	// Network is the best record that the node finds; nil where it finds none.
+	// Network is the best record that the node or a route has; nil where none has one.
 	Network  *ipnsrecord.Record
-	Next     string // "build", "sign", "put" or "put again"
-	Problem  error  // what would stop it: ErrNoSequence, ErrNewer, …; nil for nothing
+	Routes   []RouteStatus // what each has, the node first
+	Next     string        // "build", "sign", "put" or "put again"
+	Problem  error         // what would stop it: ErrNoSequence, ErrNewer, …; nil for nothing
 	Withheld []Withheld
 }
 
@@ -57,7 +58,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	}
 	if p.o.Signer != nil {
 		s.Name = p.o.Signer.IPNSName()
-		if s.Network, err = p.network(ctx, s.Name); err != nil {
+		if s.Network, s.Routes, err = p.network(ctx, s.Name); err != nil {
 			if !errors.Is(err, ErrNewer) {
 				return s, fmt.Errorf("status: %w", err)
 			}
@@ -65,7 +66,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 		} else if noJournal && s.Network == nil {
 			s.Problem = errors.Join(s.Problem, ErrNoSequence)
 		} else if !noJournal {
-			s.Problem = errors.Join(s.Problem, rival(h, s.Network))
+			s.Problem = errors.Join(s.Problem, rivals(h, s.Routes))
 		}
 	}
 	a := h.last
