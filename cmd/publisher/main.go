@@ -71,6 +71,7 @@ var causes = []cli.Cause{
 	{Is: ledger.ErrNoLedger, Code: cli.CodeFailed, Hint: "`follower add NAME`, then `follower run --once`, make one to publish from"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
+	{Is: publish.ErrRoute, Code: cli.CodeUsage, Hint: "--route takes an http or https URL, or the absolute path of a directory"},
 	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
 	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or publish under another --name"},
 }
@@ -96,7 +97,7 @@ or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked
 	common.Bind(cmd)
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
-	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), statusCommand(r),
+	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), republishCommand(r), statusCommand(r),
 		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), cli.VersionCommand())
 	return cmd
 }

@@ -60,21 +60,26 @@ and directories of those packages and makes a release. The next publish signs it
 }
 
 func publishCommand(r *registry) *cobra.Command {
+	var every time.Duration
 	cmd := &cobra.Command{
 		Use:   "publish",
 		Short: "Build, sign, put and read back",
 		Long: `Builds a release if the ledger moved, signs its root as an IPNS record, hands
-it to the node and reads it back over HTTP. Without anything new it puts the
+it to the node and to every --route, and reads it back from each. Without anything new it puts the
 same record again, or signs the same release anew when half of the record's
 lifetime is over. Made for cron: it prints nothing on success off a terminal.
 Once in a while it also lets go of releases that are older than --retain, as
-publisher collect does.`,
+publisher collect does. With --every it stays until it is ended.`,
 		Example: `  publisher publish
-  publisher publish --json | jq .name`,
+  publisher publish --json | jq .name
+  publisher publish --every 1m --route /var/www/registry --route https://router.example`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := r.checkRetain(); err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("every") {
+				return r.publishEvery(cmd, every)
 			}
 			var result publish.Result
 			err := r.with(cmd, sign, func(ctx context.Context, o *opened) (err error) {
@@ -87,9 +92,55 @@ publisher collect does.`,
 			return r.report(cmd, result, err, printResult)
 		},
 	}
+	cmd.Flags().DurationVar(&every, "every", 0, "stay, and publish whenever the ledger moved, at most this often")
 	bindParameters(cmd, r)
 	bindRetain(cmd, r)
+	bindRoutes(cmd, r)
+	bindWait(cmd, r)
 	return cmd
+}
+
+// publishEvery publishes until the command is ended, or until someone has to look. It
+// has nothing open between two runs, so that a follower may come and go.
+func (r *registry) publishEvery(cmd *cobra.Command, every time.Duration) error {
+	if every <= 0 {
+		return cli.Hint(cli.Usagef("--every %s: it is no time", every), "--every 1m publishes once a minute, where there is something to publish")
+	}
+	ctx, log := cmd.Context(), r.Logger(cmd.ErrOrStderr(), false)
+	var due time.Time // for putting the record again
+	for {
+		began := time.Now()
+		err := r.with(cmd, sign, func(ctx context.Context, o *opened) error {
+			behind, err := o.Behind()
+			if err != nil || !behind && began.Before(due) {
+				return err
+			}
+			result, err := o.Publish(ctx)
+			if err != nil {
+				return err
+			}
+			due = began.Add(o.Again(result))
+			if err := r.report(cmd, result, nil, printResult); err != nil {
+				return err
+			}
+			o.CollectIfDue(ctx)
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil // as it was asked to
+		}
+		if publish.Lasting(err) {
+			return err
+		}
+		if err != nil {
+			log.WarnContext(ctx, "publishing failed", "registry", r.name, "error", err, "again_in", every)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Until(began.Add(every))):
+		}
+	}
 }
 
 // with opens the registry for f, and shows progress until f ends.
@@ -97,12 +148,14 @@ func (r *registry) with(cmd *cobra.Command, purpose int, f func(context.Context,
 	log := r.Logger(cmd.ErrOrStderr(), false)
 	progress := cli.NewProgress(cmd.ErrOrStderr(), log)
 	defer progress.End()
-	o, err := r.open(cmd.Context(), purpose, log, progress)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, o.Close()) }()
-	return f(cmd.Context(), o)
+	return r.waiting(cmd.Context(), func() (err error) {
+		o, err := r.open(cmd.Context(), purpose, log, progress)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, o.Close()) }()
+		return f(cmd.Context(), o)
+	})
 }
 
 // report prints what was published, as JSON also where it failed half way.
@@ -123,6 +176,13 @@ func printResult(w io.Writer, result publish.Result) error {
 	if result.LocalOnly {
 		where = "local only: the node has no peers"
 	}
-	_, err := fmt.Fprintf(w, "record %d, valid until %s, %s\n", result.Sequence, result.EOL.Local().Format(time.DateTime), where)
-	return err
+	if _, err := fmt.Fprintf(w, "record %d, valid until %s, %s\n", result.Sequence, result.EOL.Local().Format(time.DateTime), where); err != nil {
+		return err
+	}
+	for _, route := range result.Routes[min(1, len(result.Routes)):] {
+		if _, err := fmt.Fprintf(w, "route %s: read back\n", route.Name); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -7,6 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/go-cid"
+	"github.com/spf13/cobra"
+
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
@@ -22,6 +26,12 @@ type registry struct {
 	name          string
 	gatewayOrigin string
 	retain        time.Duration
+	routes        []string
+	wait          time.Duration
+}
+
+func bindRoutes(cmd *cobra.Command, r *registry) {
+	cmd.Flags().StringArrayVar(&r.routes, "route", nil, "where to put the record and read it back beside the node: URL of a delegated routing server, or absolute path of a web server's directory; may be repeated")
 }
 
 // opened is a publisher with all that it works on.
@@ -46,6 +56,7 @@ const (
 	build        // begins an index where there is none, and leaves the key alone
 	sign
 	rollback // sign, and begins nothing
+	renew    // begins nothing, and opens the key only where it must sign
 	tidy     // begins nothing, and leaves the key alone
 )
 
@@ -64,8 +75,18 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if o.key, err = r.find(dir); err != nil {
 		return nil, err
 	}
-	if purpose != build && purpose != tidy { // the network is asked for the signer's name
+	switch purpose {
+	case build, tidy:
+	case renew:
+		signer = lateSigner{o.key, func() (publish.Signer, error) { return ipnskeys.Load(ctx, dir.Keys(), r.name) }}
+	default: // the network is asked for the signer's name
 		if signer, err = ipnskeys.Load(ctx, dir.Keys(), r.name); err != nil {
+			return nil, err
+		}
+	}
+	routes := make([]publish.Router, len(r.routes))
+	for i, s := range r.routes {
+		if routes[i], err = publish.ParseRouter(s, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -75,7 +96,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	own(source.Close)
 	var ix *index.Index
-	if purpose == look || purpose == rollback || purpose == tidy {
+	if purpose == look || purpose == rollback || purpose == renew || purpose == tidy {
 		ix, err = index.Open(dir.Index(r.name), index.Options{Log: log})
 	} else {
 		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log)
@@ -99,11 +120,27 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	o.Publisher = publish.New(publish.Options{
 		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, Next: o.key.Next,
-		Journal: dir.Journal(r.name), Peers: info.Addrs, Retain: r.retain, Log: log,
+		Journal: dir.Journal(r.name), Peers: info.Addrs, Routes: routes, Retain: r.retain, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})
 	return o, nil
+}
+
+// lateSigner opens a key when something is to be signed.
+type lateSigner struct {
+	key  ipnskeys.Key
+	load func() (publish.Signer, error)
+}
+
+func (s lateSigner) IPNSName() ipns.Name { return s.key.IPNSName }
+
+func (s lateSigner) Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
+	signer, err := s.load()
+	if err != nil {
+		return nil, err
+	}
+	return signer.Sign(value, seq, eol, ttl)
 }
 
 // find gives what may be known of the registry's key. ErrNoKey says which keys

@@ -18,7 +18,7 @@ import (
 )
 
 func statusCommand(r *registry) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Say what is published and what the next run would do",
 		Example: "  publisher status --json",
@@ -34,6 +34,8 @@ func statusCommand(r *registry) *cobra.Command {
 			return printStatus(cmd.OutOrStdout(), s)
 		},
 	}
+	bindRoutes(cmd, r)
+	return cmd
 }
 
 // status asks the process that owns the index, else looks itself.
@@ -78,6 +80,16 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 			fmt.Fprint(w, ", not confirmed yet")
 		}
 		fmt.Fprintln(w)
+	}
+	for _, route := range s.Routes {
+		switch {
+		case route.Error != "":
+			fmt.Fprintf(w, "route     %s: %s\n", route.Name, route.Error)
+		case route.Sequence == 0:
+			fmt.Fprintf(w, "route     %s has no record\n", route.Name)
+		default:
+			fmt.Fprintf(w, "route     %s has sequence %d, until %s\n", route.Name, route.Sequence, route.EOL.Local().Format(time.DateTime))
+		}
 	}
 	if s.Problem != "" {
 		fmt.Fprintf(w, "problem   %s\n", s.Problem)

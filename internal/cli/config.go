@@ -85,8 +85,8 @@ func Configure(cmd *cobra.Command, environ []string) error {
 var Flags = []string{
 	"all", "allow-private", "cached", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
 	"ipfs", "ipfs-api", "json", "keep-documents", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
-	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "scope", "share", "signatures", "since", "state",
-	"tarball-host", "upstream", "verbose", "watch",
+	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "route", "scope", "share", "signatures", "since", "state",
+	"tarball-host", "upstream", "verbose", "wait", "watch",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

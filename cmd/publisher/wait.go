@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+func bindWait(cmd *cobra.Command, r *registry) {
+	cmd.Flags().DurationVar(&r.wait, "wait", 0, "how long to wait for another publisher of this registry to end; 0 is not at all")
+}
+
+// held tells that another process works on this registry.
+func held(err error) bool {
+	return errors.Is(err, publish.ErrLocked) || errors.Is(err, index.ErrLocked)
+}
+
+// waiting does f, again while another process has the registry, for --wait. Who has
+// it is said where that can be told.
+func (r *registry) waiting(ctx context.Context, f func() error) error {
+	until := time.Now().Add(r.wait)
+	for {
+		err := f()
+		if !held(err) {
+			return err
+		}
+		if left := time.Until(until); left > 0 {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(min(left, 200*time.Millisecond)):
+				continue
+			}
+		}
+		dir := state.Dir(r.State)
+		for _, lock := range []string{dir.Journal(r.name) + ".lock", filepath.Join(dir.Index(r.name), "LOCK")} {
+			if who, ok := state.Holder(lock); ok {
+				return cli.Hint(err, who.String()+" has it; --wait 30s waits for it. "+upRuns)
+			}
+		}
+		return err
+	}
+}
