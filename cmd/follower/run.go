@@ -214,10 +214,11 @@ func run(ctx context.Context, s settings, once bool, log *slog.Logger, progress 
 			})),
 			ledger.WithRoute("POST /collect", answering(func(r *http.Request) (any, error) {
 				keep, err := time.ParseDuration(r.URL.Query().Get("keep"))
-				if err != nil {
+				unlisted, err2 := time.ParseDuration(r.URL.Query().Get("unlisted"))
+				if err := errors.Join(err, err2); err != nil {
 					return nil, err
 				}
-				return h.collect(r.Context(), keep)
+				return h.collect(r.Context(), keep, unlisted)
 			})),
 			ledger.WithRoute("/registry/", http.StripPrefix("/registry", feed)),
 		))

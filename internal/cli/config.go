@@ -84,7 +84,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
 	"all", "allow-private", "cached", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
-	"ipfs", "ipfs-api", "json", "keep-documents", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
+	"ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
 	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "route", "scope", "share", "signatures", "since", "state",
 	"tarball-host", "upstream", "verbose", "wait", "watch",
 }

@@ -37,6 +37,7 @@ type Ledger interface {
 	Refused(ctx context.Context) ([]ledger.Refusal, error)
 	Refusals(ctx context.Context, name npm.Name) ([]ledger.Refusal, error)
 	Former(ctx context.Context, before time.Time, limit int) ([]ledger.Former, error)
+	Dropped(ctx context.Context, before time.Time, after ledger.Former, limit int, progress func(versions int)) ([]ledger.Former, *ledger.Former, error)
 	Queue(ctx context.Context, name npm.Name) ([]ledger.Retry, error)
 	Due(ctx context.Context, from ledger.Due, now time.Time, limit int) ([]ledger.Key, ledger.Due, time.Time, error)
 	// Queued is closed when a row comes into the queue.

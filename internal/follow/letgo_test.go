@@ -2,12 +2,15 @@ package follow
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/ipfs/go-cid"
+
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
 )
 
 const week = 7 * 24 * time.Hour
@@ -40,7 +43,7 @@ func (w *world) keep(description string) cid.Cid {
 
 func (w *world) letGo(want int) {
 	w.t.Helper()
-	if n, err := w.f.LetGo(w.t.Context(), week, nil); err != nil || n.Documents != want {
+	if n, err := w.f.LetGo(w.t.Context(), week, 0, nil); err != nil || n.Documents != want {
 		w.t.Errorf("let go of %d, %v; want %d", n.Documents, err, want)
 	}
 }
@@ -104,7 +107,7 @@ func TestLetGoCrash(t *testing.T) {
 			b := w.keep("b")
 			w.clock.add(week)
 			broken := w.arm(at, kept)
-			if _, err := w.f.LetGo(t.Context(), week, nil); !broken.fired {
+			if _, err := w.f.LetGo(t.Context(), week, 0, nil); !broken.fired {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -191,4 +194,70 @@ func TestLetGoBeside(t *testing.T) {
 		t.Errorf("waited: %v", err)
 	}
 	w.f.roots.left(leaving)
+}
+
+// TestLetGoOfTarballs: the tarball of a version that upstream took back is let go of
+// when it was asked for, long enough after, unless another version has the same bytes;
+// and one that comes back is fetched and held anew.
+func TestLetGoOfTarballs(t *testing.T) {
+	w := newWorld(t, small)
+	w.add("lib every")
+	of := map[string]cid.Cid{}
+	for _, v := range w.pkg("lib").Versions {
+		of[v.Version] = v.CID
+	}
+	w.reg.Edit("lib", func(doc []byte) []byte {
+		var p map[string]any
+		err := json.Unmarshal(doc, &p)
+		versions, _ := p["versions"].(map[string]any)
+		delete(versions, "1.0.0")
+		delete(versions, "2.0.0")
+		p["dist-tags"] = map[string]string{"latest": "1.2.0"}
+		doc, err2 := json.Marshal(p)
+		if err := errors.Join(err, err2); err != nil {
+			t.Error(err)
+		}
+		return doc
+	})
+	w.clock.add(time.Hour)
+	w.fill()
+	w.expect("lib@1.2.0", "lib@2.1.0-beta")
+	twin := w.pkg("lib").Dropped[0] // its bytes are another package's, too
+	if _, err := w.store.Commit(t.Context(), ledger.Batch{Packages: []ledger.PackageUpdate{{Name: "twin", Versions: []ledger.Version{twin}}}}); err != nil {
+		t.Fatal(err)
+	}
+	letGo := func(tarballs time.Duration, want int) {
+		t.Helper()
+		if n, err := w.f.LetGo(t.Context(), 52*week, tarballs, nil); err != nil || n != (LetGo{Tarballs: want}) {
+			t.Errorf("let go of %+v, %v; want %d tarballs", n, err, want)
+		}
+		if err := w.store.Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	letGo(week, 0) // too recent
+	w.clock.add(week + time.Minute)
+	letGo(0, 0) // for ever
+	letGo(week, 1)
+	letGo(week, 0)
+	gone := map[string]string{"1.0.0": "2.0.0", "2.0.0": "1.0.0"}[twin.Version]
+	for version, c := range of {
+		if held := w.node.held[c]; held != (version != gone) {
+			t.Errorf("lib@%s: held is %v", version, held)
+		}
+	}
+
+	// Upstream has both again.
+	w.reg.Edit("lib", nil)
+	if _, err := w.store.Commit(t.Context(), ledger.Batch{Packages: []ledger.PackageUpdate{{Name: "twin", Deleted: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.add(time.Hour)
+	w.fill()
+	w.expect("lib@1.0.0", "lib@1.2.0", "lib@2.0.0", "lib@2.1.0-beta")
+	if !w.node.held[of[gone]] {
+		t.Errorf("lib@%s is back, and not held", gone)
+	}
+	w.clock.add(week + time.Minute)
+	letGo(week, 0)
 }

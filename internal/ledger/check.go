@@ -161,6 +161,17 @@ func (s *Store) Check(ctx context.Context) error {
 		}
 		return err
 	})
+	row(rowDropped, func(kv keyValue) error {
+		f, err := readDropped(kv)
+		if err != nil {
+			return err
+		}
+		row, err := get(s.db, itemKey(rowVersion, f.Name, f.Version))
+		if err == nil && row == nil {
+			complain("%s@%s was dropped and is not there", f.Name, f.Version)
+		}
+		return err
+	})
 	row(rowWant, func(keyValue) error { got.Counts.Wants++; return nil })
 	if ctx.Err() == nil && !got.equal(want) {
 		complain("rows say %+v, the head row says %+v", got, want)

@@ -315,14 +315,17 @@ func (t *transaction) pardon(k Key) error {
 	return nil
 }
 
-// letGo strikes a former document, unless it became one anew.
+// letGo strikes a former document or tarball, unless it became one anew.
 func (t *transaction) letGo(f Former) error {
-	key := formerKey(f.Name, f.CID)
+	key, read := formerKey(f.Name, f.CID), readFormer
+	if f.Version != "" {
+		key, read = itemKey(rowDropped, f.Name, f.Version), readDropped
+	}
 	row, err := get(t, key)
 	if err != nil || row == nil {
 		return err
 	}
-	now, err := readFormer(keyValue{key, row})
+	now, err := read(keyValue{key, row})
 	if err == nil && now.Since.Equal(f.Since) {
 		t.unset(key)
 	}
@@ -490,6 +493,7 @@ func (t *transaction) drop(name npm.Name, version string) (bool, error) {
 		return false, err
 	}
 	v.Dropped = true
+	t.set(itemKey(rowDropped, name, version), appendTime(nil, t.now))
 	t.state.Counts.Versions--
 	t.state.Counts.Bytes -= v.Size
 	t.set(itemKey(rowVersion, name, version), v.encode())
@@ -521,6 +525,9 @@ func (t *transaction) keep(name npm.Name, v Version) (changed, added bool, err e
 	}
 	if found && next == old {
 		return false, false, nil
+	}
+	if found && old.Dropped {
+		t.unset(itemKey(rowDropped, name, v.Version))
 	}
 	if added = !found || old.Dropped; added {
 		t.state.Counts.Versions++

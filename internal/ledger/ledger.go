@@ -93,12 +93,14 @@ type Package struct {
 	Dropped  []Version `json:"dropped,omitempty"` // were held until upstream took them back
 }
 
-// Former is a document that a package had before the one it has now, and that the
-// node holds until the follower lets go of it.
+// Former is a document that a package had before the one it has now, or the tarball
+// of a version that it has no more, which the node holds until the follower lets go
+// of it.
 type Former struct {
-	Name  npm.Name
-	CID   cid.Cid
-	Since time.Time // when another took its place
+	Name    npm.Name
+	Version string // "" for a document
+	CID     cid.Cid
+	Since   time.Time // when another took its place, or it was dropped
 }
 
 // Removal says why something that was held no longer is.

@@ -28,6 +28,7 @@ import (
 //	d time name version  the queue by when a row is due: nanoseconds since 1970 (8, BE); empty
 //	w name range       want (JSON); a scope in the place of a name
 //	o name CID         a document that the package no longer has: since when (varint, nanoseconds since 1970)
+//	x name version     a version that was dropped, and whose tarball is still held: since when (as above)
 const (
 	rowIdentity = 'i'
 	rowState    = 'h'
@@ -40,6 +41,7 @@ const (
 	rowDue      = 'd'
 	rowWant     = 'w'
 	rowFormer   = 'o'
+	rowDropped  = 'x'
 )
 
 const (
@@ -134,6 +136,21 @@ func readFormer(kv keyValue) (Former, error) {
 		r.bad = true
 	}
 	return f, r.end("former document of " + name)
+}
+
+// readDropped reads of a dropped version all but its CID.
+func readDropped(kv keyValue) (Former, error) {
+	name, rest, err := readTerm(kv.key[1:])
+	if err != nil {
+		return Former{}, err
+	}
+	version, rest, err := readTerm(rest)
+	r := rowReader{rest: kv.value}
+	f := Former{Name: npm.Name(name), Version: version, Since: r.time()}
+	if err != nil || len(rest) > 0 || f.Since.IsZero() {
+		r.bad = true
+	}
+	return f, r.end("dropped version of " + name)
 }
 
 // dueKey is the key of a queue row in the order in which rows fall due.

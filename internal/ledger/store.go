@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -561,6 +563,99 @@ func (s *Store) Former(ctx context.Context, before time.Time, limit int) ([]Form
 		}
 	}
 	return all, nil
+}
+
+// Dropped lists the tarballs of versions that packages no longer have since a time
+// before, by name and version from after those of after on. One that a version has all
+// the same, of that package or another, is not among them. It looks at limit of them,
+// and gives the last one where there are more. Where there are any it reads the rows of
+// all versions, and tells progress, which may be nil, of how many.
+func (s *Store) Dropped(ctx context.Context, before time.Time, after Former, limit int, progress func(versions int)) (all []Former, last *Former, err error) {
+	if err := s.enter(); err != nil {
+		return nil, nil, err
+	}
+	defer s.leave()
+	snap := s.db.NewSnapshot()
+	defer snap.Close()
+	if all, last, err = droppedBefore(ctx, snap, before, after, limit); err == nil {
+		all, err = unheld(ctx, snap, all, progress)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("list tarballs of dropped versions: %w", err)
+	}
+	return all, last, nil
+}
+
+func droppedBefore(ctx context.Context, r pebble.Reader, before time.Time, after Former, limit int) (all []Former, last *Former, err error) {
+	from := []byte{rowDropped}
+	if after.Name != "" {
+		from = append(itemKey(rowDropped, after.Name, after.Version), 0)
+	}
+	for kv, err := range scan(r, []byte{rowDropped}, from) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		f, err := readDropped(kv)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !f.Since.Before(before) {
+			continue
+		}
+		row, err := get(r, itemKey(rowVersion, f.Name, f.Version))
+		if err == nil && row == nil {
+			err = fmt.Errorf("%s@%s was dropped and is not there: %w", f.Name, f.Version, ErrCorrupt)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		v, err := decodeVersion(f.Version, row)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !v.Dropped {
+			continue // a program that knows no such rows brought it back
+		}
+		f.CID = v.CID
+		if all = append(all, f); len(all) == limit {
+			return all, &f, nil
+		}
+	}
+	return all, nil, nil
+}
+
+// unheld leaves of tarballs those that no version has.
+func unheld(ctx context.Context, r pebble.Reader, all []Former, progress func(int)) ([]Former, error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	held := make(map[cid.Cid]bool, len(all))
+	for _, f := range all {
+		held[f.CID] = false
+	}
+	n := 0
+	for kv, err := range scan(r, []byte{rowVersion}, nil) {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		v, err := readVersion(kv)
+		if err != nil {
+			return nil, err
+		}
+		if _, asked := held[v.CID]; asked && !v.Dropped {
+			held[v.CID] = true
+		}
+		if n++; progress != nil && n%100_000 == 0 {
+			progress(n)
+		}
+	}
+	return slices.DeleteFunc(all, func(f Former) bool { return held[f.CID] }), nil
 }
 
 func list[T any](ctx context.Context, s *Store, row byte) ([]T, error) {
