@@ -92,9 +92,26 @@ func release(ix *index.Index, number string) (index.Release, error) {
 func releaseNumber(text string) (uint64, error) {
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return 0, cli.Hint(cli.Usagef("release %q is not a number", text), "`publisher log` lists the releases")
+		return 0, cli.Hint(cli.Usagef("release %q is not a number", text), logHint)
+	}
+	if n == 0 {
+		return 0, noReleaseZero()
 	}
 	return n, nil
+}
+
+const logHint = "`publisher log` lists the releases"
+
+func noReleaseZero() error {
+	return cli.Hint(cli.Usagef("release 0 is none: the first one has number 1"), logHint)
+}
+
+// checkRelease refuses --release 0, which would be taken for the newest.
+func checkRelease(cmd *cobra.Command, number uint64) error {
+	if number == 0 && cmd.Flags().Changed("release") {
+		return noReleaseZero()
+	}
+	return nil
 }
 
 // changes says what changed, and counts it.

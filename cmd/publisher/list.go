@@ -51,6 +51,9 @@ one with a scope. Filters go together.`,
 			if _, err := path.Match(pattern, ""); err != nil {
 				return cli.Hint(cli.Usagef("pattern %q: %w", pattern, err), `put a backslash before a [ that is meant as it stands`)
 			}
+			if err := checkRelease(cmd, number); err != nil {
+				return err
+			}
 			ix, err := r.look(cmd)
 			if err != nil {
 				return err

@@ -50,6 +50,7 @@ var causes = []cli.Cause{
 	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed, and the next run pushes again; `follower check --fetch` fetches what the ledger names and the node lacks"},
 	{Is: publish.ErrGone, Code: codeIncomplete, Hint: "nothing was changed; `publisher log` lists the other releases, `follower check --fetch` fetches what the ledger names"},
 	{Is: publish.ErrJournal, Code: cli.CodeFailed, Hint: "restore it from a backup: without it nothing is signed, so that no sequence is used twice"},
+	{Is: publish.ErrWithheld, Code: cli.CodeFailed, Hint: "restore it from a backup; moved away, it is written anew as packages change, and those that were rolled back come as upstream has them"},
 	{Is: publish.ErrUnderWay, Code: cli.CodeFailed, Hint: "`publisher build` ends it"},
 	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record"},
 	{Is: publish.ErrNewer, Code: codeNewer, Hint: "is this state restored from a backup, or the key in use elsewhere? nothing was signed"},

@@ -66,6 +66,9 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 			if err != nil {
 				return cli.Usagef("%w", err)
 			}
+			if err := checkRelease(cmd, number); err != nil {
+				return err
+			}
 			ix, err := r.look(cmd)
 			if err != nil {
 				return err

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -82,7 +83,12 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if text := err.Error(); strings.Contains(text, "time: unknown unit") || strings.Contains(text, "time: missing unit") || strings.Contains(text, "time: invalid duration") {
+			return Hint(usageError{err}, "a duration is in hours, minutes and seconds: 168h is a week, 1h30m an hour and a half")
+		}
+		return usageError{err}
+	})
 	var own bool // the command began: an error from here on is not cobra's own
 	prior := root.PersistentPreRunE
 	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {

@@ -478,7 +478,7 @@ func (p *Publisher) Withheld() ([]Withheld, error) {
 	}
 	var all []Withheld
 	if err := json.Unmarshal(raw, &all); err != nil {
-		return nil, fmt.Errorf("%s: %w", p.withheldPath(), err)
+		return nil, fmt.Errorf("%s: %w: %w", p.withheldPath(), ErrWithheld, err)
 	}
 	return all, nil
 }

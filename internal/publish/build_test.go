@@ -480,3 +480,21 @@ func TestBuildAnnouncements(t *testing.T) {
 var _ Ledger = (*ledger.Store)(nil)
 var _ Ledger = (*ledger.Client)(nil)
 var _ ipfs.Node = (*memNode)(nil)
+
+// A file of what is withheld that cannot be read stops a build, and says which it is.
+func TestWithheldUnreadable(t *testing.T) {
+	w := newWorld(t)
+	p, stop := w.start()
+	defer stop()
+	w.publish(p)
+	if err := replace(w.disk, p.withheldPath(), strings.NewReader("[{")); err != nil {
+		t.Fatal(err)
+	}
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	if _, _, err := p.Build(t.Context()); !errors.Is(err, ErrWithheld) || !strings.Contains(err.Error(), "withheld.json") {
+		t.Errorf("Build: %v", err)
+	}
+	if _, err := p.Status(t.Context()); !errors.Is(err, ErrWithheld) {
+		t.Errorf("Status: %v", err)
+	}
+}

@@ -72,6 +72,9 @@ var (
 	// ErrUnconfirmed is returned when a record was signed and kept but not read
 	// back. The next run puts the very same bytes.
 	ErrUnconfirmed = errors.New("published, but not read back")
+	// ErrWithheld is returned where the file beside the journal that says what is
+	// withheld cannot be read.
+	ErrWithheld = errors.New("what is withheld cannot be read")
 	// ErrIncomplete is returned when the release's blocks could not be made
 	// whole and durable in the node. Nothing is signed.
 	ErrIncomplete = errors.New("the release is not whole in the node")
