@@ -24,7 +24,10 @@ func (e *UnsafeError) Hint() string { return e.Fix }
 
 // readSecret reads a file of at most maxSecret bytes that its owner alone may
 // read, and that is no symbolic link. Errors: *UnsafeError, os.ErrNotExist.
-func readSecret(path string) ([]byte, error) {
+func readSecret(path string) ([]byte, error) { return readOnly(path, 0o077) }
+
+// readOnly is readSecret for a file whose mode has nothing of denied.
+func readOnly(path string, denied fs.FileMode) ([]byte, error) {
 	before, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
@@ -47,7 +50,7 @@ func readSecret(path string) ([]byte, error) {
 	if !os.SameFile(before, info) {
 		return nil, &UnsafeError{path, "was replaced while it was opened", "see who else writes in " + quote(filepath.Dir(path))}
 	}
-	if info.Mode().Perm()&0o077 != 0 {
+	if info.Mode().Perm()&denied != 0 {
 		return nil, &UnsafeError{path, "is readable by others", "chmod 600 " + quote(path)}
 	}
 	raw, err := io.ReadAll(io.LimitReader(f, maxSecret+1))

@@ -1,6 +1,9 @@
-// Package ipnskeys mints the keys that sign a registry's IPNS records, keeps
-// them sealed, and signs with them. No other package sees a private key, and
-// nothing here ever writes one in the clear. It knows nothing of networks,
+// Package ipnskeys mints the keys that sign a registry's IPNS records, takes
+// them in and hands them out in the forms that others know, keeps them sealed,
+// and signs with them: by itself, through an ssh-agent or an external command.
+// No other package sees a private key. One is written in the clear by Export
+// alone, when it is asked for that in so many words, and then to a new file
+// that its owner alone can read. The package knows nothing of networks,
 // journals, releases or npm: which sequence may be signed is its caller's to say.
 //
 // A directory of keys holds:
@@ -8,7 +11,8 @@
 //	identity.txt         the age identity that the keys are sealed to, unless
 //	                     the caller gave another recipient
 //	NAME/public.json     what may be known of the key
-//	NAME/key.age         the private key (PKCS#8, PEM), sealed
+//	NAME/key.age         the private key (PKCS#8, PEM), sealed; there is none
+//	                     where an agent or a command signs
 //	NAME/successor.age   the private key that follows it, sealed; best moved
 //	                     to another machine, since it is needed only to rotate
 //
@@ -21,12 +25,9 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,8 +44,8 @@ import (
 var (
 	// ErrNoKey is returned when there is no key of that name.
 	ErrNoKey = errors.New("no such key")
-	// ErrKeyExists is returned by Mint for a name that has a key: none is ever
-	// replaced.
+	// ErrKeyExists is returned by Mint, Import and Add for a name that has a key:
+	// none is ever replaced.
 	ErrKeyExists = errors.New("there is a key of this name already")
 	// ErrKeyName is returned for a name that no key may have.
 	ErrKeyName = errors.New("a key's name is at most 64 of a-z, 0-9, - and _, and begins with a letter or digit")
@@ -52,6 +53,9 @@ var (
 	ErrSealed = errors.New("no identity opens this key")
 	// ErrCorrupt is returned for a key's file that is not what Mint wrote.
 	ErrCorrupt = errors.New("a key's file is damaged")
+	// ErrNotHere is returned where a private key would have to be at hand, of a
+	// key that an agent or a command signs for.
+	ErrNotHere = errors.New("the private key is not here: an agent or a command signs with it")
 	// ErrUnsafe is what every *UnsafeError is.
 	ErrUnsafe = errors.New("a secret file that others may reach")
 )
@@ -76,9 +80,16 @@ type Key struct {
 	// Next commits to the successor: ipnsrecord.Commitment of its name.
 	Next    string
 	Created time.Time
+	// PublicKey is the line of the key in an authorized_keys file, and
+	// Fingerprint what `ssh-keygen -l` says of it: "SHA256:" and the SHA-256 of
+	// its wire form (RFC 4253, section 6.6; RFC 8709), in base64 without padding.
+	PublicKey   string
+	Fingerprint string
 
+	Signer        string // SignerFile, SignerAgent or SignerCommand
+	Command       string // of SignerCommand, as a shell takes it
 	Dir           string // the directory of keys: all that a backup needs
-	File          string // the sealed private key
+	File          string // the sealed private key; "" where it is not here
 	SuccessorFile string // the sealed successor; need not be there any more
 	// IdentityFile opens both; "" where they are sealed to something else.
 	IdentityFile string
@@ -90,20 +101,25 @@ func (k Key) BackupCommand() string {
 	return fmt.Sprintf("(umask 077; tar -C %s -cf registry-mirror-keys.tar %s)", quote(filepath.Dir(k.Dir)), quote(filepath.Base(k.Dir)))
 }
 
-func quote(s string) string {
-	if !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@:,", r))
-	}) && s != "" && s[0] != '-' {
-		return s
+// quote is a path as a shell takes it; word is anything else.
+func quote(path string) string {
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path
 	}
-	if s != "" && s[0] == '-' {
-		s = "./" + s
+	return word(path)
+}
+
+func word(s string) string {
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@:,", r))
+	}) {
+		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// public is public.json.
-type public struct {
+// description is public.json.
+type description struct {
 	Format   int       `json:"format"`
 	Name     string    `json:"name"`
 	IPNSName ipns.Name `json:"ipns_name"`
@@ -111,6 +127,16 @@ type public struct {
 	Created  time.Time `json:"created"`
 	// Identity is set when the key is sealed to identity.txt beside it.
 	Identity bool `json:"identity,omitempty"`
+	// Signer says who signs; nil for a key whose private part is here.
+	Signer *Elsewhere `json:"signer,omitempty"`
+}
+
+func (p description) write(path string) error {
+	raw, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeNew(path, append(raw, '\n'))
 }
 
 // Mint makes an Ed25519 key and its successor, and seals both to seal; nil
@@ -132,6 +158,23 @@ func mint(dir, name string, seal age.Recipient) (Key, error) {
 	if !keyName.MatchString(name) {
 		return Key{}, ErrKeyName
 	}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return Key{}, err
+	}
+	var to Seal
+	if seal != nil {
+		to.Recipients = []age.Recipient{seal}
+	}
+	return place(dir, name, private.Public().(ed25519.PublicKey), private, nil, to)
+}
+
+// place is Mint for a public key and its private one, nil where signer says who
+// has that.
+func place(dir, name string, public ed25519.PublicKey, private ed25519.PrivateKey, signer *Elsewhere, seal Seal) (Key, error) {
+	if !keyName.MatchString(name) {
+		return Key{}, ErrKeyName
+	}
 	if err := makeDir(dir); err != nil {
 		return Key{}, err
 	}
@@ -141,14 +184,25 @@ func mint(dir, name string, seal age.Recipient) (Key, error) {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return Key{}, err
 	}
-	var opens []age.Identity
-	own := seal == nil
-	if own {
-		identity, err := ownIdentity(dir)
-		if err != nil {
-			return Key{}, err
-		}
-		seal, opens = identity.Recipient(), []age.Identity{identity}
+	current, err := NameOf(public)
+	if err != nil {
+		return Key{}, err
+	}
+	_, successor, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return Key{}, err
+	}
+	follows, err := NameOf(successor.Public().(ed25519.PublicKey))
+	if err != nil {
+		return Key{}, err
+	}
+	next, err := ipnsrecord.Commitment(follows)
+	if err != nil {
+		return Key{}, err
+	}
+	own := len(seal.Recipients) == 0
+	if seal, err = seal.resolve(dir); err != nil {
+		return Key{}, err
 	}
 
 	tmp, err := os.MkdirTemp(dir, mintPrefix) // 0700
@@ -156,26 +210,19 @@ func mint(dir, name string, seal age.Recipient) (Key, error) {
 		return Key{}, err
 	}
 	defer os.RemoveAll(tmp) // after the rename there is none
-	current, err := mintSealed(filepath.Join(tmp, keyFile), seal, opens)
-	if err != nil {
+	if private != nil {
+		if err := writeSealed(filepath.Join(tmp, keyFile), private, seal); err != nil {
+			return Key{}, err
+		}
+	}
+	if err := writeSealed(filepath.Join(tmp, successorFile), successor, seal); err != nil {
 		return Key{}, err
 	}
-	successor, err := mintSealed(filepath.Join(tmp, successorFile), seal, opens)
-	if err != nil {
-		return Key{}, err
-	}
-	next, err := ipnsrecord.Commitment(successor)
-	if err != nil {
-		return Key{}, err
-	}
-	raw, err := json.MarshalIndent(public{
+	p := description{
 		Format: format, Name: name, IPNSName: current, Next: next,
-		Created: time.Now().UTC().Truncate(time.Second), Identity: own,
-	}, "", "  ")
-	if err != nil {
-		return Key{}, err
+		Created: time.Now().UTC().Truncate(time.Second), Identity: own, Signer: signer,
 	}
-	if err := writeNew(filepath.Join(tmp, publicFile), append(raw, '\n')); err != nil {
+	if err := p.write(filepath.Join(tmp, publicFile)); err != nil {
 		return Key{}, err
 	}
 	if err := syncDir(tmp); err != nil {
@@ -194,45 +241,31 @@ func mint(dir, name string, seal age.Recipient) (Key, error) {
 	return Find(dir, name)
 }
 
-// mintSealed makes one key, writes it sealed to path, and opens it again with
-// opens, where there are any.
-func mintSealed(path string, seal age.Recipient, opens []age.Identity) (ipns.Name, error) {
-	_, private, err := ed25519.GenerateKey(rand.Reader)
+// writeSealed writes a key sealed to a new file, and opens it again with what
+// the seal is opened by, where that is at hand.
+func writeSealed(path string, private ed25519.PrivateKey, seal Seal) error {
+	clear, err := marshal(private, PKCS8)
 	if err != nil {
-		return ipns.Name{}, err
+		return err
 	}
-	signer, err := NewSigner(private)
+	sealed, err := seal.close(clear)
 	if err != nil {
-		return ipns.Name{}, err
+		return err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err := writeNew(path, sealed); err != nil {
+		return err
+	}
+	if len(seal.Opens) == 0 {
+		return nil
+	}
+	back, err := unseal(path, seal.Opens)
 	if err != nil {
-		return ipns.Name{}, err
+		return err
 	}
-	var sealed bytes.Buffer
-	w, err := age.Encrypt(&sealed, seal)
-	if err != nil {
-		return ipns.Name{}, err
+	if !back.Equal(private) {
+		return fmt.Errorf("read back %s: %w", path, ErrCorrupt)
 	}
-	if err := pem.Encode(w, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
-		return ipns.Name{}, err
-	}
-	if err := w.Close(); err != nil {
-		return ipns.Name{}, err
-	}
-	if err := writeNew(path, sealed.Bytes()); err != nil {
-		return ipns.Name{}, err
-	}
-	if len(opens) > 0 {
-		back, err := unseal(path, opens)
-		if err != nil {
-			return ipns.Name{}, err
-		}
-		if !back.Equal(private) {
-			return ipns.Name{}, fmt.Errorf("read back %s: %w", path, ErrCorrupt)
-		}
-	}
-	return signer.IPNSName(), nil
+	return nil
 }
 
 // List gives the keys in dir by name; none where there is no such directory.
@@ -262,83 +295,132 @@ func List(dir string) ([]Key, error) {
 // Find gives what may be known of a key, opening nothing. Errors: ErrNoKey,
 // ErrCorrupt, *UnsafeError.
 func Find(dir, name string) (Key, error) {
-	if !keyName.MatchString(name) {
-		return Key{}, fmt.Errorf("key %q: %w", name, ErrKeyName)
-	}
-	abs, err := filepath.Abs(dir)
+	key, _, err := find(dir, name)
 	if err != nil {
-		return Key{}, fmt.Errorf("key %q: %w", name, err)
-	}
-	home := filepath.Join(abs, name)
-	raw, err := readSecret(filepath.Join(home, publicFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return Key{}, fmt.Errorf("key %q in %s: %w", name, dir, ErrNoKey)
-	}
-	if err != nil {
-		return Key{}, fmt.Errorf("key %q: %w", name, err)
-	}
-	var p public
-	if err := json.Unmarshal(raw, &p); err != nil {
-		return Key{}, fmt.Errorf("key %q: %s: %w: %w", name, publicFile, ErrCorrupt, err)
-	}
-	if p.Format != format || p.Name != name || p.IPNSName.Equal(ipns.Name{}) || len(p.Next) != 64 {
-		return Key{}, fmt.Errorf("key %q: %s: %w", name, publicFile, ErrCorrupt)
-	}
-	key := Key{
-		Name: name, IPNSName: p.IPNSName, Next: p.Next, Created: p.Created,
-		Dir: abs, File: filepath.Join(home, keyFile), SuccessorFile: filepath.Join(home, successorFile),
-	}
-	if p.Identity {
-		key.IdentityFile = filepath.Join(abs, identityFile)
+		return Key{}, fmt.Errorf("key %q in %s: %w", name, dir, err)
 	}
 	return key, nil
 }
 
-// Load opens a key with identities, or with none given, with the identity
-// beside it. Errors: ErrNoKey, ErrSealed, ErrCorrupt, *UnsafeError.
+func find(dir, name string) (Key, description, error) {
+	var p description
+	if !keyName.MatchString(name) {
+		return Key{}, p, ErrKeyName
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return Key{}, p, err
+	}
+	home := filepath.Join(abs, name)
+	raw, err := readSecret(filepath.Join(home, publicFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return Key{}, p, ErrNoKey
+	}
+	if err != nil {
+		return Key{}, p, err
+	}
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return Key{}, p, fmt.Errorf("%s: %w: %w", publicFile, ErrCorrupt, err)
+	}
+	if p.Format != format || p.Name != name || p.IPNSName.Equal(ipns.Name{}) || len(p.Next) != 64 {
+		return Key{}, p, fmt.Errorf("%s: %w", publicFile, ErrCorrupt)
+	}
+	key := Key{
+		Name: name, IPNSName: p.IPNSName, Next: p.Next, Created: p.Created,
+		Signer: p.Signer.kind(), Dir: abs, SuccessorFile: filepath.Join(home, successorFile),
+	}
+	if key.Signer == "" {
+		return Key{}, p, fmt.Errorf("%s: it names no signer: %w", publicFile, ErrCorrupt)
+	}
+	if key.PublicKey, key.Fingerprint, err = sshForm(p.IPNSName); err != nil {
+		return Key{}, p, fmt.Errorf("%s: %w: %w", publicFile, ErrCorrupt, err)
+	}
+	if key.Signer == SignerFile {
+		key.File = filepath.Join(home, keyFile)
+	}
+	if key.Signer == SignerCommand {
+		key.Command = p.Signer.String()
+	}
+	if p.Identity {
+		key.IdentityFile = filepath.Join(abs, identityFile)
+	}
+	return key, p, nil
+}
+
+// Load gives the signer of a key. One that is here it opens, with identities or
+// with the identity beside it; an agent or a command must be at hand, and the
+// agent have the key. Errors: ErrNoKey, ErrSealed, ErrCorrupt, ErrAway,
+// *UnsafeError.
 func Load(ctx context.Context, dir, name string, identities ...age.Identity) (*Signer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	key, err := Find(dir, name)
+	signer, err := load(dir, name, identities)
 	if err != nil {
-		return nil, err
-	}
-	if len(identities) == 0 {
-		if key.IdentityFile == "" {
-			return nil, fmt.Errorf("load key %q: it is not sealed to the identity beside it: %w", name, ErrSealed)
-		}
-		if identities, err = ReadIdentities(key.IdentityFile); err != nil {
-			return nil, fmt.Errorf("load key %q: %w", name, err)
-		}
-	}
-	private, err := unseal(key.File, identities)
-	if err != nil {
-		return nil, fmt.Errorf("load key %q: %w", name, err)
-	}
-	signer, err := NewSigner(private)
-	if err != nil {
-		return nil, fmt.Errorf("load key %q: %w", name, err)
-	}
-	if !signer.IPNSName().Equal(key.IPNSName) {
-		return nil, fmt.Errorf("load key %q: it signs for %s, not %s: %w", name, signer.IPNSName(), key.IPNSName, ErrCorrupt)
+		return nil, fmt.Errorf("load key %q of %s: %w", name, dir, err)
 	}
 	return signer, nil
 }
 
-// ReadIdentities reads an age identity file, which must be readable by its
-// owner alone. Errors: *UnsafeError, os.ErrNotExist, ErrCorrupt.
-func ReadIdentities(path string) ([]age.Identity, error) {
-	raw, err := readSecret(path)
+func load(dir, name string, identities []age.Identity) (*Signer, error) {
+	key, p, err := find(dir, name)
 	if err != nil {
 		return nil, err
 	}
-	identities, err := age.ParseIdentities(bytes.NewReader(raw))
-	if err != nil {
-		// age's own error may quote the line, which is a secret.
-		return nil, fmt.Errorf("%s is no age identity file: %w", path, ErrCorrupt)
+	if key.Signer != SignerFile {
+		public, err := publicKey(key.IPNSName)
+		if err != nil {
+			return nil, err
+		}
+		there, err := p.Signer.reach(public)
+		if err != nil {
+			return nil, err
+		}
+		return NewSigner(there)
 	}
-	return identities, nil
+	private, err := key.open(identities)
+	if err != nil {
+		return nil, err
+	}
+	return NewSigner(private)
+}
+
+// open opens the private key, which must be of the key's name.
+func (k Key) open(identities []age.Identity) (ed25519.PrivateKey, error) {
+	if k.Signer != SignerFile {
+		return nil, ErrNotHere
+	}
+	identities, err := k.withOwn(identities)
+	if err != nil {
+		return nil, err
+	}
+	private, err := unseal(k.File, identities)
+	if err != nil {
+		return nil, err
+	}
+	got, err := NameOf(private.Public().(ed25519.PublicKey))
+	if err != nil {
+		return nil, err
+	}
+	if !got.Equal(k.IPNSName) {
+		return nil, fmt.Errorf("it signs for %s, not %s: %w", got, k.IPNSName, ErrCorrupt)
+	}
+	return private, nil
+}
+
+// withOwn adds the identity beside the keys. It does so whatever public.json
+// says: where a Reseal was cut short, that may be ahead of the seal.
+func (k Key) withOwn(identities []age.Identity) ([]age.Identity, error) {
+	own, err := ReadIdentities(filepath.Join(k.Dir, identityFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist) && k.IdentityFile != "" && len(identities) == 0:
+		return nil, fmt.Errorf("the identity that it was sealed to is gone: %w: %w", ErrSealed, err)
+	case errors.Is(err, os.ErrNotExist) && len(identities) == 0:
+		return nil, fmt.Errorf("it is not sealed to the identity beside it: %w", ErrSealed)
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return nil, err
+	}
+	return append(slices.Clone(identities), own...), nil
 }
 
 // ownIdentity reads the identity in dir, making it on first use.
@@ -374,28 +456,16 @@ func unseal(path string, identities []age.Identity) (ed25519.PrivateKey, error) 
 	if err != nil {
 		return nil, err
 	}
-	r, err := age.Decrypt(bytes.NewReader(sealed), identities...)
+	clear, err := decrypt(bytes.NewReader(sealed), identities)
 	if err != nil {
-		if noMatch := new(age.NoIdentityMatchError); errors.As(err, &noMatch) {
-			return nil, fmt.Errorf("%s: %w", path, ErrSealed)
-		}
-		return nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	clear, err := io.ReadAll(io.LimitReader(r, maxSecret))
+	private, err := parsePEM(clear)
+	if errors.Is(err, ErrFormat) {
+		err = ErrCorrupt
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
-	}
-	block, rest := pem.Decode(clear)
-	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("%s holds no PKCS#8 key: %w", path, ErrCorrupt)
-	}
-	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s holds no PKCS#8 key: %w", path, ErrCorrupt)
-	}
-	private, ok := any.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s: %w", path, ErrKeyType)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return private, nil
 }

@@ -29,7 +29,15 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/loopback"
 )
 
-func TestMain(m *testing.M) { loopback.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == externalSigner {
+		signExternally(os.Args[2], os.Args[3:])
+	}
+	if filepath.Base(os.Args[0]) == "age-plugin-"+testPlugin {
+		servePlugin()
+	}
+	loopback.Main(m)
+}
 
 var (
 	value = cid.MustParse("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")
