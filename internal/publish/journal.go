@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 )
 
 var (
@@ -39,7 +41,7 @@ const maxLine = 64 << 10
 // What a line of the journal says.
 const (
 	opCreated   = "created"   // by a human or with a new key: nothing was signed before
-	opAdopted   = "adopted"   // the network said what the last sequence was
+	opAdopted   = "adopted"   // the network said what the last sequence was, or a human what it was at least
 	opPinned    = "pinned"    // a release is whole in the node and its root
 	opIntent    = "intent"    // this will be signed
 	opRecord    = "record"    // this was signed: its bytes
@@ -82,6 +84,7 @@ type attempt struct {
 type history struct {
 	name   string // "" before the first signature
 	used   bool   // a sequence was used, here or by what was adopted
+	floor  bool   // max is what a human said, and nothing but that
 	max    uint64 // highest sequence used
 	last   *attempt
 	pinned made // the last one
@@ -124,6 +127,7 @@ func (h *history) next(l line) error {
 	switch l.Op {
 	case opCreated:
 	case opAdopted:
+		h.floor = len(l.Record) == 0 && h.last == nil
 		h.used, h.max = true, max(h.max, l.Sequence)
 	case opPinned:
 		h.pinned = made{l.Release, value}
@@ -131,7 +135,7 @@ func (h *history) next(l line) error {
 		if !value.Defined() || h.used && l.Sequence <= h.max {
 			return fmt.Errorf("%w: intent %d after %d", ErrJournal, l.Sequence, h.max)
 		}
-		h.used, h.max = true, l.Sequence
+		h.used, h.floor, h.max = true, false, l.Sequence
 		h.last = &attempt{Sequence: l.Sequence, Release: l.Release, Value: value, EOL: l.EOL, TTL: l.TTL}
 	case opRecord, opConfirmed, opAbandoned:
 		if a == nil || a.Sequence != l.Sequence {
@@ -181,22 +185,10 @@ func CreateJournal(fsys vfs.FS, path string) error {
 	if fsys == nil {
 		fsys = vfs.Default
 	}
-	return create(fsys, path, line{Op: opCreated, Time: time.Now().UTC()}, nil)
+	return locked(fsys, path, func() error { return createLocked(fsys, path) })
 }
 
-func create(fsys vfs.FS, path string, first line, fault func(string) error) error {
-	dir := fsys.PathDir(path)
-	if err := fsys.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("create journal: %w", err)
-	}
-	if err := syncDir(fsys, fsys.PathDir(dir)); err != nil {
-		return fmt.Errorf("create journal: %w", err)
-	}
-	lock, err := lockJournal(fsys, path)
-	if err != nil {
-		return fmt.Errorf("create journal: %w", err)
-	}
-	defer lock.Close()
+func createLocked(fsys vfs.FS, path string) error {
 	h, _, err := readJournal(fsys, path)
 	if err == nil {
 		if h.used {
@@ -207,15 +199,107 @@ func create(fsys vfs.FS, path string, first line, fault func(string) error) erro
 	if !errors.Is(err, ErrNoJournal) {
 		return fmt.Errorf("create journal: %w", err)
 	}
+	return begin(fsys, path, line{Op: opCreated, Time: time.Now().UTC()})
+}
+
+// ImportJournal makes the journal ready for a key that was made elsewhere, and
+// so may have signed there; it is called before that key appears. In the order
+// of what is looked at:
+//
+//   - A journal of that very key stays as it is, for it knows more. Where it
+//     knows less than atLeast says, it is ErrJournalUsed.
+//   - One of another key is ErrJournalUsed.
+//   - With atLeast, a sequence that was used at least and is below 2^62, one is
+//     begun that has that used, in the place of one that records nothing.
+//   - Without, there is none afterwards: one that records nothing is removed. The
+//     first publish then begins it with what the network says, and without that
+//     signs nothing (ErrNoSequence).
+//
+// So no sequence that the key used elsewhere is used again for all that is known
+// here. Errors: ipnsrecord.ErrSequence, ErrJournalUsed, ErrJournal, ErrLocked. A
+// nil filesystem is the machine's.
+func ImportJournal(fsys vfs.FS, path string, name ipns.Name, atLeast *uint64) error {
+	if fsys == nil {
+		fsys = vfs.Default
+	}
+	return locked(fsys, path, func() error { return importLocked(fsys, path, name, atLeast) })
+}
+
+func importLocked(fsys vfs.FS, path string, name ipns.Name, atLeast *uint64) error {
+	if atLeast != nil && *atLeast >= ipnsrecord.MaxSequence {
+		return fmt.Errorf("import journal: %w: %d", ipnsrecord.ErrSequence, *atLeast)
+	}
+	h, _, err := readJournal(fsys, path)
+	there := err == nil
+	if err != nil && !errors.Is(err, ErrNoJournal) {
+		return fmt.Errorf("import journal: %w", err)
+	}
+	if h.used {
+		switch {
+		case h.name != name.String():
+			return fmt.Errorf("import %s: it is of %s, not of %s: %w", path, h.name, name, ErrJournalUsed)
+		case atLeast == nil || *atLeast <= h.max:
+			return nil
+		case !h.floor:
+			return fmt.Errorf("import %s: it ends with sequence %d, not %d: %w", path, h.max, *atLeast, ErrJournalUsed)
+		}
+	}
+	if atLeast != nil {
+		return begin(fsys, path, line{Op: opAdopted, Time: time.Now().UTC(), Name: name.String(), Sequence: *atLeast})
+	}
+	if !there {
+		return nil
+	}
+	if err := fsys.Remove(path); err != nil {
+		return fmt.Errorf("import journal: %w", err)
+	}
+	return syncDir(fsys, fsys.PathDir(path))
+}
+
+// create begins a journal where there is none.
+func create(fsys vfs.FS, path string, first line, fault func(string) error) error {
+	return locked(fsys, path, func() error {
+		if _, _, err := readJournal(fsys, path); !errors.Is(err, ErrNoJournal) {
+			if err == nil {
+				err = ErrJournalUsed
+			}
+			return fmt.Errorf("create journal: %w", err)
+		}
+		if err := begin(fsys, path, first); err != nil {
+			return err
+		}
+		return hook(fault, "journal created")
+	})
+}
+
+// begin writes a journal of one line, in the place of any.
+func begin(fsys vfs.FS, path string, first line) error {
 	first.Format = journalFormat
 	text, err := json.Marshal(first)
 	if err != nil {
-		return fmt.Errorf("create journal: %w", err)
+		return fmt.Errorf("begin journal: %w", err)
 	}
 	if err := replace(fsys, path, bytes.NewReader(appendLine(nil, seal([32]byte{}, text), text))); err != nil {
-		return fmt.Errorf("create journal: %w", err)
+		return fmt.Errorf("begin journal: %w", err)
 	}
-	return hook(fault, "journal created")
+	return nil
+}
+
+// locked runs f with the lock of the journal, whose directory it makes.
+func locked(fsys vfs.FS, path string, f func() error) error {
+	dir := fsys.PathDir(path)
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the journal's directory: %w", err)
+	}
+	if err := syncDir(fsys, fsys.PathDir(dir)); err != nil {
+		return fmt.Errorf("make the journal's directory: %w", err)
+	}
+	lock, err := lockJournal(fsys, path)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return f()
 }
 
 func appendLine(dst []byte, sum [32]byte, text []byte) []byte {

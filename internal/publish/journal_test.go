@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/ipfs/boxo/ipns"
+
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 )
 
 const testValue = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
@@ -229,5 +233,99 @@ func TestJournalSyncFails(t *testing.T) {
 	}
 	if h, _, err := readJournal(disk, journalPath); err != nil || h.max != 1 {
 		t.Errorf("sequence %d is there (%v)", h.max, err)
+	}
+}
+
+// What a key from elsewhere may find, and what its journal is then. Nothing that
+// was signed is lost, and no journal says that nothing was.
+func TestImportJournal(t *testing.T) {
+	name, other := testSigner(t, 1).IPNSName(), testSigner(t, 2).IPNSName()
+	n := func(n uint64) *uint64 { return &n }
+	adopted := func(name ipns.Name, seq uint64, record []byte) line {
+		return line{Op: opAdopted, Format: journalFormat, Name: name.String(), Sequence: seq, Record: record}
+	}
+	signed := line{Op: opIntent, Name: name.String(), Sequence: 7, Value: testValue}
+	for _, c := range []struct {
+		name    string
+		before  []line // after "created"; nil for no journal
+		atLeast *uint64
+		ops     string // "" for no journal
+		max     uint64
+		err     error
+	}{
+		{"none, and nothing said", nil, nil, "", 0, nil},
+		{"none", nil, n(41), "adopted", 41, nil},
+		{"none, of a key that never signed", nil, n(0), "adopted", 0, nil},
+		{"none, the last that may be", nil, n(1<<62 - 1), "adopted", 1<<62 - 1, nil},
+		{"none, out of bounds", nil, n(1 << 62), "", 0, ipnsrecord.ErrSequence},
+		{"none, far out of bounds", nil, n(math.MaxUint64), "", 0, ipnsrecord.ErrSequence},
+		{"of nothing, and nothing said", []line{}, nil, "", 0, nil},
+		{"of nothing", []line{}, n(41), "adopted", 41, nil},
+		{"its own, and nothing said", []line{signed}, nil, "created intent", 7, nil},
+		{"its own, which knows more", []line{signed}, n(3), "created intent", 7, nil},
+		{"its own, which knows less", []line{signed}, n(8), "created intent", 7, ErrJournalUsed},
+		{"its own, from the network", []line{adopted(name, 5, []byte("record"))}, n(6), "created adopted", 5, ErrJournalUsed},
+		{"what was said before, and nothing now", []line{adopted(name, 5, nil)}, nil, "created adopted", 5, nil},
+		{"what was said before, and less now", []line{adopted(name, 5, nil)}, n(4), "created adopted", 5, nil},
+		{"what was said before, and more now", []line{adopted(name, 5, nil)}, n(6), "adopted", 6, nil},
+		{"said, then signed", []line{adopted(name, 5, nil), signed}, n(9), "created adopted intent", 7, ErrJournalUsed},
+		{"another's", []line{{Op: opIntent, Name: other.String(), Sequence: 7, Value: testValue}}, n(9), "created intent", 7, ErrJournalUsed},
+		{"another's, only said", []line{adopted(other, 5, nil)}, nil, "created adopted", 5, ErrJournalUsed},
+	} {
+		disk := vfs.NewCrashableMem()
+		if c.before != nil {
+			disk = testJournal(t, c.before...)
+		}
+		err := ImportJournal(disk, journalPath, name, c.atLeast)
+		if !errors.Is(err, c.err) || c.err == nil && err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		// All of it is durable.
+		disk = disk.CrashClone(vfs.CrashCloneCfg{})
+		var ops []string
+		h, _, err := readLines(disk, journalPath, func(l line) { ops = append(ops, l.Op) })
+		if err != nil && !errors.Is(err, ErrNoJournal) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if got := strings.Join(ops, " "); got != c.ops || h.max != c.max || c.ops != "" && !h.used {
+			t.Errorf("%s: %q, %+v", c.name, got, h)
+		}
+	}
+	disk := testJournal(t)
+	lock, err := lockJournal(disk, journalPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ImportJournal(disk, journalPath, name, n(1)); !errors.Is(err, ErrLocked) {
+		t.Errorf("in use: %v", err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Every call of the filesystem fails once. There is no journal then, or a whole
+// one that survives a power cut.
+func TestImportJournalFaults(t *testing.T) {
+	name, failed := testSigner(t, 1).IPNSName(), errors.New("disk trouble")
+	for n := 1; ; n++ {
+		disk, calls, seq := vfs.NewCrashableMem(), 0, uint64(41)
+		faulty := errorfs.Wrap(disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if calls++; calls == n {
+				return failed
+			}
+			return nil
+		}))
+		err := ImportJournal(faulty, journalPath, name, &seq)
+		h, _, readErr := readJournal(disk.CrashClone(vfs.CrashCloneCfg{}), journalPath)
+		if readErr == nil && h.max != seq || readErr != nil && (err == nil || !errors.Is(readErr, ErrNoJournal)) {
+			t.Errorf("fault %d of %d calls: %v; left: %+v, %v", n, calls, err, h, readErr)
+		}
+		if calls < n {
+			if err != nil || n < 8 {
+				t.Errorf("%d calls, %v", calls, err)
+			}
+			return
+		}
 	}
 }

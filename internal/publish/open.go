@@ -1,12 +1,14 @@
 package publish
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"strings"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/boxo/ipns"
 
 	"github.com/registry-mirror/registry-mirror/index"
@@ -85,13 +87,75 @@ func checkOrigin(origin string) error {
 // without a journal always means a lost journal. Errors: ipnskeys.ErrKeyExists,
 // ErrJournalUsed and those of ipnskeys.Mint.
 func Mint(keys, name, journal string) (ipnskeys.Key, error) {
-	if _, err := ipnskeys.Find(keys, name); err == nil {
-		return ipnskeys.Key{}, fmt.Errorf("mint key %q: %w", name, ipnskeys.ErrKeyExists)
-	} else if !errors.Is(err, ipnskeys.ErrNoKey) {
+	absent := func() error {
+		if _, err := ipnskeys.Find(keys, name); err == nil {
+			return fmt.Errorf("mint key %q: %w", name, ipnskeys.ErrKeyExists)
+		} else if !errors.Is(err, ipnskeys.ErrNoKey) {
+			return err
+		}
+		return nil
+	}
+	if err := absent(); err != nil { // before there is a directory of that name
 		return ipnskeys.Key{}, err
 	}
-	if err := CreateJournal(nil, journal); err != nil {
+	var key ipnskeys.Key
+	err := locked(vfs.Default, journal, func() (err error) {
+		if err := absent(); err != nil { // one that was imported meanwhile has no journal, and gets none
+			return err
+		}
+		if err := createLocked(vfs.Default, journal); err != nil {
+			return err
+		}
+		key, err = ipnskeys.Mint(keys, name, nil)
+		return err
+	})
+	return key, err
+}
+
+// Import gives a registry a key that was made elsewhere, its journal made ready
+// first (ImportJournal); atLeast is nil where nobody knows what it has signed.
+// Where the registry has that key already, atLeast can still be said. Errors:
+// ipnskeys.ErrKeyExists, and those of ImportJournal and ipnskeys.Import.
+func Import(keys, name, journal string, private *ipnskeys.Private, atLeast *uint64) (ipnskeys.Key, error) {
+	return take(keys, name, journal, private.IPNSName(), atLeast, func() (ipnskeys.Key, error) {
+		return ipnskeys.Import(keys, name, private, ipnskeys.Seal{})
+	})
+}
+
+// Add is Import for a key that stays elsewhere. Further errors: those of
+// ipnskeys.Add.
+func Add(keys, name, journal string, public ed25519.PublicKey, has ipnskeys.Elsewhere, atLeast *uint64) (ipnskeys.Key, error) {
+	id, err := ipnskeys.NameOf(public)
+	if err != nil {
 		return ipnskeys.Key{}, err
 	}
-	return ipnskeys.Mint(keys, name, nil)
+	return take(keys, name, journal, id, atLeast, func() (ipnskeys.Key, error) {
+		return ipnskeys.Add(keys, name, public, has)
+	})
+}
+
+// take holds the journal's lock throughout, as Mint does: neither finds its
+// journal changed by the other before its key is there.
+func take(keys, name, journal string, id ipns.Name, atLeast *uint64, place func() (ipnskeys.Key, error)) (ipnskeys.Key, error) {
+	key, err := ipnskeys.Find(keys, name)
+	have := err == nil
+	switch {
+	case have && (atLeast == nil || !key.IPNSName.Equal(id)):
+		return ipnskeys.Key{}, fmt.Errorf("key %q signs for %s: %w", name, key.IPNSName, ipnskeys.ErrKeyExists)
+	case !have && !errors.Is(err, ipnskeys.ErrNoKey):
+		return ipnskeys.Key{}, err
+	}
+	err = locked(vfs.Default, journal, func() (err error) {
+		if err := importLocked(vfs.Default, journal, id, atLeast); err != nil {
+			return err
+		}
+		if !have {
+			key, err = place()
+		}
+		return err
+	})
+	if err != nil {
+		return ipnskeys.Key{}, err
+	}
+	return key, nil
 }

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"net/http/httptest"
@@ -140,6 +141,83 @@ func TestMint(t *testing.T) {
 	}
 	if _, err := ipnskeys.Find(filepath.Join(dir, "other"), "default"); !errors.Is(err, ipnskeys.ErrNoKey) {
 		t.Errorf("a key all the same: %v", err)
+	}
+}
+
+// madeElsewhere is a private key of elsewhere.
+func madeElsewhere(t *testing.T) *ipnskeys.Private {
+	t.Helper()
+	dir := t.TempDir()
+	if _, err := ipnskeys.Mint(dir, "x", nil); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "exported")
+	if err := ipnskeys.Export(t.Context(), dir, "x", file, ipnskeys.Libp2p, nil); err != nil {
+		t.Fatal(err)
+	}
+	private, err := ipnskeys.ReadPrivate(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return private
+}
+
+func TestImport(t *testing.T) {
+	dir := t.TempDir()
+	keys, journal := filepath.Join(dir, "keys"), filepath.Join(dir, "registry", "journal")
+	private, n := madeElsewhere(t), uint64(41)
+	if _, err := Import(keys, "../x", journal, private, nil); !errors.Is(err, ipnskeys.ErrKeyName) {
+		t.Errorf("a bad name: %v", err)
+	}
+	// A mint that a crash cut short left a journal that says "nothing was signed".
+	if err := CreateJournal(nil, journal); err != nil {
+		t.Fatal(err)
+	}
+	key, err := Import(keys, "default", journal, private, nil)
+	if err != nil || !key.IPNSName.Equal(private.IPNSName()) {
+		t.Fatalf("%+v, %v", key, err)
+	}
+	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a journal that begins at nothing: %v", err)
+	}
+	if _, err := Import(keys, "default", journal, private, nil); !errors.Is(err, ipnskeys.ErrKeyExists) {
+		t.Errorf("again: %v", err)
+	}
+	if _, err := Mint(keys, "default", journal); !errors.Is(err, ipnskeys.ErrKeyExists) {
+		t.Errorf("mint: %v", err)
+	}
+	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("now there is one: %v", err)
+	}
+	// Later somebody knows.
+	if again, err := Import(keys, "default", journal, private, &n); err != nil || again != key {
+		t.Errorf("with a sequence: %+v, %v", again, err)
+	}
+	h, _, err := readJournal(vfs.Default, journal)
+	if err != nil || h.max != n || !h.floor {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if _, err := Import(keys, "default", journal, madeElsewhere(t), &n); !errors.Is(err, ipnskeys.ErrKeyExists) {
+		t.Errorf("another key: %v", err)
+	}
+	// The journal of another key is no ground to sign on, and no key appears.
+	if _, err := Import(keys, "other", journal, madeElsewhere(t), nil); !errors.Is(err, ErrJournalUsed) {
+		t.Errorf("another's journal: %v", err)
+	}
+	if _, err := ipnskeys.Find(keys, "other"); !errors.Is(err, ipnskeys.ErrNoKey) {
+		t.Errorf("a key all the same: %v", err)
+	}
+	// One that signs by a program: what keeps it out leaves nothing either.
+	public, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := ipnskeys.Elsewhere{Command: []string{filepath.Join(dir, "gone")}}
+	if _, err := Add(keys, "kms", filepath.Join(dir, "kms", "journal"), public, gone, nil); !errors.Is(err, ipnskeys.ErrAway) {
+		t.Errorf("no program: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kms", "journal")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a journal: %v", err)
 	}
 }
 

@@ -162,6 +162,70 @@ func TestNoSequence(t *testing.T) {
 	}
 }
 
+// A key from elsewhere goes on above what it is said to have used, and above what
+// the network has, whichever is more; with neither it signs nothing.
+func TestImported(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		atLeast uint64 // 0: nothing is said
+		network uint64 // 0: it has no record
+		want    uint64
+		ops     string
+	}{
+		{"only said", 41, 0, 42, "adopted pinned intent record confirmed"},
+		{"only the network", 0, 7, 8, "adopted pinned intent record confirmed"},
+		{"the network knows more", 5, 7, 8, "adopted adopted pinned intent record confirmed"},
+		{"the network knows less", 41, 7, 42, "adopted pinned intent record confirmed"},
+		{"they agree", 7, 7, 8, "adopted pinned intent record confirmed"},
+		{"neither", 0, 0, 0, ""},
+	} {
+		w := newWorld(t)
+		var atLeast *uint64
+		if c.atLeast > 0 {
+			atLeast = &c.atLeast
+		}
+		if err := ImportJournal(w.disk, journalPath, w.signer.IPNSName(), atLeast); err != nil {
+			t.Fatal(err)
+		}
+		if c.network > 0 {
+			raw, err := w.signer.Sign(w.emptyDir(), c.network, dayZero.Add(time.Hour), time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.node.records[w.signer.IPNSName().String()] = raw
+		}
+		p, stop := w.start()
+		s, err := p.Status(t.Context())
+		if err != nil || (s.Problem == nil) == (c.want == 0) {
+			t.Errorf("%s: status: %v, %v", c.name, s.Problem, err)
+		}
+		got, err := p.Publish(t.Context())
+		if c.want == 0 {
+			if !errors.Is(err, ErrNoSequence) || len(w.node.puts) > 0 {
+				t.Errorf("%s: %+v, %v", c.name, got, err)
+			}
+			stop()
+			continue
+		}
+		if err != nil || got.Sequence != c.want || !got.Signed {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+		if ops := w.ops(); ops != c.ops {
+			t.Errorf("%s: %s", c.name, ops)
+		}
+		// What was signed here counts from then on: a newer record stops all.
+		raw, err := w.signer.Sign(w.emptyDir(), c.want+9, dayZero.Add(time.Hour), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.node.set(func() { w.node.records[w.signer.IPNSName().String()] = raw })
+		if _, err := p.Publish(t.Context()); !errors.Is(err, ErrNewer) {
+			t.Errorf("%s: a newer record: %v", c.name, err)
+		}
+		stop()
+	}
+}
+
 // A journal alone is enough: a new network knows nothing yet.
 func TestNetworkDown(t *testing.T) {
 	w := newWorld(t)

@@ -195,7 +195,8 @@ func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.
 
 // openJournal opens the journal; where there is none, what the network says
 // begins one, and where the network says nothing, or a route cannot be read,
-// ErrNoSequence.
+// ErrNoSequence. One that knows no more than what a human said was used at least
+// goes on from the network, too.
 func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
 	j, err := openJournal(p.o.FS, p.o.Journal, p.fault)
 	if errors.Is(err, ErrNoJournal) {
@@ -208,11 +209,7 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 			return nil, fmt.Errorf("publish %s: %w", name, ErrNoSequence)
 		}
 		p.o.Log.Warn("journal is missing; going on from the network's record", "journal", p.o.Journal, "name", name.String(), "sequence", network.Sequence)
-		err = create(p.o.FS, p.o.Journal, line{
-			Op: opAdopted, Time: p.now(), Name: name.String(), Sequence: network.Sequence,
-			Value: network.Value.String(), EOL: network.EOL, TTL: network.TTL, Record: network.Raw,
-		}, p.fault)
-		if err != nil {
+		if err := create(p.o.FS, p.o.Journal, p.adopted(name, network), p.fault); err != nil {
 			return nil, err
 		}
 		j, err = openJournal(p.o.FS, p.o.Journal, p.fault)
@@ -222,6 +219,11 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 	}
 	if j.name != "" && j.name != name.String() {
 		return nil, errors.Join(fmt.Errorf("%s: %w: it is of %s, not of %s", p.o.Journal, ErrJournal, j.name, name), j.close())
+	}
+	if j.floor && network != nil && network.Sequence > j.max {
+		if err := j.append(p.adopted(name, network)); err != nil {
+			return nil, errors.Join(err, j.close())
+		}
 	}
 	return j, nil
 }
@@ -238,9 +240,18 @@ func rivals(h history, views []RouteStatus) error {
 	return errors.Join(all...)
 }
 
-// rival refuses to go on beside a record that this journal did not sign.
+// adopted says that the network's record is the last that was signed.
+func (p *Publisher) adopted(name ipns.Name, network *ipnsrecord.Record) line {
+	return line{
+		Op: opAdopted, Format: journalFormat, Time: p.now(), Name: name.String(), Sequence: network.Sequence,
+		Value: network.Value.String(), EOL: network.EOL, TTL: network.TTL, Record: network.Raw,
+	}
+}
+
+// rival refuses to go on beside a record that this journal did not sign. One
+// that holds no more than what a human said knows of no record.
 func rival(h history, network *ipnsrecord.Record) error {
-	if network == nil {
+	if network == nil || h.floor {
 		return nil
 	}
 	ours := "nothing"
