@@ -2,9 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"net"
+	"os"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli/clitest"
@@ -30,13 +37,47 @@ const archive = `
 {"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
 `
 
-// The scripts have three commands more:
+// The scripts have these commands more:
 //
+//	agent FILE      runs an ssh-agent at $SSH_AUTH_SOCK with a new key, and writes its public key
+//	agent-ends      ends it
 //	unlist NAME     takes a package out of the list behind everybody's back
 //	hold REGISTRY   has the registry's index until the script ends, as a publisher does
 //	hold-ledger     has the ledger and answers nobody
 func TestScripts(t *testing.T) {
 	clitest.Run(t, archive, map[string]func(*testscript.TestScript, bool, []string){
+		"agent": func(ts *testscript.TestScript, _ bool, args []string) {
+			_, key, err := ed25519.GenerateKey(rand.Reader)
+			ts.Check(err)
+			ring := agent.NewKeyring()
+			ts.Check(ring.Add(agent.AddedKey{PrivateKey: key}))
+			public, err := ssh.NewPublicKey(key.Public())
+			ts.Check(err)
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), ssh.MarshalAuthorizedKey(public), 0o644))
+			l, err := net.Listen("unix", ts.MkAbs("agent.sock"))
+			ts.Check(err)
+			ts.Setenv("SSH_AUTH_SOCK", ts.MkAbs("agent.sock"))
+			var served sync.WaitGroup
+			served.Go(func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					served.Go(func() {
+						defer conn.Close()
+						agent.ServeAgent(ring, conn)
+					})
+				}
+			})
+			ts.Defer(func() {
+				l.Close()
+				served.Wait()
+			})
+		},
+		"agent-ends": func(ts *testscript.TestScript, _ bool, _ []string) {
+			ts.Check(os.Remove(ts.Getenv("SSH_AUTH_SOCK")))
+		},
 		"hold": func(ts *testscript.TestScript, _ bool, args []string) {
 			ix, err := index.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Index(args[0]), index.Options{})
 			ts.Check(err)

@@ -97,6 +97,7 @@ publisher collect does. With --every it stays until it is ended.`,
 	bindRetain(cmd, r)
 	bindRoutes(cmd, r)
 	bindWait(cmd, r)
+	bindIdentity(cmd, r)
 	return cmd
 }
 

@@ -28,6 +28,7 @@ type registry struct {
 	retain        time.Duration
 	routes        []string
 	wait          time.Duration
+	identities    []string // files
 }
 
 func bindRoutes(cmd *cobra.Command, r *registry) {
@@ -52,7 +53,7 @@ func (o *opened) Close() error {
 
 // What a run is about to do, and so what open opens for it.
 const (
-	look  = iota // begins nothing: without an index it is index.ErrNoIndex
+	look  = iota // begins nothing, without an index it is index.ErrNoIndex; leaves the key alone
 	build        // begins an index where there is none, and leaves the key alone
 	sign
 	rollback // sign, and begins nothing
@@ -76,11 +77,12 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		return nil, err
 	}
 	switch purpose {
-	case build, tidy:
+	case look:
+		signer = nameOnly{o.key.IPNSName} // the network is asked for it
 	case renew:
-		signer = lateSigner{o.key, func() (publish.Signer, error) { return ipnskeys.Load(ctx, dir.Keys(), r.name) }}
-	default: // the network is asked for the signer's name
-		if signer, err = ipnskeys.Load(ctx, dir.Keys(), r.name); err != nil {
+		signer = lateSigner{o.key, func() (publish.Signer, error) { return r.opening(ctx).Load(ctx, dir.Keys(), r.name) }}
+	case sign, rollback:
+		if signer, err = r.opening(ctx).Load(ctx, dir.Keys(), r.name); err != nil {
 			return nil, err
 		}
 	}
@@ -141,6 +143,15 @@ func (s lateSigner) Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Dura
 		return nil, err
 	}
 	return signer.Sign(value, seq, eol, ttl)
+}
+
+// nameOnly is the signer of a run that signs nothing, and so opens no key.
+type nameOnly struct{ name ipns.Name }
+
+func (n nameOnly) IPNSName() ipns.Name { return n.name }
+
+func (nameOnly) Sign(cid.Cid, uint64, time.Time, time.Duration) ([]byte, error) {
+	return nil, publish.ErrSigner
 }
 
 // find gives what may be known of the registry's key. ErrNoKey says which keys

@@ -29,6 +29,7 @@ does not run. Made for cron: it prints nothing on success off a terminal.`,
 			return r.report(cmd, result, err, printResult)
 		},
 	}
+	bindIdentity(cmd, r)
 	bindRoutes(cmd, r)
 	bindWait(cmd, r)
 	return cmd

@@ -12,7 +12,7 @@ import (
 )
 
 func rollbackCommand(r *registry) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "rollback NUMBER",
 		Short: "Publish the list of an older release as a new one",
 		Long: `Publishes the list of an older release as a new release: the number rises, and
@@ -49,4 +49,6 @@ included; where some of it is gone, nothing is changed.`,
 			})
 		},
 	}
+	bindIdentity(cmd, r)
+	return cmd
 }

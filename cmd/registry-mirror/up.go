@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,6 +40,7 @@ const publishEvery = 2 * time.Second
 type upSettings struct {
 	*cli.Common
 	selection                       follow.Selection
+	identities                      []string // files
 	upstream, address, name, origin string
 	notices                         io.Writer // for people
 	pull, pullSet, share            bool
@@ -76,6 +78,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
 	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
 	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
+	f.StringArrayVar(&s.identities, "identity", nil, "age identity file, mode 0600, that opens the key; may be repeated (default: the one beside the keys, and $CREDENTIALS_DIRECTORY/NAME)")
 	f.StringVar(&s.origin, "gateway-origin", "", "origin of the gateway that the registry can also be read from, chosen with the first release; none to leave that out (default: "+publish.DefaultGatewayOrigin+")")
 	return cmd
 }
@@ -255,7 +258,10 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	if err != nil {
 		return err
 	}
-	signer, err := ipnskeys.Load(ctx, dir.Keys(), s.name)
+	signer, err := ipnskeys.Opening{
+		Identities: s.identities, Credentials: os.Getenv("CREDENTIALS_DIRECTORY"),
+		Passphrase: func() (string, error) { return cli.ReadPassphrase(ctx, "Passphrase of the key "+s.name+": ") },
+	}.Load(ctx, dir.Keys(), s.name)
 	if err != nil {
 		return err
 	}

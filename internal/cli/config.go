@@ -83,10 +83,11 @@ func Configure(cmd *cobra.Command, environ []string) error {
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"all", "allow-private", "cached", "config", "confirm-over", "count", "days", "every", "feed", "fetch", "from-file", "gateway", "gateway-origin",
-	"ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network",
-	"newest", "no-deps", "node", "once", "peer", "pull-through", "reason", "release", "reserve", "retain", "route", "scope", "share", "signatures", "since", "state",
-	"tarball-host", "upstream", "verbose", "wait", "watch",
+	"agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
+	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
+	"listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "node", "once", "peer",
+	"pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share", "signatures", "since",
+	"state", "tarball-host", "upstream", "verbose", "wait", "watch",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named
