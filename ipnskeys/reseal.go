@@ -19,6 +19,9 @@ const resealPrefix = ".reseal-" // folders of a Reseal that did not end
 type Resealed struct {
 	Key
 	Successor bool // the successor's file too
+	// Tried says that the new seal was opened again, by what it was sealed with or
+	// by one of the identities given.
+	Tried bool
 	// Left says that there is a successor's file which nothing given opens, and
 	// that stayed as it was.
 	Left bool
@@ -26,7 +29,7 @@ type Resealed struct {
 
 // Reseal seals a key, and its successor where that is here and opens, to
 // another seal. identities, and the identity beside the keys, open what is
-// there. Copies and backups made before stay sealed as they were. Errors:
+// there; one that opens the new seal too shows that it can be opened. Copies and backups made before stay sealed as they were. Errors:
 // Load's; after one, what was sealed anew stays so, and a further Reseal ends it.
 //
 // Law: all new seals are durable, and were opened again where that can be done,
@@ -80,9 +83,22 @@ func reseal(dir, name string, to Seal, identities []age.Identity, fault func(ste
 		return Resealed{}, err
 	}
 	defer os.RemoveAll(tmp)
+	r.Tried = true
 	for file, private := range sealed {
 		if err := writeSealed(filepath.Join(tmp, file), private, to); err != nil {
 			return Resealed{}, err
+		}
+		if len(to.Opens) > 0 {
+			continue // done
+		}
+		back, err := unseal(filepath.Join(tmp, file), identities)
+		switch {
+		case errors.Is(err, ErrSealed):
+			r.Tried = false
+		case err != nil:
+			return Resealed{}, err
+		case !back.Equal(private):
+			return Resealed{}, fmt.Errorf("read back %s: %w", file, ErrCorrupt)
 		}
 	}
 	p.Identity = own

@@ -143,8 +143,8 @@ func (o Opening) Load(ctx context.Context, dir, name string) (*Signer, error) {
 	return Load(ctx, dir, name, identities...)
 }
 
-// Read reads the identities for the key name. Errors: ErrKeyName, and those of
-// ReadIdentities.
+// Read reads the identities for the key name. Errors: ErrKeyName, and ErrSealed
+// with those of ReadIdentities.
 func (o Opening) Read(name string) ([]age.Identity, error) {
 	if !keyName.MatchString(name) {
 		return nil, ErrKeyName
@@ -153,23 +153,21 @@ func (o Opening) Read(name string) ([]age.Identity, error) {
 	for _, path := range o.Identities {
 		identities, err := ReadIdentities(path)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", ErrSealed, err)
 		}
 		all = append(all, identities...)
 	}
 	if o.Credentials != "" {
 		path := filepath.Join(o.Credentials, name)
 		raw, err := readOnly(path, 0o037)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
-		}
+		var identities []age.Identity
 		if err == nil {
-			identities, err := parseIdentities(path, raw)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, identities...)
+			identities, err = parseIdentities(path, raw)
 		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", ErrSealed, err)
+		}
+		all = append(all, identities...)
 	}
 	if o.Passphrase != nil {
 		all = append(all, &passphraseIdentity{ask: sync.OnceValues(o.Passphrase)})

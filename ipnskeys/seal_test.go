@@ -27,19 +27,19 @@ func TestReseal(t *testing.T) {
 		to    Seal
 		opens []age.Identity // what it is sealed to before
 		then  age.Identity   // what opens it after; nil for the identity beside it
-		left  bool
-		also  bool // the successor, too
+		tried bool           // the new seal was opened again
 	}{
-		{"to a recipient", Seal{Recipients: []age.Recipient{mine.Recipient()}, Opens: []age.Identity{mine}}, nil, mine, false, true},
-		{"to two", Seal{Recipients: []age.Recipient{second.Recipient(), mine.Recipient()}}, []age.Identity{mine}, second, false, true},
-		{"to a passphrase", Seal{Recipients: []age.Recipient{lowScrypt(t, "open")}, Opens: []age.Identity{ask("open")}}, []age.Identity{second}, ask("open"), false, true},
-		{"and back", Seal{}, []age.Identity{ask("open")}, nil, false, true},
+		{"to a recipient", Seal{Recipients: []age.Recipient{mine.Recipient()}, Opens: []age.Identity{mine}}, nil, mine, true},
+		{"to one that is not here", Seal{Recipients: []age.Recipient{second.Recipient()}}, []age.Identity{mine}, second, false},
+		{"to two", Seal{Recipients: []age.Recipient{second.Recipient(), mine.Recipient()}}, []age.Identity{second}, second, true},
+		{"to a passphrase", Seal{Recipients: []age.Recipient{lowScrypt(t, "open")}, Opens: []age.Identity{ask("open")}}, []age.Identity{second}, ask("open"), true},
+		{"and back", Seal{}, []age.Identity{ask("open")}, nil, true},
 	} {
 		r, err := Reseal(t.Context(), dir, "main", c.to, c.opens...)
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
-		if r.Left != c.left || r.Successor != c.also || (r.IdentityFile == "") == (c.then == nil) {
+		if r.Left || !r.Successor || r.Tried != c.tried || (r.IdentityFile == "") == (c.then == nil) {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 		var opens []age.Identity

@@ -385,13 +385,14 @@ func keyResealCommand(r *registry) *cobra.Command {
 		Long: `Seals the key of the registry --name, and its successor where that is here and
 opens, to --recipient or to --ask-passphrase; to the identity beside the keys
 without either. What it is sealed to now opens it: the identity beside the keys,
---identity, or a passphrase that is asked for. A crash leaves the old seal or the
-new one; run again, it ends what was begun.
+--identity, or a passphrase that is asked for. Give the new identity too, where it is
+at hand: then the new seal is opened with it before it counts. A crash leaves the old
+seal or the new one; run again, it ends what was begun.
 
 Backups, and what a disk keeps of deleted files, stay sealed as they were. What
 publishes unattended then needs --identity, or a credential of systemd.`,
 		Example: `  age-keygen -o /media/stick/identity.txt     # prints the recipient
-  publisher key reseal --recipient age1...
+  publisher key reseal --recipient age1... --identity /media/stick/identity.txt
   publisher publish --identity /media/stick/identity.txt`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -414,11 +415,15 @@ publishes unattended then needs --identity, or a credential of systemd.`,
 			if done.Left {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s stays sealed as it was: nothing given opens it\n", done.SuccessorFile)
 			}
+			if !done.Tried {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nothing given opens the new seal, so whether it opens was not tried: `publisher key reseal` with --identity tries it")
+			}
 			if r.JSON {
 				return cli.PrintJSON(cmd.OutOrStdout(), struct {
 					keyJSON
 					Resealed bool `json:"successor_resealed"`
-				}{show(done.Key), done.Successor})
+					Tried    bool `json:"tried"`
+				}{show(done.Key), done.Successor, done.Tried})
 			}
 			return printKey(cmd.OutOrStdout(), done.Key)
 		},

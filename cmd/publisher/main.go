@@ -65,6 +65,7 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrSign, Code: codeSigner, Hint: "nothing was put; `publisher key show` says who signs"},
 	{Is: publish.ErrSigner, Code: codeSigner},
 	{Is: ipnskeys.ErrUnsafe, Code: codeSigner},
+	{Is: ipnskeys.ErrCorrupt, Code: codeSigner, Hint: "restore that file from a backup of the keys"},
 	{Is: ipnskeys.ErrNotHere, Code: codeSigner, Hint: "`publisher key show` says who has it"},
 	{Is: ipnskeys.ErrKeyType, Code: cli.CodeUsage, Hint: "IPNS names of other keys do not resolve everywhere: make an Ed25519 one"},
 	{Is: ipnskeys.ErrFormat, Code: cli.CodeUsage, Hint: "`ipfs key export` writes either; an OpenSSH private key stays in its agent: `publisher key add --agent`"},
