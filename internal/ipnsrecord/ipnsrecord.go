@@ -10,12 +10,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/boxo/ipns/pb"
 	"github.com/ipfs/boxo/path"
 	"github.com/ipfs/go-cid"
 	ic "github.com/libp2p/go-libp2p/core/crypto"
+	"google.golang.org/protobuf/proto"
 )
 
 var (
@@ -65,6 +69,7 @@ type Record struct {
 	Sequence uint64
 	EOL      time.Time     // valid until
 	TTL      time.Duration // cache hint; no promise
+	V2Only   bool          // without the fields of V1
 	Raw      []byte        // as it came
 }
 
@@ -80,7 +85,7 @@ func Check(name ipns.Name, raw []byte, now time.Time) (Record, error) {
 	}
 	rec, err := ipns.UnmarshalRecord(raw)
 	if err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return Record{}, malformed(err)
 	}
 	// boxo judges expiry by the machine's clock, and last of all but the TTL:
 	// its verdict on expiry is put aside and both are judged below.
@@ -89,39 +94,55 @@ func Check(name ipns.Name, raw []byte, now time.Time) (Record, error) {
 	case errors.Is(err, ipns.ErrSignature), errors.Is(err, ipns.ErrPublicKeyMismatch), errors.Is(err, ipns.ErrPublicKeyNotFound):
 		return Record{}, fmt.Errorf("%w: %w", ErrSignature, err)
 	default:
-		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return Record{}, malformed(err)
 	}
-	r := Record{Name: name, Raw: bytes.Clone(raw)}
+	var p pb.IpnsRecord // what boxo does not hand out
+	if err := proto.Unmarshal(raw, &p); err != nil {
+		return Record{}, malformed(err)
+	}
+	r := Record{Name: name, V2Only: !hasV1(&p), Raw: bytes.Clone(raw)}
 	if r.Sequence, err = rec.Sequence(); err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return Record{}, malformed(err)
 	}
 	if r.Sequence >= MaxSequence {
 		return Record{}, fmt.Errorf("%w: %d", ErrSequence, r.Sequence)
 	}
 	if r.EOL, err = rec.Validity(); err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return Record{}, malformed(err)
 	}
 	if r.TTL, err = rec.TTL(); err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+		return Record{}, malformed(err)
 	}
 	if r.TTL < 0 {
 		return Record{}, fmt.Errorf("%w: negative TTL", ErrMalformed)
 	}
 	value, err := rec.Value()
 	if err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrValue, err)
+		return Record{}, fmt.Errorf("%w: %s", ErrValue, oneLine(err))
 	}
 	segments := value.Segments()
 	if value.Namespace() != path.IPFSNamespace || len(segments) != 2 {
 		return Record{}, fmt.Errorf("%w: %q", ErrValue, value)
 	}
 	if r.Value, err = cid.Decode(segments[1]); err != nil {
-		return Record{}, fmt.Errorf("%w: %w", ErrValue, err)
+		return Record{}, fmt.Errorf("%w: %s", ErrValue, oneLine(err))
 	}
 	if now.After(r.EOL) {
 		return r, fmt.Errorf("%w on %s", ErrExpired, r.EOL.UTC().Format(time.RFC3339))
 	}
 	return r, nil
+}
+
+func malformed(err error) error { return fmt.Errorf("%w: %s", ErrMalformed, oneLine(err)) }
+
+// oneLine is what boxo says on several lines, with whatever a record holds in it.
+func oneLine(err error) string {
+	return strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return '.'
+		}
+		return r
+	}, strings.ReplaceAll(err.Error(), "\n", ": "))
 }
 
 // Better says whether a wins over b in IPNS: the higher sequence, then the

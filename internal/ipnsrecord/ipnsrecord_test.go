@@ -156,6 +156,10 @@ func FuzzCheck(f *testing.F) {
 		if err == nil && (!r.Value.Defined() || r.Sequence >= MaxSequence || r.EOL.Before(epoch) || r.TTL < 0) {
 			t.Fatalf("%+v", r)
 		}
+		said, inspectErr := Inspect(raw)
+		if err == nil && (inspectErr != nil || said.V2 == nil || said.V2.Sequence != r.Sequence || said.V2.Problem != "") {
+			t.Fatalf("%+v, %v", said, inspectErr)
+		}
 	})
 }
 
