@@ -8,6 +8,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/internal/ipfs/kubod"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/loopback"
 )
@@ -402,6 +404,26 @@ func TestSign(t *testing.T) {
 	if len(raw) < 350 || len(raw) > 450 {
 		t.Errorf("%d bytes: V1 and V2 take about 397", len(raw))
 	}
+	v2, err := signer.SignV2Only(value, 7, eol, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := signer.SignV2Only(value, 7, eol, time.Minute); err != nil || !bytes.Equal(v2, again) {
+		t.Errorf("V2 only: the same call gave other bytes (%v)", err)
+	}
+	if r, err := ipnsrecord.Check(signer.IPNSName(), v2, eol); err != nil || !r.V2Only || r.Value != value || r.Sequence != 7 {
+		t.Errorf("V2 only: record is %+v (%v)", r, err)
+	}
+	if err := (ipns.Validator{}).Validate(string(signer.IPNSName().RoutingKey()), v2); err != nil {
+		t.Errorf("V2 only: %v", err)
+	}
+	if len(v2) > 250 {
+		t.Errorf("V2 only: %d bytes, about 221 will do", len(v2))
+	}
+	// boxo would floor it, and sign what nobody asked for.
+	if _, err := signer.Sign(value, 8, eol, -1); !errors.Is(err, ErrSign) {
+		t.Errorf("TTL below 0: %v", err)
+	}
 	// An end of life that is past is the caller's business, not the clock's.
 	if _, err := signer.Sign(value, 7, time.Unix(1000, 0), time.Minute); err != nil {
 		t.Error(err)
@@ -413,6 +435,52 @@ func TestSign(t *testing.T) {
 	}
 	if _, err := signer.Sign(cid.Undef, 8, eol, time.Minute); !errors.Is(err, ipnsrecord.ErrValue) {
 		t.Errorf("no value: %v", err)
+	}
+}
+
+// Kubo says of our records what we say, by its own command.
+func TestSignKubo(t *testing.T) {
+	kubo := kubod.Start(t)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := NewSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for form, sign := range map[string]func(cid.Cid, uint64, time.Time, time.Duration) ([]byte, error){"V1+V2": signer.Sign, "V2": signer.SignV2Only} {
+		t.Run(form, func(t *testing.T) {
+			raw, err := sign(value, 7, eol, time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(t.TempDir(), "record")
+			if err := os.WriteFile(file, raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := kubo.Command(t.Context(), "name", "inspect", "--enc=json", "--verify="+signer.IPNSName().String(), file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got struct {
+				Entry struct {
+					Value    string
+					Sequence uint64
+				}
+				SignatureType string
+				Validation    struct {
+					Valid  bool
+					Reason string
+				}
+			}
+			if err := json.Unmarshal(out, &got); err != nil {
+				t.Fatal(err)
+			}
+			if !got.Validation.Valid || got.SignatureType != form || got.Entry.Sequence != 7 || got.Entry.Value != "/ipfs/"+value.String() {
+				t.Errorf("Kubo says %s", out)
+			}
+		})
 	}
 }
 

@@ -68,14 +68,24 @@ func (s *Signer) GoString() string { return s.String() }
 // give equal bytes. The caller has made sure that seq was never used for
 // another value. Errors: ErrSign, ipnsrecord's.
 func (s *Signer) Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
-	raw, err := s.sign(value, seq, eol, ttl)
+	return s.record(value, seq, eol, ttl, true)
+}
+
+// SignV2Only is Sign without the fields and the signature of V1 (IPIP-428): some
+// 220 bytes and not 400. Nodes from before that do not take such a record.
+func (s *Signer) SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
+	return s.record(value, seq, eol, ttl, false)
+}
+
+func (s *Signer) record(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration, v1 bool) ([]byte, error) {
+	raw, err := s.sign(value, seq, eol, ttl, v1)
 	if err != nil {
 		return nil, fmt.Errorf("sign record %d of %s: %w", seq, s.name, err)
 	}
 	return raw, nil
 }
 
-func (s *Signer) sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
+func (s *Signer) sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration, v1 bool) ([]byte, error) {
 	// Before the key is used: what was signed cannot be taken back.
 	if !value.Defined() {
 		return nil, ipnsrecord.ErrValue
@@ -83,7 +93,7 @@ func (s *Signer) sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duratio
 	if seq >= ipnsrecord.MaxSequence {
 		return nil, ipnsrecord.ErrSequence
 	}
-	rec, err := ipns.NewRecord(s.key, path.FromCid(value), seq, eol.UTC(), ttl)
+	rec, err := ipns.NewRecord(s.key, path.FromCid(value), seq, eol.UTC(), ttl, ipns.WithV1Compatibility(v1))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSign, err)
 	}
@@ -100,7 +110,7 @@ func (s *Signer) sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duratio
 	if err != nil {
 		return nil, err
 	}
-	if got.Value != value || got.Sequence != seq || !got.EOL.Equal(eol) {
+	if got.Value != value || got.Sequence != seq || !got.EOL.Equal(eol) || got.TTL != ttl {
 		return nil, fmt.Errorf("%w: the record says something else", ErrSign)
 	}
 	return raw, nil

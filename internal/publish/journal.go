@@ -61,7 +61,8 @@ type line struct {
 	Release  uint64        `json:"release,omitempty"`
 	Value    string        `json:"value,omitempty"` // CID
 	EOL      time.Time     `json:"eol,omitzero"`
-	TTL      time.Duration `json:"ttl,omitempty"` // nanoseconds
+	TTL      time.Duration `json:"ttl,omitempty"`     // nanoseconds
+	V2Only   bool          `json:"v2_only,omitempty"` // without V1 fields; absent, as in every journal before there was a choice: with them
 	Record   []byte        `json:"record,omitempty"`
 }
 
@@ -75,6 +76,7 @@ type attempt struct {
 	Value     cid.Cid
 	EOL       time.Time
 	TTL       time.Duration
+	V2Only    bool
 	Record    []byte // nil until signed
 	Confirmed time.Time
 	Abandoned bool
@@ -136,7 +138,7 @@ func (h *history) next(l line) error {
 			return fmt.Errorf("%w: intent %d after %d", ErrJournal, l.Sequence, h.max)
 		}
 		h.used, h.floor, h.max = true, false, l.Sequence
-		h.last = &attempt{Sequence: l.Sequence, Release: l.Release, Value: value, EOL: l.EOL, TTL: l.TTL}
+		h.last = &attempt{Sequence: l.Sequence, Release: l.Release, Value: value, EOL: l.EOL, TTL: l.TTL, V2Only: l.V2Only}
 	case opRecord, opConfirmed, opAbandoned:
 		if a == nil || a.Sequence != l.Sequence {
 			return fmt.Errorf("%w: %s of sequence %d without its intent", ErrJournal, l.Op, l.Sequence)

@@ -48,6 +48,8 @@ type Ledger interface {
 type Signer interface {
 	IPNSName() ipns.Name
 	Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error)
+	// SignV2Only is Sign without the fields of V1.
+	SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error)
 }
 
 var (
@@ -90,6 +92,9 @@ type Options struct {
 	Index    *index.Index
 	Node     ipfs.Node
 	Signer   Signer
+	// IPNSName is the registry's; the Signer's where there is one. It is enough to
+	// draft what is signed elsewhere, and to look.
+	IPNSName ipns.Name
 	// Next commits to the key that will follow the signer's, for release.json.
 	Next string
 	// Journal is the publication journal's file; see CreateJournal. What was
@@ -97,8 +102,9 @@ type Options struct {
 	Journal string
 	FS      vfs.FS // of Journal; the machine's unless set
 
-	TTL       time.Duration // cache hint of records; 1 minute unless set
-	Lifetime  time.Duration // how long a record is valid; 7 days unless set
+	TTL       time.Duration // cache hint of records; DefaultTTL unless set
+	Lifetime  time.Duration // how long a record is valid; DefaultLifetime unless set, at most MaxLifetime
+	V2Only    bool          // records without the fields of V1
 	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
 	Alone     time.Duration // the same while the node has no peers to tell; 1 minute unless set
 	Peers     []string      // multiaddrs that readers may dial, for release.json
@@ -159,6 +165,16 @@ type Publisher struct {
 }
 
 const (
+	// DefaultTTL is how long readers may go without asking for a newer record.
+	DefaultTTL = time.Minute
+	// DefaultLifetime is how long a record is valid. It is signed anew at half.
+	DefaultLifetime = 7 * 24 * time.Hour
+	// MaxLifetime bounds it: until its end anybody may put a record again, and a
+	// reader who knows no newer one believes it. IPNS has no bound.
+	MaxLifetime = 366 * 24 * time.Hour
+)
+
+const (
 	nodeTimeout    = 30 * time.Second // a question that the node answers by itself
 	networkTimeout = 75 * time.Second // one that it passes on: a DHT walk takes up to a minute
 	packageTimeout = 5 * time.Minute
@@ -179,10 +195,10 @@ func New(o Options) *Publisher {
 		o.FS = vfs.Default
 	}
 	if o.TTL <= 0 {
-		o.TTL = time.Minute
+		o.TTL = DefaultTTL
 	}
 	if o.Lifetime <= 0 {
-		o.Lifetime = 7 * 24 * time.Hour
+		o.Lifetime = DefaultLifetime
 	}
 	if o.Republish <= 0 {
 		o.Republish = 4 * time.Hour
@@ -201,6 +217,9 @@ func New(o Options) *Publisher {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Signer != nil {
+		o.IPNSName = o.Signer.IPNSName()
 	}
 	if o.HTTP == nil {
 		o.HTTP = &http.Client{}

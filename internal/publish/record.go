@@ -76,7 +76,7 @@ func (p *Publisher) Republish(ctx context.Context) (Result, error) {
 // the next begins:
 //
 //  1. the release's blocks are in the node, synced, and below its pin;
-//  2. the intent {sequence, value, EOL, TTL} is in the journal;
+//  2. the intent {sequence, value, EOL, TTL, with or without V1} is in the journal;
 //  3. the record is signed, checked, and its bytes are in the journal;
 //  4. those bytes are put;
 //  5. they are read back by another route, and the journal says so.
@@ -107,21 +107,11 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	if err != nil {
 		return result, err
 	}
-	j, err := p.openJournal(name, network, views)
+	j, err := p.ready(ctx, name, network, views, release)
 	if err != nil {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, j.close()) }()
-	if err := rivals(j.history, views); err != nil {
-		return result, err
-	}
-	if j.passed(release) {
-		return result, fmt.Errorf("release %d (%s), the journal has %d (%s): %w",
-			release.Number, release.Root, j.newest.number, j.newest.root, ErrIndexBehind)
-	}
-	if err := p.content(ctx, j, release); err != nil {
-		return result, err
-	}
 	a, signed, err := p.record(j, name, network, release)
 	if err != nil {
 		return result, err
@@ -154,6 +144,26 @@ func (p *Publisher) confirm(ctx context.Context, j *journal, a attempt, release 
 	p.o.Log.InfoContext(ctx, "published release", "registry", p.o.Registry, "name", j.name,
 		"release", release.Number, "cid", release.Root.String(), "sequence", a.Sequence, "packages", release.Packages)
 	return nil
+}
+
+// ready opens the journal for an intent: nothing stands against a record of
+// release, and its content is whole in the node.
+func (p *Publisher) ready(ctx context.Context, name ipns.Name, network *ipnsrecord.Record, views []RouteStatus, release index.Release) (*journal, error) {
+	j, err := p.openJournal(name, network, views)
+	if err != nil {
+		return nil, err
+	}
+	if err = rivals(j.history, views); err == nil && j.passed(release) {
+		err = fmt.Errorf("release %d (%s), the journal has %d (%s): %w",
+			release.Number, release.Root, j.newest.number, j.newest.root, ErrIndexBehind)
+	}
+	if err == nil {
+		err = p.content(ctx, j, release)
+	}
+	if err != nil {
+		return nil, errors.Join(err, j.close())
+	}
+	return j, nil
 }
 
 func (p *Publisher) now() time.Time { return p.o.Now().UTC() }
@@ -217,8 +227,8 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 	if err != nil {
 		return nil, err
 	}
-	if j.name != "" && j.name != name.String() {
-		return nil, errors.Join(fmt.Errorf("%s: %w: it is of %s, not of %s", p.o.Journal, ErrJournal, j.name, name), j.close())
+	if err := p.own(j, name); err != nil {
+		return nil, errors.Join(err, j.close())
 	}
 	if j.floor && network != nil && network.Sequence > j.max {
 		if err := j.append(p.adopted(name, network)); err != nil {
@@ -248,6 +258,14 @@ func (p *Publisher) adopted(name ipns.Name, network *ipnsrecord.Record) line {
 	}
 }
 
+// own refuses a journal of another name.
+func (p *Publisher) own(j *journal, name ipns.Name) error {
+	if j.name != "" && j.name != name.String() {
+		return fmt.Errorf("%s: %w: it is of %s, not of %s", p.o.Journal, ErrJournal, j.name, name)
+	}
+	return nil
+}
+
 // rival refuses to go on beside a record that this journal did not sign. One
 // that holds no more than what a human said knows of no record.
 func rival(h history, network *ipnsrecord.Record) error {
@@ -272,17 +290,24 @@ func rival(h history, network *ipnsrecord.Record) error {
 
 // record gives the attempt to put, signed and in the journal.
 func (p *Publisher) record(j *journal, name ipns.Name, network *ipnsrecord.Record, release index.Release) (attempt, bool, error) {
+	a, err := p.intend(j, name, network, release)
+	if err != nil || a.Record != nil {
+		return a, false, err // a restart, or nothing new: those very bytes
+	}
+	return p.sign(j, name, a)
+}
+
+// intend gives the attempt that stands for release, in the journal: signed or
+// to be signed.
+func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Record, release index.Release) (attempt, error) {
 	now := p.now()
 	if a := j.last; a != nil && !a.Abandoned {
 		if a.Value == release.Root && a.EOL.Sub(now) > p.o.Lifetime/2 {
-			if a.Record != nil {
-				return *a, false, nil // a restart, or nothing new: those very bytes
-			}
-			return p.sign(j, name, *a) // the intent stands
+			return *a, nil
 		}
 		if a.Confirmed.IsZero() {
 			if err := j.append(line{Op: opAbandoned, Time: now, Sequence: a.Sequence}); err != nil {
-				return attempt{}, false, err
+				return attempt{}, err
 			}
 		}
 	}
@@ -292,24 +317,29 @@ func (p *Publisher) record(j *journal, name ipns.Name, network *ipnsrecord.Recor
 	}
 	a := attempt{
 		Sequence: last + 1, Release: release.Number, Value: release.Root,
-		EOL: now.Add(p.o.Lifetime).Truncate(time.Second), TTL: p.o.TTL,
+		EOL: now.Add(p.o.Lifetime).Truncate(time.Second), TTL: p.o.TTL, V2Only: p.o.V2Only,
 	}
 	if a.Sequence >= ipnsrecord.MaxSequence {
-		return attempt{}, false, fmt.Errorf("publish %s: %w: %d", name, ipnsrecord.ErrSequence, a.Sequence)
+		return attempt{}, fmt.Errorf("publish %s: %w: %d", name, ipnsrecord.ErrSequence, a.Sequence)
 	}
-	err := j.append(line{
+	return a, j.append(a.intent(name, now))
+}
+
+// intent is the line that says what a is to say.
+func (a attempt) intent(name ipns.Name, now time.Time) line {
+	return line{
 		Op: opIntent, Time: now, Name: name.String(), Sequence: a.Sequence,
-		Release: a.Release, Value: a.Value.String(), EOL: a.EOL, TTL: a.TTL,
-	})
-	if err != nil {
-		return attempt{}, false, err
+		Release: a.Release, Value: a.Value.String(), EOL: a.EOL, TTL: a.TTL, V2Only: a.V2Only,
 	}
-	return p.sign(j, name, a)
 }
 
 // sign signs what the journal says is intended, and keeps it there.
 func (p *Publisher) sign(j *journal, name ipns.Name, a attempt) (attempt, bool, error) {
-	raw, err := p.o.Signer.Sign(a.Value, a.Sequence, a.EOL, a.TTL)
+	sign := p.o.Signer.Sign
+	if a.V2Only {
+		sign = p.o.Signer.SignV2Only
+	}
+	raw, err := sign(a.Value, a.Sequence, a.EOL, a.TTL)
 	if err != nil {
 		return attempt{}, false, fmt.Errorf("%w: %w", ErrSigner, err)
 	}
@@ -317,7 +347,7 @@ func (p *Publisher) sign(j *journal, name ipns.Name, a attempt) (attempt, bool, 
 	if err != nil {
 		return attempt{}, false, fmt.Errorf("%w: what it signed: %w", ErrSigner, err)
 	}
-	if r.Value != a.Value || r.Sequence != a.Sequence || !r.EOL.Equal(a.EOL) {
+	if !a.same(signed(r)) {
 		return attempt{}, false, fmt.Errorf("%w: it signed something else", ErrSigner)
 	}
 	if err := hook(p.fault, "signed"); err != nil {
@@ -328,6 +358,16 @@ func (p *Publisher) sign(j *journal, name ipns.Name, a attempt) (attempt, bool, 
 	}
 	a.Record = raw
 	return a, true, nil
+}
+
+// signed is the attempt whose record r is, but for the release's number.
+func signed(r ipnsrecord.Record) attempt {
+	return attempt{Sequence: r.Sequence, Value: r.Value, EOL: r.EOL, TTL: r.TTL, V2Only: r.V2Only, Record: r.Raw}
+}
+
+// same says whether a and b intend the same record.
+func (a attempt) same(b attempt) bool {
+	return a.Value == b.Value && a.Sequence == b.Sequence && a.EOL.Equal(b.EOL) && a.TTL == b.TTL && a.V2Only == b.V2Only
 }
 
 // compare says whether raw shows that a is what readers now get.

@@ -56,8 +56,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 		s.Sequence, s.Value, s.EOL, s.Confirmed = a.Sequence, a.Value, a.EOL, a.Confirmed
 		s.Remaining = a.EOL.Sub(p.now())
 	}
-	if p.o.Signer != nil {
-		s.Name = p.o.Signer.IPNSName()
+	if s.Name = p.o.IPNSName; !s.Name.Equal(ipns.Name{}) {
 		if s.Network, s.Routes, err = p.network(ctx, s.Name); err != nil {
 			if !errors.Is(err, ErrNewer) {
 				return s, fmt.Errorf("status: %w", err)
