@@ -45,6 +45,7 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: "another command is just starting its node on this state; try again"},
 	{Is: ledger.ErrCorrupt, Code: cli.CodeFailed, Hint: "restore the state's ledger/ from a backup; without one, another --state fetches all of it anew"},
 	{Is: ipfs.ErrDamaged, Code: cli.CodeFailed, Hint: "with node/blocks moved out of the state, `follower check --fetch` and `follower run` fetch anew what the ledger names; then move out registries/NAME/index too, and the next `publisher publish` puts all of it anew"},
+	{Is: errNoRecord, Code: cli.CodeAway, Hint: "is the node connected to those who have it? a file is looked at without a node"},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: publish.ErrUnconfirmed, Code: codeUnconfirmed, Hint: "the record is kept and the next run puts the same bytes again"},
 	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed, and the next run pushes again; `follower check --fetch` fetches what the ledger names and the node lacks"},
@@ -72,6 +73,17 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrPublicKey, Code: cli.CodeUsage, Hint: "`ssh-add -L` lists an agent's"},
 	{Is: ipnskeys.ErrRecipient, Code: cli.CodeUsage, Hint: "`age-keygen -y IDENTITY` prints an identity's; a plugin's needs age-plugin-NAME in PATH"},
 	{Is: publish.ErrJournalUsed, Code: codeRule, Hint: "the journal of this --name is of a key that signed: import under another --name, or leave --sequence-at-least out"},
+	{Is: publish.ErrSigned, Code: cli.CodeFailed, Hint: "`publisher record put` puts a signed record again; the next one can be drafted once half of its lifetime is over"},
+	{Is: publish.ErrOvertaken, Code: codeRule, Hint: "`publisher record draft` drafts a record for the newest release"},
+	{Is: publish.ErrNotDrafted, Code: codeRule, Hint: "`publisher record draft` prints the draft that is to be signed"},
+	{Is: publish.ErrLifetime, Code: codeRule, Hint: "is the clock right, here and where it was drafted? nothing was signed"},
+	{Is: publish.ErrDraft, Code: cli.CodeUsage, Hint: "sign the file that `publisher record draft` wrote, as it is"},
+	{Is: ipnsrecord.ErrExpired, Code: codeRule, Hint: "is the clock right? what has expired is drafted and signed anew"},
+	{Is: ipnsrecord.ErrSequence, Code: codeRule, Hint: "no record can follow it: whoever had the key made the name unusable"},
+	{Is: ipnsrecord.ErrTooBig, Code: codeRule},
+	{Is: ipnsrecord.ErrMalformed, Code: codeRule},
+	{Is: ipnsrecord.ErrSignature, Code: codeRule, Hint: "is it of another name, or was it changed on its way?"},
+	{Is: ipnsrecord.ErrValue, Code: codeRule},
 	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},
 	{Is: ipnskeys.ErrKeyExists, Code: cli.CodeUsage, Hint: "`publisher key list` shows it; no key is ever replaced"},
 	{Is: errDiffers, Code: codeDiffers, Hint: "`follower check --fetch` fetches tarballs and upstream's documents; " + buildsAnew},
@@ -111,6 +123,6 @@ or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
 	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), republishCommand(r), statusCommand(r),
-		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), cli.VersionCommand())
+		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), recordCommand(r), cli.VersionCommand())
 	return cmd
 }

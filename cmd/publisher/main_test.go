@@ -4,14 +4,24 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"math"
 	"net"
 	"os"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/boxo/ipns/pb"
+	"github.com/ipfs/boxo/path"
+	"github.com/ipfs/go-cid"
+	ic "github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multihash"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli/clitest"
@@ -41,6 +51,8 @@ const archive = `
 //
 //	agent FILE      runs an ssh-agent at $SSH_AUTH_SOCK with a new key, and writes its public key
 //	agent-ends      ends it
+//	forge KIND FILE VAR  writes a record that a hostile hand made, and puts the
+//	                name that it is of into $VAR; the kinds are forgeries'
 //	unlist NAME     takes a package out of the list behind everybody's back
 //	hold REGISTRY   has the registry's index until the script ends, as a publisher does
 //	hold-ledger     has the ledger and answers nobody
@@ -83,6 +95,7 @@ func TestScripts(t *testing.T) {
 			ts.Check(err)
 			ts.Defer(func() { ix.Close() })
 		},
+		"forge": forge,
 		"unlist": func(ts *testscript.TestScript, _ bool, args []string) {
 			ix, err := index.Open(state.Dir(ts.Getenv("REGMIRROR_STATE")).Index("main"), index.Options{})
 			ts.Check(err)
@@ -100,6 +113,72 @@ func TestScripts(t *testing.T) {
 			ts.Defer(func() { store.Close() })
 		},
 	})
+}
+
+// forgeries are records, made of a good one and its key.
+var forgeries = map[string]func(ic.PrivKey, []byte) []byte{
+	"good": func(_ ic.PrivKey, good []byte) []byte { return good },
+	"big": func(_ ic.PrivKey, good []byte) []byte {
+		return append(good, make([]byte, ipns.MaxRecordSize+1-len(good))...)
+	},
+	"garbage": func(ic.PrivKey, []byte) []byte { return []byte("\x1b[2Jthis is no record\n") },
+	"nothing": func(ic.PrivKey, []byte) []byte { return nil },
+	"unsigned": func(_ ic.PrivKey, good []byte) []byte {
+		return edit(good, func(p *pb.IpnsRecord) { p.SignatureV2 = nil })
+	},
+	"v1": func(_ ic.PrivKey, good []byte) []byte {
+		return edit(good, func(p *pb.IpnsRecord) { p.SignatureV2, p.Data = nil, nil })
+	},
+	"hostile": func(_ ic.PrivKey, good []byte) []byte {
+		return edit(good, func(p *pb.IpnsRecord) { p.Value = []byte("\x1b[2J") })
+	},
+	"twice": func(key ic.PrivKey, _ []byte) []byte {
+		data := []byte("\xa2\x65Value\x42/a\x65Value\x42/b") // CBOR: {"Value": "/a", "Value": "/b"}
+		signature, _ := key.Sign(append([]byte("ipns-signature:"), data...))
+		return edit(nil, func(p *pb.IpnsRecord) { p.Data, p.SignatureV2 = data, signature })
+	},
+	"expired":  func(key ic.PrivKey, _ []byte) []byte { return signed(key, 3, -time.Hour) },
+	"sequence": func(key ic.PrivKey, _ []byte) []byte { return signed(key, 1<<62, time.Hour) },
+	"last":     func(key ic.PrivKey, _ []byte) []byte { return signed(key, math.MaxUint64, time.Hour) },
+}
+
+func edit(raw []byte, change func(*pb.IpnsRecord)) []byte {
+	var p pb.IpnsRecord
+	if err := proto.Unmarshal(raw, &p); err != nil {
+		panic(err)
+	}
+	change(&p)
+	raw, err := proto.Marshal(&p)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func signed(key ic.PrivKey, seq uint64, valid time.Duration) []byte {
+	value := path.FromCid(cid.NewCidV1(cid.Raw, multihash.Multihash("\x00\x00"))) // an empty file
+	rec, err := ipns.NewRecord(key, value, seq, time.Now().Add(valid), time.Minute)
+	if err != nil {
+		panic(err)
+	}
+	raw, err := ipns.MarshalRecord(rec)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func forge(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 || forgeries[args[0]] == nil {
+		ts.Fatalf("usage: forge KIND FILE VAR")
+	}
+	key, public, err := ic.GenerateEd25519Key(rand.Reader)
+	ts.Check(err)
+	id, err := peer.IDFromPublicKey(public)
+	ts.Check(err)
+	raw := forgeries[args[0]](key, signed(key, 3, time.Hour))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), raw, 0o600))
+	ts.Setenv(args[2], ipns.NameFromPeer(id).String())
 }
 
 func TestFlags(t *testing.T) { clitest.Flags(t, root()) }

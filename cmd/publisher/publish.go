@@ -78,6 +78,9 @@ publisher collect does. With --every it stays until it is ended.`,
 			if err := r.checkRetain(); err != nil {
 				return err
 			}
+			if err := r.checkRecord(); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("every") {
 				return r.publishEvery(cmd, every)
 			}
@@ -98,6 +101,7 @@ publisher collect does. With --every it stays until it is ended.`,
 	bindRoutes(cmd, r)
 	bindWait(cmd, r)
 	bindIdentity(cmd, r)
+	bindRecord(cmd, r)
 	return cmd
 }
 

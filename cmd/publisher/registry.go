@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"time"
@@ -28,7 +30,9 @@ type registry struct {
 	retain        time.Duration
 	routes        []string
 	wait          time.Duration
-	identities    []string // files
+	identities    []string      // files
+	ttl, lifetime time.Duration // of records
+	v2Only        bool
 }
 
 func bindRoutes(cmd *cobra.Command, r *registry) {
@@ -53,12 +57,12 @@ func (o *opened) Close() error {
 
 // What a run is about to do, and so what open opens for it.
 const (
-	look  = iota // begins nothing, without an index it is index.ErrNoIndex; leaves the key alone
-	build        // begins an index where there is none, and leaves the key alone
-	sign
-	rollback // sign, and begins nothing
-	renew    // begins nothing, and opens the key only where it must sign
-	tidy     // begins nothing, and leaves the key alone
+	look     = iota // begins nothing: without an index it is index.ErrNoIndex
+	build           // begins an index where there is none
+	sign            // build, and opens the key
+	rollback        // sign, and begins nothing
+	renew           // begins nothing, and opens the key only where it must sign
+	tidy            // begins nothing
 )
 
 // open opens everything.
@@ -77,12 +81,10 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		return nil, err
 	}
 	switch purpose {
-	case look:
-		signer = nameOnly{o.key.IPNSName} // the network is asked for it
 	case renew:
-		signer = lateSigner{o.key, func() (publish.Signer, error) { return r.opening(ctx).Load(ctx, dir.Keys(), r.name) }}
+		signer = lateSigner{o.key, func() (publish.Signer, error) { return r.loadKey(ctx, o.key) }}
 	case sign, rollback:
-		if signer, err = r.opening(ctx).Load(ctx, dir.Keys(), r.name); err != nil {
+		if signer, err = r.loadKey(ctx, o.key); err != nil {
 			return nil, err
 		}
 	}
@@ -121,8 +123,8 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		stage = "checking"
 	}
 	o.Publisher = publish.New(publish.Options{
-		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, Next: o.key.Next,
-		Journal: dir.Journal(r.name), Peers: info.Addrs, Routes: routes, Retain: r.retain, Log: log,
+		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next,
+		Journal: dir.Journal(r.name), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Retain: r.retain, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})
@@ -145,13 +147,22 @@ func (s lateSigner) Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Dura
 	return signer.Sign(value, seq, eol, ttl)
 }
 
-// nameOnly is the signer of a run that signs nothing, and so opens no key.
-type nameOnly struct{ name ipns.Name }
+func (s lateSigner) SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
+	signer, err := s.load()
+	if err != nil {
+		return nil, err
+	}
+	return signer.SignV2Only(value, seq, eol, ttl)
+}
 
-func (n nameOnly) IPNSName() ipns.Name { return n.name }
-
-func (nameOnly) Sign(cid.Cid, uint64, time.Time, time.Duration) ([]byte, error) {
-	return nil, publish.ErrSigner
+// loadKey opens a key. One whose public.json alone is here signs elsewhere.
+func (r *registry) loadKey(ctx context.Context, k ipnskeys.Key) (*ipnskeys.Signer, error) {
+	s, err := r.opening(ctx).Load(ctx, k.Dir, k.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = cli.Hint(fmt.Errorf("%w: %w", publish.ErrSigner, err),
+			"is its private key on another machine? `publisher record draft` writes what `publisher record sign` signs there")
+	}
+	return s, err
 }
 
 // find gives what may be known of the registry's key. ErrNoKey says which keys

@@ -34,6 +34,9 @@ included; where some of it is gone, nothing is changed.`,
 			if err != nil {
 				return err
 			}
+			if err := r.checkRecord(); err != nil {
+				return err
+			}
 			var result publish.Result
 			err = r.with(cmd, rollback, func(ctx context.Context, o *opened) (err error) {
 				result, err = o.Rollback(ctx, number)
@@ -50,5 +53,6 @@ included; where some of it is gone, nothing is changed.`,
 		},
 	}
 	bindIdentity(cmd, r)
+	bindRecord(cmd, r)
 	return cmd
 }

@@ -24,6 +24,9 @@ func statusCommand(r *registry) *cobra.Command {
 		Example: "  publisher status --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := r.checkLifetime(); err != nil {
+				return err
+			}
 			s, err := r.status(cmd)
 			if err != nil {
 				return err
@@ -35,6 +38,7 @@ func statusCommand(r *registry) *cobra.Command {
 		},
 	}
 	bindRoutes(cmd, r)
+	bindLifetime(cmd, r) // the next run signs anew at half of it
 	return cmd
 }
 

@@ -130,11 +130,11 @@ func (p *Publisher) Draft(ctx context.Context) (d Draft, err error) {
 	if err != nil {
 		return Draft{}, err
 	}
-	network, err := p.network(ctx, name)
+	network, views, err := p.network(ctx, name)
 	if err != nil {
 		return Draft{}, err
 	}
-	j, err := p.ready(ctx, name, network, release)
+	j, err := p.ready(ctx, name, network, views, release)
 	if err != nil {
 		return Draft{}, err
 	}
@@ -242,7 +242,7 @@ func (p *Publisher) Put(ctx context.Context, name ipns.Name, raw []byte) (result
 		return result, err
 	}
 	result.LocalOnly = info.Peers == 0
-	network, err := p.network(ctx, name)
+	network, views, err := p.network(ctx, name)
 	if err != nil {
 		return result, err
 	}
@@ -256,7 +256,7 @@ func (p *Publisher) Put(ctx context.Context, name ipns.Name, raw []byte) (result
 		if err := p.own(j, name); err != nil {
 			return result, err
 		}
-		if err := rival(j.history, network); err != nil {
+		if err := rivals(j.history, views); err != nil {
 			return result, err
 		}
 		if a, err = enter(j, a, p.now()); err != nil {
@@ -272,18 +272,17 @@ func (p *Publisher) Put(ctx context.Context, name ipns.Name, raw []byte) (result
 			return result, fmt.Errorf("it says %s, the network's %s: %w", a.Value, network.Value, ipnsrecord.ErrEquivocation)
 		}
 	}
-	route, err := p.put(ctx, name, a, info)
-	result.Routes = []Route{route}
-	if err != nil {
+	result.Routes, err = p.put(ctx, name, a, info)
+	if err != nil && !readBack(result.Routes, err) {
 		return result, err
 	}
 	if err := hook(p.fault, "read back"); err != nil {
 		return result, err
 	}
 	if j != nil && a.Confirmed.IsZero() {
-		return result, j.append(line{Op: opConfirmed, Time: p.now(), Sequence: a.Sequence})
+		err = errors.Join(err, j.append(line{Op: opConfirmed, Time: p.now(), Sequence: a.Sequence}))
 	}
-	return result, nil
+	return result, err
 }
 
 // journal is nil and ErrNoJournal where Options name none, too.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -119,7 +118,7 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	result.Sequence, result.EOL, result.Signed = a.Sequence, a.EOL, signed
 
 	result.Routes, err = p.put(ctx, name, a, info)
-	if err != nil && slices.ContainsFunc(result.Routes, func(r Route) bool { return r.ReadBack }) && errors.Is(err, ErrUnconfirmed) {
+	if readBack(result.Routes, err) {
 		// Readers have it, if not by every route: it counts, and the next run puts
 		// it again.
 		err = errors.Join(err, p.confirm(ctx, j, a, release))

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -321,6 +322,12 @@ func (p *Publisher) put(ctx context.Context, name ipns.Name, a attempt, info ipf
 		return routes, fmt.Errorf("%w: %w", ErrUnconfirmed, err)
 	}
 	return routes, nil
+}
+
+// readBack says of a put that failed with err that readers have the record all the
+// same, if not by every route.
+func readBack(routes []Route, err error) bool {
+	return errors.Is(err, ErrUnconfirmed) && slices.ContainsFunc(routes, func(r Route) bool { return r.ReadBack })
 }
 
 // via says how a route was read.
