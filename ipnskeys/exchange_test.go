@@ -241,6 +241,31 @@ func TestReadPrivate(t *testing.T) {
 	}
 }
 
+// Whatever a file holds, it is a whole key or an error that says which.
+func FuzzParse(f *testing.F) {
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	for _, form := range []Format{Libp2p, PKCS8} {
+		raw, err := marshal(key, form)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+		f.Add(raw[:len(raw)/2])
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		key, err := parse(data)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrKeyType) && !errors.Is(err, ErrCorrupt) || key != nil {
+				t.Errorf("%v, %v", key, err)
+			}
+			return
+		}
+		if !key.Equal(ed25519.NewKeyFromSeed(key.Seed())) {
+			t.Error("its halves do not belong together")
+		}
+	})
+}
+
 func TestReadPrivateUnsafe(t *testing.T) {
 	data := mustMarshal(t, newKey(t), Libp2p)
 	readable := secretFile(t, data)

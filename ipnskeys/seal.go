@@ -223,6 +223,8 @@ type identityError struct{ err error }
 func (e *identityError) Error() string { return e.err.Error() }
 func (e *identityError) Unwrap() error { return e.err }
 
+var errPassphrase = errors.New("it has another passphrase")
+
 // passphraseIdentity asks for the passphrase when a file needs one.
 type passphraseIdentity struct{ ask func() (string, error) }
 
@@ -238,7 +240,11 @@ func (i *passphraseIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	if err != nil {
 		return nil, &identityError{err}
 	}
-	return identity.Unwrap(stanzas)
+	key, err := identity.Unwrap(stanzas)
+	if errors.Is(err, age.ErrIncorrectIdentity) {
+		err = &identityError{errPassphrase}
+	}
+	return key, err
 }
 
 // pluginTime bounds one answer of a plugin, with a person's touch or PIN.

@@ -209,7 +209,7 @@ func TestOpening(t *testing.T) {
 		{"credential that all may read", "recipient", 0o444, Opening{Credentials: credentials}, ErrUnsafe},
 		{"no such credential", "recipient", 0o400, Opening{Credentials: t.TempDir()}, ErrSealed},
 		{"passphrase", "passphrase", 0o400, Opening{Passphrase: func() (string, error) { return "open", nil }}, nil},
-		{"wrong passphrase", "passphrase", 0o400, Opening{Passphrase: func() (string, error) { return "no", nil }}, ErrSealed},
+		{"wrong passphrase", "passphrase", 0o400, Opening{Passphrase: func() (string, error) { return "no", nil }}, errPassphrase},
 		{"nobody to ask", "passphrase", 0o400, Opening{Passphrase: func() (string, error) { return "", fails }}, fails},
 		{"nobody to ask, and it is sealed", "passphrase", 0o400, Opening{Passphrase: func() (string, error) { return "", fails }}, ErrSealed},
 		{"none is asked for what needs none", "recipient", 0o400, Opening{Identities: []string{file}, Passphrase: func() (string, error) { panic("asked") }}, nil},

@@ -60,7 +60,7 @@ func printKey(w io.Writer, k ipnskeys.Key) error {
 	fmt.Fprintf(w, "successor   %s (%s)\n", k.SuccessorFile, successor)
 	opened := k.IdentityFile
 	if opened == "" {
-		opened = "what it was sealed to"
+		opened = "an identity that is elsewhere, or a passphrase"
 	}
 	fmt.Fprintf(w, "opened by   %s\n", opened)
 	_, err := fmt.Fprintf(w, "back up     %s\n", k.BackupCommand())
@@ -72,6 +72,19 @@ func (r *registry) printKey(cmd *cobra.Command, k ipnskeys.Key) error {
 		return cli.PrintJSON(cmd.OutOrStdout(), show(k))
 	}
 	return printKey(cmd.OutOrStdout(), k)
+}
+
+// printTaken is printKey for a key from elsewhere, and says what the first
+// publish will do about the sequence.
+func (r *registry) printTaken(cmd *cobra.Command, k ipnskeys.Key) error {
+	if err := r.printKey(cmd, k); err != nil || r.JSON {
+		return err
+	}
+	if _, err := os.Lstat(state.Dir(r.State).Journal(r.name)); errors.Is(err, os.ErrNotExist) {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), "sequence    unknown: the first publish asks the network for the last one")
+		return err
+	}
+	return nil
 }
 
 func keyCommand(r *registry) *cobra.Command {
@@ -212,7 +225,7 @@ opens it. FILE stays where it is; a key in the clear is best destroyed then.
 			if err != nil {
 				return err
 			}
-			return r.printKey(cmd, k)
+			return r.printTaken(cmd, k)
 		},
 	}
 	atLeast.bind(cmd)
@@ -275,7 +288,7 @@ error is shown where it fails. Each signature is verified before it is used.
 			if err != nil {
 				return err
 			}
-			return r.printKey(cmd, k)
+			return r.printTaken(cmd, k)
 		},
 	}
 	cmd.Flags().BoolVar(&has.Agent, "agent", false, "the ssh-agent at $SSH_AUTH_SOCK has the key")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -207,6 +208,16 @@ func TestImport(t *testing.T) {
 	if _, err := ipnskeys.Find(keys, "other"); !errors.Is(err, ipnskeys.ErrNoKey) {
 		t.Errorf("a key all the same: %v", err)
 	}
+	// A crash between the journal and the key: what was said counts.
+	if err := ImportJournal(nil, filepath.Join(dir, "crashed", "journal"), private.IPNSName(), &n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Import(keys, "crashed", filepath.Join(dir, "crashed", "journal"), private, nil); err != nil {
+		t.Error(err)
+	}
+	if h, _, err := readJournal(vfs.Default, filepath.Join(dir, "crashed", "journal")); err != nil || h.max != n {
+		t.Errorf("%+v, %v", h, err)
+	}
 	// One that signs by a program: what keeps it out leaves nothing either.
 	public, _, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -219,6 +230,44 @@ func TestImport(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "kms", "journal")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a journal: %v", err)
 	}
+}
+
+// Of those that mint and those that import at once one has its way, and the
+// journal is the one for its key.
+func TestMintAndImportAtOnce(t *testing.T) {
+	private := madeElsewhere(t)
+	var minted, imported int
+	for range 20 {
+		dir := t.TempDir()
+		keys, journal := filepath.Join(dir, "keys"), filepath.Join(dir, "registry", "journal")
+		var wg sync.WaitGroup
+		for range 3 {
+			for _, f := range []func() (ipnskeys.Key, error){
+				func() (ipnskeys.Key, error) { return Mint(keys, "default", journal) },
+				func() (ipnskeys.Key, error) { return Import(keys, "default", journal, private, nil) },
+			} {
+				wg.Go(func() {
+					if _, err := f(); err != nil && !errors.Is(err, ErrLocked) && !errors.Is(err, ipnskeys.ErrKeyExists) {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		key, err := ipnskeys.Find(keys, "default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = readJournal(vfs.Default, journal)
+		if key.IPNSName.Equal(private.IPNSName()) {
+			if imported++; !errors.Is(err, ErrNoJournal) {
+				t.Errorf("an imported key has a journal: %v", err)
+			}
+		} else if minted++; err != nil {
+			t.Errorf("a minted key has none: %v", err)
+		}
+	}
+	t.Logf("%d minted, %d imported", minted, imported)
 }
 
 func decode(t *testing.T, raw []byte) map[string]any {
