@@ -115,6 +115,15 @@ func (d Draft) attempt() attempt {
 	return attempt{Sequence: d.Sequence, Release: d.Release, Value: d.Value, EOL: d.EOL, TTL: d.TTL, V2Only: d.V2Only}
 }
 
+// String is what the record says, to tell it from another of its sequence.
+func (a attempt) String() string {
+	form := "V1 and V2"
+	if a.V2Only {
+		form = "V2 only"
+	}
+	return fmt.Sprintf("%s until %s, TTL %s, %s", a.Value, a.EOL.Format(time.RFC3339), a.TTL, form)
+}
+
 // Draft is Publish up to the signature: a release is built if the ledger moved,
 // its content is whole in the node, and the intent is in the journal, each durable
 // before the next begins. Drafted again, it is the same draft, until the release
@@ -206,8 +215,7 @@ func (p *Publisher) SignDraft(d Draft) (raw []byte, err error) {
 	case last == nil || a.Sequence < last.Sequence || last.Abandoned:
 		return nil, fmt.Errorf("%w: the journal here has %d", ErrOvertaken, j.max)
 	case !last.same(a):
-		return nil, fmt.Errorf("%w: here the sequence is %s until %s, in the draft %s until %s",
-			ipnsrecord.ErrEquivocation, last.Value, last.EOL.Format(time.RFC3339), a.Value, a.EOL.Format(time.RFC3339))
+		return nil, fmt.Errorf("%w: the journal here has %s; the draft %s", ipnsrecord.ErrEquivocation, last, a)
 	case last.Record != nil:
 		return last.Record, nil
 	}
@@ -307,7 +315,7 @@ func enter(j *journal, a attempt, now time.Time) (attempt, error) {
 	case last.Value != a.Value:
 		return a, fmt.Errorf("it says %s, the journal intends %s: %w", a.Value, last.Value, ipnsrecord.ErrEquivocation)
 	case !last.same(a) || last.Record != nil && !bytes.Equal(last.Record, a.Record):
-		return a, fmt.Errorf("%w: it is valid until %s, intended is %s", ErrNotDrafted, a.EOL.Format(time.RFC3339), last.EOL.Format(time.RFC3339))
+		return a, fmt.Errorf("%w: it is %s; intended is %s", ErrNotDrafted, a, last)
 	case last.Record != nil:
 		return *last, nil
 	}

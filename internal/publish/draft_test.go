@@ -355,6 +355,25 @@ func TestParseDraft(t *testing.T) {
 	}
 }
 
+// What is read as a draft is written as these very bytes.
+func FuzzParseDraft(f *testing.F) {
+	d := Draft{Name: testSigner(f, 1).IPNSName(), Release: 7, Value: cid.MustParse(testValue), Sequence: 8, EOL: dayZero, TTL: time.Minute}
+	raw, err := d.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		d, err := ParseDraft(raw)
+		if err != nil {
+			return
+		}
+		if back, err := d.Encode(); err != nil || !bytes.Equal(back, raw) || d.Sequence == 0 || d.Sequence >= ipnsrecord.MaxSequence || !d.Value.Defined() {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	})
+}
+
 // Power is cut on either machine between every two durable steps of draft, sign
 // and put. Afterwards, with the ledger as it was or moved on, the three done again
 // end with the newest release, and no sequence ever had two values.
