@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/boxo/ipns/pb"
@@ -138,7 +139,10 @@ func malformed(err error) error { return fmt.Errorf("%w: %s", ErrMalformed, oneL
 // oneLine is what boxo says on several lines, with whatever a record holds in it.
 func oneLine(err error) string {
 	return strings.Map(func(r rune) rune {
-		if !strconv.IsPrint(r) {
+		switch {
+		case unicode.IsSpace(r): // protobuf's errors have one that is none of ASCII's
+			return ' '
+		case !strconv.IsPrint(r):
 			return '.'
 		}
 		return r
