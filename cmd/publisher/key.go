@@ -179,7 +179,7 @@ func (f *atLeastFlag) value(cmd *cobra.Command) (*uint64, error) {
 		return nil, nil
 	}
 	if f.n >= ipnsrecord.MaxSequence {
-		return nil, cli.Usagef("--sequence-at-least %d: %w", f.n, ipnsrecord.ErrSequence)
+		return nil, cli.Usagef("--sequence-at-least %d: it is below 2^62", f.n)
 	}
 	return &f.n, nil
 }

@@ -158,7 +158,7 @@ func (s lateSigner) SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl tim
 // loadKey opens a key. One whose public.json alone is here signs elsewhere.
 func (r *registry) loadKey(ctx context.Context, k ipnskeys.Key) (*ipnskeys.Signer, error) {
 	s, err := r.opening(ctx).Load(ctx, k.Dir, k.Name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ipnskeys.ErrAway) {
 		err = cli.Hint(fmt.Errorf("%w: %w", publish.ErrSigner, err),
 			"is its private key on another machine? `publisher record draft` writes what `publisher record sign` signs there")
 	}

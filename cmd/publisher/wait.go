@@ -43,7 +43,7 @@ func (r *registry) waiting(ctx context.Context, f func() error) error {
 		dir := state.Dir(r.State)
 		for _, lock := range []string{dir.Journal(r.name) + ".lock", filepath.Join(dir.Index(r.name), "LOCK")} {
 			if who, ok := state.Holder(lock); ok {
-				return cli.Hint(err, who.String()+" has it; --wait 30s waits for it. "+upRuns)
+				return cli.Hint(err, upRuns+", as --wait 30s does: "+who.String()+" has it")
 			}
 		}
 		return err
