@@ -119,7 +119,7 @@ func CreateEmbedded(ctx context.Context, o EmbeddedOptions) (*Embedded, error) {
 	if err := o.Network.valid(); err != nil {
 		return nil, err
 	}
-	lock, err := lockNode(o.Dir, true)
+	lock, err := lockNode(o.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func OpenEmbedded(ctx context.Context, o EmbeddedOptions) (*Embedded, error) {
 	if o.Network != "" && o.Network != st.Network {
 		return nil, fmt.Errorf("%s: %w: %q, not %q", o.Dir, ErrNetwork, st.Network, o.Network)
 	}
-	lock, err := lockNode(o.Dir, false)
+	lock, err := lockNode(o.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -171,16 +171,15 @@ func OpenEmbedded(ctx context.Context, o EmbeddedOptions) (*Embedded, error) {
 	return n, nil
 }
 
-// lockNode takes the lock of the node in dir, which is Pebble's own.
-func lockNode(dir string, create bool) (*pebble.Lock, error) {
+// lockNode takes the lock of the node in dir, which is Pebble's own. A node whose
+// blocks were moved away is one that has none.
+func lockNode(dir string) (*pebble.Lock, error) {
 	if dir == "" {
 		return nil, errors.New("the embedded node needs a directory")
 	}
 	path := filepath.Join(dir, blocksDir)
-	if create {
-		if err := os.MkdirAll(path, 0o700); err != nil {
-			return nil, err
-		}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
 	}
 	lock, err := pebble.LockDirectory(path, vfs.Default)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {

@@ -573,3 +573,35 @@ func TestReadsOldPins(t *testing.T) {
 	must(s.unpin(label, old))
 	pinned(next)
 }
+
+// TestBlocksMovedAway: a node whose blocks were moved out of its directory, as one
+// does with damaged ones, opens with none, and is the same node.
+func TestBlocksMovedAway(t *testing.T) {
+	t.Parallel()
+	ctx, dirname := t.Context(), t.TempDir()
+	n, err := CreateEmbedded(ctx, EmbeddedOptions{Dir: dirname})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := n.Info(ctx)
+	leaf := randomLeaf(1, 100)
+	if err := errors.Join(err, n.Put(ctx, []blocks.Block{leaf}), n.Checkpoint(ctx), n.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dirname, blocksDir), filepath.Join(t.TempDir(), "away")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err = OpenEmbedded(ctx, EmbeddedOptions{Dir: dirname}); err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if after, err := n.Info(ctx); err != nil || after.ID != before.ID {
+		t.Errorf("it is %s, was %s, %v", after.ID, before.ID, err)
+	}
+	if _, err := n.Local(ctx, leaf.Cid()); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a block that was moved away: %v", err)
+	}
+	if err := n.Put(ctx, []blocks.Block{leaf}); err != nil {
+		t.Error(err)
+	}
+}
