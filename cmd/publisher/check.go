@@ -16,7 +16,7 @@ import (
 var errDiffers = errors.New("the registry is not what its ledger gives, or not whole")
 
 func checkCommand(r *registry) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Build everything again from the ledger, and compare",
 		Long: `Looks for what is not as it should be, and changes nothing:
@@ -68,6 +68,8 @@ where something does not.`,
 			return err
 		},
 	}
+	bindWait(cmd, r)
+	return cmd
 }
 
 func foundLine(f publish.Found) string {

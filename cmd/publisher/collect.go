@@ -67,5 +67,6 @@ follower collect has the embedded node do so, ipfs repo gc a Kubo daemon.`,
 		},
 	}
 	bindRetain(cmd, r)
+	bindWait(cmd, r)
 	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
 
 func bindParameters(cmd *cobra.Command, r *registry) {
@@ -56,6 +57,7 @@ and directories of those packages and makes a release. The next publish signs it
 		},
 	}
 	bindParameters(cmd, r)
+	bindWait(cmd, r)
 	return cmd
 }
 
@@ -134,7 +136,7 @@ func (r *registry) publishEvery(cmd *cobra.Command, every time.Duration) error {
 		if ctx.Err() != nil {
 			return nil // as it was asked to
 		}
-		if publish.Lasting(err) {
+		if publish.Lasting(err) || errors.Is(err, ipnskeys.ErrNoKey) {
 			return err
 		}
 		if err != nil {

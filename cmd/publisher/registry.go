@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -158,7 +159,7 @@ func (s lateSigner) SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl tim
 // loadKey opens a key. One whose public.json alone is here signs elsewhere.
 func (r *registry) loadKey(ctx context.Context, k ipnskeys.Key) (*ipnskeys.Signer, error) {
 	s, err := r.opening(ctx).Load(ctx, k.Dir, k.Name)
-	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ipnskeys.ErrAway) {
+	if _, gone := os.Lstat(k.File); err != nil && errors.Is(gone, fs.ErrNotExist) && k.Signer == ipnskeys.SignerFile {
 		err = cli.Hint(fmt.Errorf("%w: %w", publish.ErrSigner, err),
 			"is its private key on another machine? `publisher record draft` writes what `publisher record sign` signs there")
 	}

@@ -53,6 +53,8 @@ included; where some of it is gone, nothing is changed.`,
 		},
 	}
 	bindIdentity(cmd, r)
+	bindRoutes(cmd, r)
+	bindWait(cmd, r)
 	bindRecord(cmd, r)
 	return cmd
 }

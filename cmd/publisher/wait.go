@@ -26,6 +26,9 @@ func held(err error) bool {
 // waiting does f, again while another process has the registry, for --wait. Who has
 // it is said where that can be told.
 func (r *registry) waiting(ctx context.Context, f func() error) error {
+	if r.wait < 0 {
+		return cli.Hint(cli.Usagef("--wait %s: it is less than nothing", r.wait), "0 does not wait at all")
+	}
 	until := time.Now().Add(r.wait)
 	for {
 		err := f()

@@ -308,6 +308,9 @@ func (p *Publisher) put(ctx context.Context, name ipns.Name, a attempt, info ipf
 		}, backoff.WithBackOff(p.retry()), backoff.WithMaxTries(p.readTries))
 		if routes[i].ReadBack = err == nil; err != nil {
 			routes[i].Error, errs[i] = err.Error(), fmt.Errorf("%s: %w", ways[i], err)
+			if routes[i].Put != "" {
+				errs[i] = fmt.Errorf("%s: put: %s; read back: %w", ways[i], routes[i].Put, err)
+			}
 		}
 	})
 	if ctx.Err() != nil {
