@@ -114,18 +114,6 @@ func (e entry) compare(o entry) int {
 	}
 }
 
-// Winner says which of links whose names have one hash keeps its place, as
-// BuildDir decides.
-func Winner(links []Link) int {
-	best := 0
-	for i := range links {
-		if (entry{link: &links[i]}).compare(entry{link: &links[best]}) < 0 {
-			best = i
-		}
-	}
-	return best
-}
-
 // settle leaves one entry per hash. es is sorted by compare, and reused: what
 // is kept never reaches past the entry before the one looked at.
 func settle(es []entry) (kept []entry, overflow []Link, err error) {

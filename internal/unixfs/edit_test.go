@@ -110,7 +110,7 @@ func TestEditSettles(t *testing.T) {
 	a, b := linkNamed(t, collideA), linkNamed(t, collideB)
 	build := func(l ...Link) Ref { return mustBuild(t, append(linksNamed(t, 300), l...), 0, s.sink) }
 	winner, loser := a, b
-	if Winner([]Link{a, b}) == 1 {
+	if b.Name < a.Name {
 		winner, loser = b, a
 	}
 	other := winner
