@@ -107,7 +107,7 @@ type Options struct {
 	// the client used.
 	PublicURL string
 
-	Interval time.Duration // between resolutions; 0: the record's TTL within [5 s, 5 min], 30 s without one
+	Interval time.Duration // between resolutions; 0: as each route deserves, from a second to the record's TTL
 	Deadline time.Duration // for a block or a document to come; 0: 30 s
 	Hedge    time.Duration // head start of peers over gateways; 0: 200 ms
 	Cache    int64         // bytes of memory for rendered documents; 0: 128 MiB
@@ -158,9 +158,12 @@ type Mirror struct {
 
 	head atomic.Pointer[head] // nil: never synced
 
-	syncing chan struct{} // holds one token: who has it may write high and head
+	routes  []*route
+	dueMu   sync.Mutex    // guards the routes' due
+	syncing chan struct{} // holds one token: who has it may write high, head and refused
 	refresh chan struct{}
 	high    atomic.Pointer[highWater]
+	refused []byte // the record that was last refused for being older
 	dialing atomic.Bool
 
 	flights singleflight.Group
@@ -215,6 +218,7 @@ func Open(o Options) (*Mirror, error) {
 	}
 	m := &Mirror{
 		o: o, log: o.Log,
+		routes:  waysTo(o),
 		syncing: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 		render: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		cars:   map[cid.Cid]*carFetch{},

@@ -6,21 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 )
 
-// Run keeps the list up to date until ctx ends, and then returns nil: it
-// resolves the name at once, then every Options.Interval and whenever Refresh
-// is called. A failure is logged, shown in Status and tried again.
+// Run keeps the list up to date until ctx ends, and then returns nil: it asks
+// every route at once, then each when it is due (see pause), and all whenever
+// Refresh is called. A failure is logged, shown in Status and tried again.
 func (m *Mirror) Run(ctx context.Context) error {
 	var last string
+	routes := m.routes
 	for {
-		err := m.Sync(ctx)
+		err := m.sync(ctx, routes)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -31,11 +34,13 @@ func (m *Mirror) Run(ctx context.Context) error {
 			last = err.Error()
 			m.log.WarnContext(ctx, "sync failed; what is held is served", "error", err)
 		}
-		wait := time.NewTimer(m.interval())
+		wait := time.NewTimer(time.Until(m.due()))
 		select {
 		case <-ctx.Done():
 		case <-wait.C:
+			routes = m.dueAt(time.Now())
 		case <-m.refresh:
+			routes = m.routes
 		}
 		wait.Stop()
 		if ctx.Err() != nil {
@@ -52,26 +57,110 @@ func (m *Mirror) Refresh() {
 	}
 }
 
-// interval is how long to wait until the next resolution, with a tenth of
-// jitter, so that a farm of mirrors does not ask as one.
-func (m *Mirror) interval() time.Duration {
-	d := m.o.Interval
-	if d == 0 {
-		d = defaultInterval
-		if high := m.high.Load(); high.Record != nil {
-			if r, _ := ipnsrecord.Check(m.o.Name, high.Record, m.o.Now()); r.TTL > 0 {
-				d = min(max(r.TTL, 5*time.Second), 5*time.Minute)
-			}
+// route is one way to the name's record.
+type route struct {
+	name string
+	ask  func(context.Context) ([]byte, error)
+	// cached says that others keep the record for its TTL on this way: asking
+	// more often is a burden to them and no use.
+	cached bool
+	due    time.Time // when Run asks again; guarded by Mirror.dueMu
+}
+
+const (
+	// A route is kept busy with us for at most one part in patience of the time.
+	patience = 50
+	quickest = time.Second     // between two questions to one route
+	afresh   = 5 * time.Second // after a route failed, at the latest
+)
+
+// pause is how long a route is left alone after an answer that took so long.
+// Where an answer costs next to nothing, as of a node whose peers are on the
+// same network, it is asked every second, so that a release is here before a
+// person is; a walk through the public DHT is worth its record's TTL, and so is
+// a cache.
+func (m *Mirror) pause(r *route, took time.Duration, err error) time.Duration {
+	if m.o.Interval > 0 {
+		return m.o.Interval
+	}
+	longest := m.longest()
+	switch {
+	case err != nil && !errors.Is(err, ipfs.ErrNotFound):
+		return min(max(patience*took, afresh), longest)
+	case r.cached:
+		return longest
+	}
+	return min(max(patience*took, quickest), longest)
+}
+
+// longest is how long no route is left alone for more than: the record's TTL,
+// within bounds.
+func (m *Mirror) longest() time.Duration {
+	if m.o.Interval > 0 {
+		return m.o.Interval
+	}
+	if high := m.high.Load(); high.Record != nil {
+		if r, _ := ipnsrecord.Check(m.o.Name, high.Record, m.o.Now()); r.TTL > 0 {
+			return min(max(r.TTL, 5*time.Second), 5*time.Minute)
 		}
 	}
+	return defaultInterval
+}
+
+// rest leaves a route alone for a while that was asked at began and has answered now.
+func (m *Mirror) rest(r *route, began time.Time, err error) {
+	now := time.Now()
+	pause := jitter(m.pause(r, now.Sub(began), err))
+	m.dueMu.Lock()
+	defer m.dueMu.Unlock()
+	r.due = now.Add(pause)
+}
+
+// jitter is d with a tenth of chance in it, so that a farm of mirrors does not
+// ask as one.
+func jitter(d time.Duration) time.Duration {
 	return d - d/20 + time.Duration(rand.Int64N(int64(d)/10+1))
+}
+
+// due is when the first route is to be asked again.
+func (m *Mirror) due() time.Time {
+	m.dueMu.Lock()
+	defer m.dueMu.Unlock()
+	return slices.MinFunc(m.routes, func(a, b *route) int { return a.due.Compare(b.due) }).due
+}
+
+// dueAt is which routes are to be asked at a time.
+func (m *Mirror) dueAt(now time.Time) (due []*route) {
+	m.dueMu.Lock()
+	defer m.dueMu.Unlock()
+	for _, r := range m.routes {
+		if !r.due.After(now) {
+			due = append(due, r)
+		}
+	}
+	return due
+}
+
+// waysTo lists the routes to the name's record: the node and every gateway.
+func waysTo(o Options) (routes []*route) {
+	if o.Node != nil {
+		routes = append(routes, &route{name: "node", ask: func(ctx context.Context) ([]byte, error) { return o.Node.Record(ctx, o.Name) }})
+	}
+	for _, g := range o.Gateways {
+		routes = append(routes, &route{name: "gateway " + g.URL(), cached: true, ask: func(ctx context.Context) ([]byte, error) { return g.Record(ctx, o.Name) }})
+	}
+	return routes
 }
 
 // Sync does one round: it asks every route for the record, follows the best
 // that it may follow, and reads the list where that is new. It returns nil when
 // the list served is the one that the newest valid record points at. While
 // another round runs, it waits for that first.
-func (m *Mirror) Sync(ctx context.Context) error {
+func (m *Mirror) Sync(ctx context.Context) error { return m.sync(ctx, m.routes) }
+
+// sync is Sync by some of the routes. Where those are not all, it is no failure
+// that they know less than another one said not long ago.
+func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 	if !m.enter() {
 		return ErrClosed
 	}
@@ -85,7 +174,7 @@ func (m *Mirror) Sync(ctx context.Context) error {
 	if h := m.head.Load(); h != nil {
 		m.dial(h.Release.Peers)
 	}
-	err := m.round(ctx)
+	err := m.round(ctx, routes)
 	if ctx.Err() == nil {
 		m.stats.mu.Lock()
 		m.stats.failure = ""
@@ -99,11 +188,19 @@ func (m *Mirror) Sync(ctx context.Context) error {
 
 // round needs the syncing token. A record is followed as soon as it is there:
 // a slow route never holds a fast one up.
-func (m *Mirror) round(ctx context.Context) error {
+func (m *Mirror) round(ctx context.Context, routes []*route) error {
 	resolving, cancel := context.WithTimeout(ctx, resolveDeadline)
 	defer cancel()
-	answers, pending := m.resolve(resolving)
-	followed := false
+	began := time.Now()
+	answers := m.resolve(resolving, routes)
+	pending := len(routes)
+	waiting := slices.Clone(routes)
+	defer func() {
+		for _, r := range waiting {
+			m.rest(r, began, context.DeadlineExceeded)
+		}
+	}()
+	followed, known := false, len(routes) < len(m.routes) && m.confirmed()
 	var errs []error
 	for pending > 0 {
 		var seen []answer
@@ -111,7 +208,7 @@ func (m *Mirror) round(ctx context.Context) error {
 		case a := <-answers:
 			seen = append(seen, a)
 		case <-resolving.Done():
-			if followed && ctx.Err() == nil {
+			if (followed || known) && ctx.Err() == nil {
 				return errors.Join(errs...)
 			}
 			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", m.o.Name, ErrNoRecord, resolving.Err()))...)
@@ -126,6 +223,10 @@ func (m *Mirror) round(ctx context.Context) error {
 		}
 		pending -= len(seen)
 		// The best one first: the others then are seen for what they are.
+		for _, a := range seen {
+			m.rest(a.route, began, a.err)
+			waiting = slices.DeleteFunc(waiting, func(r *route) bool { return r == a.route })
+		}
 		for len(seen) > 0 {
 			at := 0
 			for i := range seen {
@@ -136,9 +237,9 @@ func (m *Mirror) round(ctx context.Context) error {
 			a := seen[at]
 			seen = append(seen[:at], seen[at+1:]...)
 			if a.err != nil {
-				m.log.DebugContext(ctx, "route gave no record", "route", a.route, "error", a.err)
-				if !followed {
-					errs = append(errs, fmt.Errorf("%s: %w", a.route, a.err))
+				m.log.DebugContext(ctx, "route gave no record", "route", a.route.name, "error", a.err)
+				if !followed && !known {
+					errs = append(errs, fmt.Errorf("%s: %w", a.route.name, a.err))
 				}
 				continue
 			}
@@ -149,44 +250,40 @@ func (m *Mirror) round(ctx context.Context) error {
 					followed, errs = true, nil
 					time.AfterFunc(resolveGrace, cancel)
 				}
-			case followed && errors.Is(err, ipnsrecord.ErrRollback):
+			case (followed || known) && errors.Is(err, ipnsrecord.ErrRollback):
 				// A route that lags behind another is no cause for alarm.
 			default:
-				errs = append(errs, fmt.Errorf("record from %s: %w", a.route, err))
+				errs = append(errs, fmt.Errorf("record from %s: %w", a.route.name, err))
 			}
 		}
 	}
-	if !followed && len(errs) == 0 {
+	if !followed && !known && len(errs) == 0 {
 		return ErrNoRecord
 	}
 	return errors.Join(errs...)
 }
 
+// confirmed says whether a route gave a valid record not long ago.
+func (m *Mirror) confirmed() bool {
+	m.stats.mu.Lock()
+	defer m.stats.mu.Unlock()
+	return !m.stats.checked.IsZero() && m.o.Now().Sub(m.stats.checked) < 2*m.longest()
+}
+
 // answer is what one route said, checked.
 type answer struct {
-	route  string
+	route  *route
 	record ipnsrecord.Record
 	err    error
 }
 
-// resolve asks the node and every gateway at once. Each gives one answer before
-// or soon after ctx ends.
-func (m *Mirror) resolve(ctx context.Context) (<-chan answer, int) {
-	type route struct {
-		name string
-		ask  func(context.Context) ([]byte, error)
-	}
-	var routes []route
-	if m.o.Node != nil {
-		routes = append(routes, route{"node", func(ctx context.Context) ([]byte, error) { return m.o.Node.Record(ctx, m.o.Name) }})
-	}
-	for _, g := range m.o.Gateways {
-		routes = append(routes, route{"gateway " + g.URL(), func(ctx context.Context) ([]byte, error) { return g.Record(ctx, m.o.Name) }})
-	}
+// resolve asks routes at once. Each gives one answer before or soon after ctx
+// ends.
+func (m *Mirror) resolve(ctx context.Context, routes []*route) <-chan answer {
 	answers := make(chan answer, len(routes))
 	for _, r := range routes {
 		if !m.spawn(func() {
-			a := answer{route: r.name}
+			a := answer{route: r}
 			raw, err := r.ask(ctx)
 			if err == nil {
 				a.record, err = ipnsrecord.Check(m.o.Name, raw, m.o.Now())
@@ -197,10 +294,10 @@ func (m *Mirror) resolve(ctx context.Context) (<-chan answer, int) {
 			}
 			answers <- a
 		}) {
-			answers <- answer{route: r.name, err: ErrClosed}
+			answers <- answer{route: r, err: ErrClosed}
 		}
 	}
-	return answers, len(routes)
+	return answers
 }
 
 // follow moves to what the record says, or says why it must not. The order:
@@ -259,8 +356,9 @@ func (m *Mirror) refuse(ctx context.Context, r ipnsrecord.Record, cause error) e
 	case errors.Is(cause, ipnsrecord.ErrEquivocation), errors.Is(cause, ipnsrecord.ErrSuccessor):
 		m.stats.equivocations.Add(1)
 		return errors.Join(cause, m.keepEvidence(r, cause))
-	case errors.Is(cause, ipnsrecord.ErrRollback):
-		m.stats.rollbacks.Add(1)
+	case errors.Is(cause, ipnsrecord.ErrRollback) && !bytes.Equal(r.Raw, m.refused):
+		m.stats.rollbacks.Add(1) // once, however often it is given
+		m.refused = r.Raw
 	}
 	return cause
 }

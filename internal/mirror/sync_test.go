@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -394,16 +395,93 @@ func until(t *testing.T, cond func() bool) {
 	}
 }
 
-func TestInterval(t *testing.T) {
+// A route is asked as often as its answers are cheap, and never more often than a
+// cache would know better.
+func TestPause(t *testing.T) {
 	w := newWorld(t)
 	m := w.open()
-	if d := m.interval(); d < 28*time.Second || d > 32*time.Second {
-		t.Errorf("without a record: %v, want about 30 s", d)
+	near, cache := &route{}, &route{cached: true}
+	away := errors.New("connection refused")
+	none := fmt.Errorf("%w: %w", ErrNoRecord, ipfs.ErrNotFound)
+	for _, tc := range []struct {
+		name string
+		r    *route
+		took time.Duration
+		err  error
+		ttl  time.Duration // of the record held; 0: there is none
+		want time.Duration
+	}{
+		{"a neighbour", near, 3 * time.Millisecond, nil, time.Minute, time.Second},
+		{"a neighbour without it", near, 3 * time.Millisecond, none, 0, time.Second},
+		{"further away", near, 200 * time.Millisecond, nil, time.Minute, 10 * time.Second},
+		{"the public DHT", near, 4 * time.Second, nil, time.Minute, time.Minute},
+		{"it says so of years", near, 4 * time.Second, nil, 8760 * time.Hour, 200 * time.Second},
+		{"no record and slow", near, 10 * time.Second, none, 0, 30 * time.Second},
+		{"a cache", cache, 3 * time.Millisecond, nil, time.Minute, time.Minute},
+		{"a cache of years", cache, 3 * time.Millisecond, nil, 8760 * time.Hour, 5 * time.Minute},
+		{"away", near, time.Millisecond, away, time.Minute, 5 * time.Second},
+		{"a cache that is away", cache, time.Millisecond, away, time.Minute, 5 * time.Second},
+	} {
+		high := &highWater{}
+		if tc.ttl > 0 {
+			w.ttl = tc.ttl
+			w.publish("left-pad")
+			high.Record = w.record
+		}
+		m.high.Store(high)
+		if got := m.pause(tc.r, tc.took, tc.err); got != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+		if got := jitter(tc.want); got < tc.want*94/100 || got > tc.want*106/100 {
+			t.Errorf("%s: jitter makes %v of %v", tc.name, got, tc.want)
+		}
 	}
+}
+
+// Routes that are asked at other times than the best one alarm nobody: what they
+// lag behind was confirmed a moment ago.
+func TestLaggards(t *testing.T) {
+	w := newWorld(t)
 	w.publish("left-pad")
-	check(t, m.Sync(t.Context()))
-	if d := m.interval(); d < 57*time.Second || d > 63*time.Second {
-		t.Errorf("with a TTL of a minute: %v", d)
+	lags := &fakeGateway{w: w, record: w.record}
+	w.publish("is-odd")
+	m := w.synced(func(o *Options) { o.Gateways = []Gateway{lags, &fakeGateway{w: w, none: true}} })
+	for range 3 {
+		if err := m.sync(t.Context(), m.routes[1:2]); err != nil {
+			t.Error("the one that lags:", err)
+		}
+		if err := m.sync(t.Context(), m.routes[2:]); err != nil {
+			t.Error("the one that has none:", err)
+		}
+	}
+	if s := m.Status(t.Context()); s.Rollbacks != 1 || s.Error != "" {
+		t.Errorf("rollbacks %d, error %q; want one, and no error", s.Rollbacks, s.Error)
+	}
+	w.now = w.now.Add(3 * time.Minute) // the TTL, three times: now nothing else is known
+	if err := m.sync(t.Context(), m.routes[1:2]); !errors.Is(err, ipnsrecord.ErrRollback) {
+		t.Errorf("after minutes without the newer one: %v", err)
+	}
+	if err := m.sync(t.Context(), m.routes[2:]); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("after minutes without any: %v", err)
+	}
+}
+
+// Run asks a route again when it is due, not others.
+func TestRunAsksWhoIsDue(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad")
+	slow := &fakeGateway{w: w}
+	m := w.open(func(o *Options) { o.Gateways = []Gateway{slow} })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	until(t, func() bool { return len(listedNames(t, m)) == 1 })
+	w.publish("left-pad", "is-odd") // nobody says so
+	until(t, func() bool { return len(listedNames(t, m)) == 2 })
+	cancel()
+	check(t, <-ended)
+	if got := slow.asked.Load(); got != 1 {
+		t.Errorf("the gateway was asked %d times within its TTL", got)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,7 @@ type world struct {
 	key      ic.PrivKey
 	name     ipns.Name
 	now      time.Time
+	ttl      time.Duration // of records
 	node     *fakeNode
 
 	mu      sync.Mutex
@@ -85,7 +87,7 @@ func newWorld(t testing.TB) *world {
 	id, err := peer.IDFromPublicKey(public)
 	check(t, err)
 	w := &world{
-		t: t, registry: npmtest.New(t, archive), key: key, name: ipns.NameFromPeer(id), now: someday,
+		t: t, registry: npmtest.New(t, archive), key: key, name: ipns.NameFromPeer(id), now: someday, ttl: time.Minute,
 		blocks: map[cid.Cid]blocks.Block{}, big: map[string][]byte{}, files: map[string]cid.Cid{}, docs: map[string]cid.Cid{}, dirs: map[string]cid.Cid{},
 	}
 	w.node = &fakeNode{w: w, held: map[cid.Cid]blocks.Block{}}
@@ -250,7 +252,7 @@ func (w *world) sign(value cid.Cid, seq uint64) []byte {
 }
 
 func (w *world) signUntil(value cid.Cid, seq uint64, eol time.Time) []byte {
-	rec, err := ipns.NewRecord(w.key, path.FromCid(value), seq, eol, time.Minute)
+	rec, err := ipns.NewRecord(w.key, path.FromCid(value), seq, eol, w.ttl)
 	check(w.t, err)
 	raw, err := ipns.MarshalRecord(rec)
 	check(w.t, err)
@@ -349,7 +351,9 @@ type fakeGateway struct {
 	w       *world
 	hang    bool
 	record  []byte // where not nil, in place of the world's
-	fetches int    // under w.mu
+	none    bool   // it has no record
+	asked   atomic.Int64
+	fetches int // under w.mu
 }
 
 func (g *fakeGateway) URL() string { return "http://gateway.example.test" }
@@ -395,9 +399,10 @@ func (g *fakeGateway) Record(ctx context.Context, name ipns.Name) ([]byte, error
 	if g.record != nil {
 		return g.record, nil
 	}
+	g.asked.Add(1)
 	g.w.mu.Lock()
 	defer g.w.mu.Unlock()
-	if g.w.record == nil {
+	if g.w.record == nil || g.none {
 		return nil, ipfs.ErrNotFound
 	}
 	return g.w.record, nil
