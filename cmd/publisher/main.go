@@ -49,6 +49,7 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: index.ErrCorrupt, Code: codeDiffers, Hint: buildsAnew},
 	{Is: publish.ErrUnconfirmed, Code: codeUnconfirmed, Hint: "the record is kept and the next run puts the same bytes again"},
+	{Is: publish.ErrUnseen, Code: codeIncomplete, Hint: "nothing was signed; is the node behind --witness connected to this one? the next run pushes and asks again"},
 	{Is: publish.ErrIncomplete, Code: codeIncomplete, Hint: "nothing was signed, and the next run pushes again; `follower check --fetch` fetches what the ledger names and the node lacks"},
 	{Is: publish.ErrGone, Code: codeIncomplete, Hint: "nothing was changed; `publisher log` lists the other releases, `follower check --fetch` fetches what the ledger names"},
 	{Is: publish.ErrJournal, Code: cli.CodeFailed, Hint: "restore it from a backup: without it nothing is signed, so that no sequence is used twice"},

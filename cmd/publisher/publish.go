@@ -101,6 +101,7 @@ publisher collect does. With --every it stays until it is ended.`,
 	bindParameters(cmd, r)
 	bindRetain(cmd, r)
 	bindRoutes(cmd, r)
+	bindWitnesses(cmd, r)
 	bindWait(cmd, r)
 	bindIdentity(cmd, r)
 	bindRecord(cmd, r)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ type registry struct {
 	gatewayOrigin string
 	retain        time.Duration
 	routes        []string
+	witnesses     []string
 	wait          time.Duration
 	identities    []string      // files
 	ttl, lifetime time.Duration // of records
@@ -38,6 +40,20 @@ type registry struct {
 
 func bindRoutes(cmd *cobra.Command, r *registry) {
 	cmd.Flags().StringArrayVar(&r.routes, "route", nil, "where to put the record and read it back beside the node: URL of a delegated routing server, or absolute path of a web server's directory; may be repeated")
+}
+
+// bindWitnesses is for what may put a release that is new.
+func bindWitnesses(cmd *cobra.Command, r *registry) {
+	cmd.Flags().StringArrayVar(&r.witnesses, "witness", nil, "URL of another node's trustless gateway, through which a sample of a new release must be readable before its record is signed; may be repeated")
+}
+
+// witness is one that a person named.
+func witness(text string) (publish.Witness, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, cli.Hint(cli.Usagef("--witness: %q is no gateway", text), "give its http or https URL, as in http://192.0.2.1:8080")
+	}
+	return ipfs.NewGateway(text), nil
 }
 
 // opened is a publisher with all that it works on.
@@ -95,6 +111,12 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 			return nil, err
 		}
 	}
+	witnesses := make([]publish.Witness, len(r.witnesses))
+	for i, s := range r.witnesses {
+		if witnesses[i], err = witness(s); err != nil {
+			return nil, err
+		}
+	}
 	source, err := openLedger(ctx, dir)
 	if err != nil {
 		return nil, err
@@ -125,7 +147,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	}
 	o.Publisher = publish.New(publish.Options{
 		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next,
-		Journal: dir.Journal(r.name), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Retain: r.retain, Log: log,
+		Journal: dir.Journal(r.name), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})

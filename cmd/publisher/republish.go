@@ -31,6 +31,7 @@ does not run. Made for cron: it prints nothing on success off a terminal.`,
 	}
 	bindIdentity(cmd, r)
 	bindRoutes(cmd, r)
+	bindWitnesses(cmd, r)
 	bindWait(cmd, r)
 	return cmd
 }

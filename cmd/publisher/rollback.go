@@ -54,6 +54,7 @@ included; where some of it is gone, nothing is changed.`,
 	}
 	bindIdentity(cmd, r)
 	bindRoutes(cmd, r)
+	bindWitnesses(cmd, r)
 	bindWait(cmd, r)
 	bindRecord(cmd, r)
 	return cmd

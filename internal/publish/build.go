@@ -401,8 +401,8 @@ func (q *putter) put(ctx context.Context) error {
 // where that one is another index's. The documents went in when they were built,
 // the tarballs when the follower stored them.
 //
-// Law: pushed, durable, a sample read back, pinned, and only then written in the
-// journal. So a run after one that failed in any of these pushes again.
+// Law: pushed, durable, a sample read back, pinned, the sample fetched through the
+// witnesses, who find only what is pinned, and only then written in the journal. So a run after one that failed in any of these pushes again.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
@@ -450,7 +450,8 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 	if err := hook(p.fault, "checkpoint"); err != nil {
 		return err
 	}
-	if err := p.readBack(ctx, pinned, release, some.kept); err != nil {
+	sample, err := p.readBack(ctx, pinned, release, some.kept)
+	if err != nil {
 		return err
 	}
 	if err := hook(p.fault, "read back from the node"); err != nil {
@@ -459,7 +460,10 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 	if err := p.pinOrMend(ctx, j.pinned.root, pinned, release); err != nil {
 		return err
 	}
-	return hook(p.fault, "pinned in the node")
+	if err := hook(p.fault, "pinned in the node"); err != nil {
+		return err
+	}
+	return p.witnessed(ctx, sample)
 }
 
 // Withheld lists what the ledger holds and the list does not, with reasons.

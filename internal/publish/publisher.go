@@ -19,6 +19,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/boxo/ipns"
+	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/index"
@@ -52,6 +53,15 @@ type Signer interface {
 	SignV2Only(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error)
 }
 
+// Witness reads through another node than the publisher's; *ipfs.Gateway is one.
+// Its methods may run concurrently.
+type Witness interface {
+	// URL names it.
+	URL() string
+	// Get gives a block, checked against its CID, in a time of its own.
+	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+}
+
 var (
 	// ErrOtherLedger is returned when the index was built from another ledger:
 	// its packages would be mixed with this one's.
@@ -77,6 +87,9 @@ var (
 	// ErrWithheld is returned where the file beside the journal that says what is
 	// withheld cannot be read.
 	ErrWithheld = errors.New("what is withheld cannot be read")
+	// ErrUnseen is returned, beside ErrIncomplete, when a witness did not get a block
+	// that the node holds.
+	ErrUnseen = errors.New("another node cannot fetch it")
 	// ErrIncomplete is returned when the release's blocks could not be made
 	// whole and durable in the node. Nothing is signed.
 	ErrIncomplete = errors.New("the release is not whole in the node")
@@ -110,6 +123,9 @@ type Options struct {
 	Peers     []string      // multiaddrs that readers may dial, for release.json
 	// Routes are where records are put and read back beside the node.
 	Routes []Router
+	// Witnesses are other nodes' ways to readers: a sample of a release is fetched
+	// through each of them before its record is signed.
+	Witnesses []Witness
 	// Retain is how long a release stays whole once there is a newer one; 0 is for
 	// ever. See Collect.
 	Retain time.Duration
@@ -178,7 +194,8 @@ const (
 	nodeTimeout    = 30 * time.Second // a question that the node answers by itself
 	networkTimeout = 75 * time.Second // one that it passes on: a DHT walk takes up to a minute
 	packageTimeout = 5 * time.Minute
-	contentTimeout = 12 * time.Hour // pushing, syncing and pinning a release: Kubo walks all of a first one
+	witnessTimeout = 2 * time.Minute // a sample of a release through another node, which may have to find this one first
+	contentTimeout = 12 * time.Hour  // pushing, syncing and pinning a release: Kubo walks all of a first one
 	httpTimeout    = 5 * time.Second
 )
 

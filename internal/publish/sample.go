@@ -64,26 +64,26 @@ func lost(err error) bool {
 
 // readBack reads from the node what every reader of the release begins with, some
 // of the blocks that were pushed, and some of the files of packages that are other
-// than in the release pinned, if that is one. What the node has lost it is given
+// than in the release pinned, if that is one; and gives what it read. What the node has lost it is given
 // again, so that the next run finds it; this one ends with what was lost.
-func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.Release, pushed []cid.Cid) error {
+func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.Release, pushed []cid.Cid) (sample []piece, err error) {
 	todo, err := p.entrance(ctx, release)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, c := range pushed {
 		todo = append(todo, piece{cid: c, of: "the list"})
 	}
 	changed, err := p.someChanged(ctx, pinned, release)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var gone []piece
 	var cause error
 	for _, d := range changed {
 		files, missing, err := p.someFiles(ctx, d)
 		if err != nil && !lost(err) {
-			return err
+			return nil, err
 		}
 		todo, gone, cause = append(todo, files...), append(gone, missing...), cmp.Or(cause, err)
 	}
@@ -100,7 +100,7 @@ func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return fmt.Errorf("read back: %w", err)
+		return nil, fmt.Errorf("read back: %w", err)
 	}
 	for i, err := range failed {
 		if err != nil {
@@ -108,7 +108,7 @@ func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.
 		}
 	}
 	if len(gone) == 0 {
-		return nil
+		return todo, nil
 	}
 	err = fmt.Errorf("read back: %s: %w", gone[0], cause)
 	if n := len(gone) - 1; n > 0 {
@@ -118,7 +118,30 @@ func (p *Publisher) readBack(ctx context.Context, pinned cid.Cid, release index.
 	if slices.ContainsFunc(gone, func(s piece) bool { return s.in != "" }) { // and more, most likely
 		err = errors.Join(err, p.mend(ctx, pinned, release))
 	}
-	return err
+	return nil, err
+}
+
+// witnessed fetches a sample of what the node holds through each witness: who can
+// be reached by nobody publishes nothing.
+func (p *Publisher) witnessed(ctx context.Context, sample []piece) error {
+	if len(p.o.Witnesses) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(sampleAtOnce)
+	for _, w := range p.o.Witnesses {
+		for _, s := range sample {
+			group.Go(func() error {
+				if _, err := w.Get(ctx, s.cid); err != nil {
+					return fmt.Errorf("%s through %s: %w: %w", s, w.URL(), ErrUnseen, err)
+				}
+				return nil
+			})
+		}
+	}
+	return group.Wait()
 }
 
 // entrance is what every reader of a release begins with.

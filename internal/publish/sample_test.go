@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
@@ -226,7 +228,7 @@ func BenchmarkReadBack(b *testing.B) {
 		some.offer(blk.Cid())
 	}
 	for b.Loop() {
-		if err := p.readBack(context.Background(), cid.Undef, r, some.kept); err != nil {
+		if _, err := p.readBack(context.Background(), cid.Undef, r, some.kept); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -259,5 +261,54 @@ func TestMendsWhatACollectionTook(t *testing.T) {
 	}
 	if r := w.publish(p); w.best().Value != r.CID || r.Packages != 401 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// witness is another node that gets what ours has pinned, but for what it lacks.
+type witness struct {
+	w     *world
+	lacks cid.Cid
+	asked atomic.Int64
+}
+
+func (*witness) URL() string { return "http://gateway.example.test" }
+
+func (o *witness) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	o.asked.Add(1)
+	if c == o.lacks {
+		return nil, ipfs.ErrNotFound
+	}
+	if len(o.w.node.pins) == 0 {
+		return nil, errors.New("asked before anything was pinned")
+	}
+	return o.w.node.Local(ctx, c)
+}
+
+// What a witness cannot fetch is not published; and once it can, it is.
+func TestWitness(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	other := &witness{w: w}
+	p, stop := w.start(func(o *Options) { o.Witnesses = []Witness{other} })
+	defer stop()
+	release, _, err := p.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.lacks = release.List.Root
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrUnseen) || !errors.Is(err, ErrIncomplete) || !strings.Contains(err.Error(), other.URL()) {
+		t.Errorf("without the list's root: %v", err)
+	}
+	if got := w.ops(); got != "created" || len(w.node.records) != 0 {
+		t.Errorf("journal: %s, records: %v", got, w.node.records)
+	}
+	other.lacks = cid.Undef
+	if r := w.publish(p); r.CID != release.Root {
+		t.Errorf("released %s, not %s", r.CID, release.Root)
+	}
+	asked := other.asked.Load()
+	w.publish(p)
+	if got := other.asked.Load(); got != asked {
+		t.Errorf("a record that was put again asked the witness %d times", got-asked)
 	}
 }
