@@ -94,12 +94,15 @@ type Origin interface {
 	Tarball(ctx context.Context, name npm.Name, file string) (cid.Cid, error)
 }
 
-// Options say what a mirror serves and from where. Name and Dir are required,
-// and a Node or one Gateway.
+// Options say what a mirror serves and from where. Dir is required, Name or
+// Root, and a Node or one Gateway.
 type Options struct {
-	Dir      string // state; made when absent
-	FS       vfs.FS // nil: the operating system's
-	Name     ipns.Name
+	Dir  string // state; made when absent
+	FS   vfs.FS // nil: the operating system's
+	Name ipns.Name
+	// Root is the one release that is served, for ever, in place of what a Name
+	// points at: nothing is resolved, and its CID is all that is trusted.
+	Root     cid.Cid
 	Node     NodeReader // nil: gateways only, whose blocks are then kept in Dir
 	Gateways []Gateway  // in order of preference
 	Origin   Origin     // nil: names and files that are not listed do not exist
@@ -191,8 +194,8 @@ type Mirror struct {
 // Open opens the state in o.Dir, or begins one, and serves at once what it
 // holds. It starts nothing and asks no network.
 func Open(o Options) (*Mirror, error) {
-	if o.Dir == "" || o.Name == (ipns.Name{}) {
-		return nil, errors.New("open mirror: Dir and Name are required")
+	if o.Dir == "" || o.Root.Defined() != (o.Name == (ipns.Name{})) {
+		return nil, errors.New("open mirror: Dir is required, and either Name or Root")
 	}
 	if o.Node == nil && len(o.Gateways) == 0 {
 		return nil, errors.New("open mirror: neither a node nor a gateway to read from")

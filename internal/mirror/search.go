@@ -36,10 +36,21 @@ type summary struct {
 	Links       struct{}       `json:"links"`
 }
 
-// serveSearch answers npm's search over the listed names: each word of text
-// must be in the name. Exact names come first, then those that begin with the
-// first word, then shorter ones.
 func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
+	search(w, r, []shelf{{m, func(npm.Name) bool { return true }}})
+}
+
+// shelf is a mirror whose names are searched, those that shows lets through.
+type shelf struct {
+	*Mirror
+	shows func(npm.Name) bool
+}
+
+// search answers npm's search over the listed names: each word of text must be
+// in the name. Exact names come first, then those that begin with the first
+// word, then shorter ones.
+func search(w http.ResponseWriter, r *http.Request, in []shelf) {
+	m := in[0].Mirror // for what is of no package
 	ctx, cancel := context.WithTimeout(r.Context(), searchBudget)
 	defer cancel()
 	query := r.URL.Query()
@@ -50,23 +61,26 @@ func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
 		sendError(w, r, http.StatusBadRequest, "size and from must be numbers")
 		return
 	}
-	var hits []index.Entry
+	var hits []hit
 	total := 0
-	for e, err := range m.names(ctx) {
-		if err != nil {
-			m.fail(w, r, err)
-			return
-		}
-		name := strings.ToLower(string(e.Name))
-		if !containsAll(name, words) {
-			continue
-		}
-		total++
-		if len(hits) < maxHits || len(words) > 0 && name == words[0] {
-			hits = append(hits, e)
+	for _, s := range in {
+		some := 0
+		for e, err := range s.names(ctx) {
+			if err != nil {
+				s.fail(w, r, err)
+				return
+			}
+			name := strings.ToLower(string(e.Name))
+			if !containsAll(name, words) || !s.shows(e.Name) {
+				continue
+			}
+			total++
+			if some++; some <= maxHits || len(words) > 0 && name == words[0] {
+				hits = append(hits, hit{e, s.Mirror})
+			}
 		}
 	}
-	rank := func(e index.Entry) int {
+	rank := func(e hit) int {
 		name := strings.ToLower(string(e.Name))
 		switch {
 		case len(words) == 0:
@@ -78,7 +92,7 @@ func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
 		}
 		return 2
 	}
-	slices.SortStableFunc(hits, func(a, b index.Entry) int {
+	slices.SortStableFunc(hits, func(a, b hit) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(len(a.Name), len(b.Name)), cmp.Compare(a.Name, b.Name))
 	})
 	hits = hits[min(from, len(hits)):]
@@ -90,7 +104,7 @@ func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
 	for i, e := range hits {
 		g.Go(func() error {
 			// One that cannot be read in time is left out.
-			if s, err := m.summarize(ctx, e.Name, e.CID); err == nil {
+			if s, err := e.in.summarize(ctx, e.Name, e.CID); err == nil {
 				found[i] = &s
 			}
 			return nil
@@ -118,6 +132,12 @@ func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
 		Total   int      `json:"total"`
 		Time    string   `json:"time"`
 	}{objects, total, m.o.Now().UTC().Format(time.RFC1123)})
+}
+
+// hit is an entry of one mirror's list.
+type hit struct {
+	index.Entry
+	in *Mirror
 }
 
 func containsAll(name string, words []string) bool {

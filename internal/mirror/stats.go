@@ -32,7 +32,7 @@ type BytesBySource struct {
 
 // Status is what `registry-mirror status` shows. Counts are since the start.
 type Status struct {
-	Name    string    `json:"name"` // IPNS name
+	Name    string    `json:"name"` // IPNS name; "/ipfs/CID" of a frozen release
 	Synced  time.Time `json:"synced,omitzero"`
 	Release Release   `json:"release,omitzero"`
 	Record  Record    `json:"record,omitzero"`
@@ -105,7 +105,7 @@ func (s *stats) count(k kind, from source, b blocks.Block) {
 // or until ctx ends.
 func (m *Mirror) Status(ctx context.Context) Status {
 	s := Status{
-		Name: m.o.Name.String(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started,
+		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
 		IntegrityFailures: m.stats.mismatches.Load(), Requests: m.stats.requests.Load(),
 		BytesBySource: BytesBySource{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,6 +29,9 @@ func (m *Mirror) Run(ctx context.Context) error {
 			return nil
 		}
 		switch {
+		case err == nil && m.o.Root.Defined():
+			<-ctx.Done() // there will never be another
+			return nil
 		case err == nil:
 			last = ""
 		case err.Error() != last: // the same failure is said once
@@ -174,7 +178,12 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 	if h := m.head.Load(); h != nil {
 		m.dial(h.Release.Peers)
 	}
-	err := m.round(ctx, routes)
+	var err error
+	if m.o.Root.Defined() {
+		err = m.frozen(ctx)
+	} else {
+		err = m.round(ctx, routes)
+	}
 	if ctx.Err() == nil {
 		m.stats.mu.Lock()
 		m.stats.failure = ""
@@ -185,6 +194,38 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 	}
 	return err
 }
+
+// frozen reads the one release that there is. It needs the syncing token.
+func (m *Mirror) frozen(ctx context.Context) error {
+	began := time.Now()
+	if h := m.head.Load(); h != nil && h.Release.Root.Equals(m.o.Root) {
+		return nil
+	}
+	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, m.o.Root)
+	if err == nil {
+		m.dial(release.Peers)
+		_, err = m.syncList(ctx, m.o.Root)
+	}
+	for _, r := range m.routes {
+		m.rest(r, began, err)
+	}
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", m.Address(), err)
+	}
+	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", m.o.Root, "packages", release.Packages)
+	return nil
+}
+
+// Address is the path that the mirror serves: "/ipns/NAME" or "/ipfs/CID".
+func (m *Mirror) Address() string {
+	if m.o.Root.Defined() {
+		return "/ipfs/" + m.o.Root.String()
+	}
+	return "/ipns/" + m.o.Name.String()
+}
+
+// name is what a Status calls it.
+func (m *Mirror) name() string { return strings.TrimPrefix(m.Address(), "/ipns/") }
 
 // round needs the syncing token. A record is followed as soon as it is there:
 // a slow route never holds a fast one up.

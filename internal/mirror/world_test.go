@@ -81,7 +81,9 @@ type world struct {
 	release cid.Cid
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldOf(t, archive) }
+
+func newWorldOf(t testing.TB, archive string) *world {
 	key, public, err := ic.GenerateEd25519Key(rand.Reader)
 	check(t, err)
 	id, err := peer.IDFromPublicKey(public)
@@ -491,3 +493,13 @@ var (
 	_ Gateway    = (*ipfs.Gateway)(nil)
 	_ NodeReader = ipfs.Node(nil)
 )
+
+// asked is how many blocks the node was asked to fetch.
+func (n *fakeNode) asked() (sum int) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	for _, times := range n.gets {
+		sum += times
+	}
+	return sum
+}

@@ -1,0 +1,340 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// ErrClaimed is returned by NewTable where two registries claim one name, or
+// have one label.
+var ErrClaimed = errors.New("claimed twice")
+
+// Registry is one of those that a Table serves.
+type Registry struct {
+	// Label is what people here call it; no two of a table have the same.
+	Label string
+	// Scopes ("@acme") and Names are what it claims: they are looked up in it and
+	// nowhere else, whether it has them or not. A registry that claims nothing is
+	// open: it is asked for what nobody claims.
+	Scopes []string
+	Names  []npm.Name
+	*Mirror
+}
+
+func (r Registry) open() bool { return len(r.Scopes) == 0 && len(r.Names) == 0 }
+
+// Table serves several registries as one. It keeps a name that a company uses
+// for itself from ever being taken from a public registry that has the same
+// one (dependency confusion). Of open registries the first that lists a name
+// has it; and where that one has no list yet, nobody is asked in its place.
+type Table struct {
+	rows   []Registry
+	scopes map[string]int // who claims one, as an index into rows
+	names  map[npm.Name]int
+}
+
+// NewTable makes a table of registries in the order in which they are asked.
+// Errors: ErrClaimed, npm.ErrName.
+func NewTable(rows ...Registry) (*Table, error) {
+	if len(rows) == 0 {
+		return nil, errors.New("no registry to serve")
+	}
+	t := &Table{rows: rows, scopes: map[string]int{}, names: map[npm.Name]int{}}
+	labels := map[string]bool{}
+	for i, r := range rows {
+		if labels[r.Label] {
+			return nil, fmt.Errorf("registry %s: %w", r.Label, ErrClaimed)
+		}
+		labels[r.Label] = true
+		for _, s := range r.Scopes {
+			if name, err := npm.ParseName(s + "/x"); err != nil || name.Scope() != s {
+				return nil, fmt.Errorf("scope %q of registry %s: %w", s, r.Label, npm.ErrName)
+			}
+			if other, ok := t.scopes[s]; ok && other != i {
+				return nil, fmt.Errorf("scope %s, by %s and %s: %w", s, rows[other].Label, r.Label, ErrClaimed)
+			}
+			t.scopes[s] = i
+		}
+		for _, n := range r.Names {
+			if _, err := npm.ParseName(string(n)); err != nil {
+				return nil, fmt.Errorf("name %q of registry %s: %w", n, r.Label, err)
+			}
+			if other, ok := t.names[n]; ok && other != i {
+				return nil, fmt.Errorf("package %s, by %s and %s: %w", n, rows[other].Label, r.Label, ErrClaimed)
+			}
+			t.names[n] = i
+		}
+	}
+	for n, i := range t.names {
+		if other, ok := t.scopes[n.Scope()]; ok && other != i {
+			return nil, fmt.Errorf("package %s, by %s and with its scope by %s: %w", n, rows[i].Label, rows[other].Label, ErrClaimed)
+		}
+	}
+	return t, nil
+}
+
+// owner is who claims a name.
+func (t *Table) owner(name npm.Name) (i int, claimed bool) {
+	if i, claimed = t.names[name]; !claimed {
+		i, claimed = t.scopes[name.Scope()]
+	}
+	return i, claimed
+}
+
+// of is the registry that is asked for a name, nil where there is none.
+func (t *Table) of(name npm.Name) *Mirror {
+	if i, claimed := t.owner(name); claimed {
+		return t.rows[i].Mirror
+	}
+	var last *Mirror
+	for _, r := range t.rows {
+		if !r.open() {
+			continue
+		}
+		last = r.Mirror
+		// What cannot be known is that registry's to answer for.
+		if _, has, err := r.entry(name); has || err != nil {
+			break
+		}
+	}
+	return last
+}
+
+// Handler is the npm registry that all of them make.
+func (t *Table) Handler() http.Handler {
+	if len(t.rows) == 1 && t.rows[0].open() {
+		return t.rows[0].Mirror.Handler()
+	}
+	handlers := map[*Mirror]http.Handler{}
+	for _, r := range t.rows {
+		handlers[r.Mirror] = r.Mirror.Handler()
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		segments, ok := segmentsOf(r.URL)
+		read := r.Method == http.MethodGet || r.Method == http.MethodHead
+		switch {
+		case ok && len(segments) == 0 && read:
+			t.serveRoot(w, r)
+		case ok && read && slices.Equal(segments, []string{"-", "v1", "search"}):
+			t.serveSearch(w, r)
+		default:
+			m := t.rows[0].Mirror // for what is of no package
+			if name, ok := nameIn(segments); ok {
+				if m = t.of(name); m == nil {
+					w.Header().Set("Npm-Notice", string(name)+" is claimed by no registry here, and none is open to other names: `registry-mirror list` shows them")
+					sendError(w, r, http.StatusNotFound, "Not found")
+					return
+				}
+			}
+			handlers[m].ServeHTTP(w, r)
+		}
+	})
+}
+
+// nameIn is the package that a path is about.
+func nameIn(segments []string) (npm.Name, bool) {
+	if len(segments) > 2 && segments[0] == "-" && segments[1] == "package" {
+		segments = segments[2:]
+	}
+	if len(segments) == 0 || segments[0] == "-" {
+		return "", false
+	}
+	name, _, err := takeName(segments)
+	return name, err == nil
+}
+
+// serveRoot says what the registries are.
+func (t *Table) serveRoot(w http.ResponseWriter, r *http.Request) {
+	type row struct {
+		Registry string     `json:"registry"`
+		Name     string     `json:"db_name"`
+		Scopes   []string   `json:"scopes,omitempty"`
+		Claims   []npm.Name `json:"claims,omitempty"`
+		Packages int        `json:"doc_count"`
+		Release  uint64     `json:"update_seq"`
+	}
+	all := make([]row, len(t.rows))
+	for i, reg := range t.rows {
+		all[i] = row{Registry: reg.Label, Name: reg.Address(), Scopes: reg.Scopes, Claims: reg.Names}
+		if h := reg.head.Load(); h != nil {
+			all[i].Packages, all[i].Release = h.Release.Packages, h.Release.Number
+		}
+	}
+	sendJSON(w, r, http.StatusOK, map[string]any{"registries": all})
+}
+
+// serveSearch searches all of them, and shows of each what is looked up in it.
+func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
+	var in []shelf
+	for i, reg := range t.rows {
+		if reg.head.Load() == nil {
+			continue // its names cannot be known; those of the others can
+		}
+		in = append(in, shelf{reg.Mirror, func(name npm.Name) bool {
+			if owner, claimed := t.owner(name); claimed {
+				return owner == i
+			}
+			return reg.open() && t.of(name) == reg.Mirror
+		}})
+	}
+	if len(in) == 0 {
+		t.rows[0].fail(w, r, ErrNotSynced)
+		return
+	}
+	search(w, r, in)
+}
+
+// Run keeps all lists up to date until ctx ends, and says which claimed names
+// are in an open registry too.
+func (t *Table) Run(ctx context.Context) error {
+	var g errgroup.Group
+	for _, r := range t.rows {
+		g.Go(func() error { return r.Run(ctx) })
+	}
+	g.Go(func() error {
+		t.warn(ctx)
+		return nil
+	})
+	return g.Wait()
+}
+
+// Refresh is Mirror.Refresh of all.
+func (t *Table) Refresh() {
+	for _, r := range t.rows {
+		r.Refresh()
+	}
+}
+
+// Sync is Mirror.Sync of all, at once. The errors name their registries.
+func (t *Table) Sync(ctx context.Context) error {
+	errs := make([]error, len(t.rows))
+	var g errgroup.Group
+	for i, r := range t.rows {
+		g.Go(func() error {
+			if err := r.Sync(ctx); err != nil && len(t.rows) > 1 {
+				errs[i] = fmt.Errorf("registry %s: %w", r.Label, err)
+			} else {
+				errs[i] = err
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	return errors.Join(errs...)
+}
+
+// Overlap is a claimed name that an open registry lists: whoever installs it
+// without this table, or with a scope misspelt, gets another's package.
+type Overlap struct {
+	Name  npm.Name `json:"name"`
+	Claim string   `json:"claimed_by"` // labels
+	Open  string   `json:"listed_by"`
+}
+
+// maxOverlaps bounds those of one scope, which an open registry may have as its own.
+const maxOverlaps = 10
+
+// Overlaps looks for claimed names in the lists of the open registries: at most
+// ten of each scope, by name.
+func (t *Table) Overlaps(ctx context.Context) (all []Overlap, err error) {
+	for _, r := range t.rows {
+		if !r.open() || r.head.Load() == nil {
+			continue
+		}
+		for name, i := range t.names {
+			if _, listed, err := r.entry(name); err != nil {
+				return nil, err
+			} else if listed {
+				all = append(all, Overlap{name, t.rows[i].Label, r.Label})
+			}
+		}
+		for scope, i := range t.scopes {
+			found := 0
+			for e, err := range r.list.Prefix(ctx, scope+"/") {
+				if err != nil {
+					return nil, fmt.Errorf("look for %s in %s: %w", scope, r.Label, err)
+				}
+				all = append(all, Overlap{e.Name, t.rows[i].Label, r.Label})
+				if found++; found == maxOverlaps {
+					break
+				}
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b Overlap) int {
+		return cmp.Or(strings.Compare(string(a.Name), string(b.Name)), strings.Compare(a.Open, b.Open))
+	})
+	return slices.Compact(all), nil
+}
+
+// warn logs overlaps once each, now and as new releases come.
+func (t *Table) warn(ctx context.Context) {
+	said := map[Overlap]bool{}
+	var seen []*head
+	for {
+		var now []*head
+		for _, r := range t.rows {
+			now = append(now, r.head.Load())
+		}
+		if !slices.Equal(now, seen) {
+			seen = now
+			all, err := t.Overlaps(ctx)
+			if err != nil && ctx.Err() == nil {
+				t.rows[0].log.ErrorContext(ctx, "claimed names were not looked for", "error", err)
+			}
+			for _, o := range all {
+				if !said[o] {
+					said[o] = true
+					t.rows[0].log.WarnContext(ctx, "a claimed name is in an open registry too; it is never taken from there", "package", string(o.Name), "claimed_by", o.Claim, "listed_by", o.Open)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// TableStatus is what `registry-mirror status` shows of several registries.
+type TableStatus struct {
+	Registries []RegistryStatus `json:"registries"`
+	Overlaps   []Overlap        `json:"overlaps,omitempty"`
+}
+
+// RegistryStatus is Status of one of several.
+type RegistryStatus struct {
+	Registry string     `json:"registry"` // its label
+	Scopes   []string   `json:"scopes,omitempty"`
+	Claims   []npm.Name `json:"claims,omitempty"`
+	Status
+}
+
+// Status says how each is doing.
+func (t *Table) Status(ctx context.Context) TableStatus {
+	s := TableStatus{Registries: make([]RegistryStatus, len(t.rows))}
+	var g errgroup.Group
+	for i, r := range t.rows {
+		g.Go(func() error {
+			s.Registries[i] = RegistryStatus{Registry: r.Label, Scopes: r.Scopes, Claims: r.Names, Status: r.Status(ctx)}
+			return nil
+		})
+	}
+	g.Wait()
+	var err error
+	if s.Overlaps, err = t.Overlaps(ctx); err != nil && ctx.Err() == nil {
+		t.rows[0].log.ErrorContext(ctx, "claimed names were not looked for", "error", err)
+	}
+	return s
+}
