@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -37,22 +38,21 @@ func daemonCommand(common *cli.Common) *cobra.Command {
 	s := &source{Common: common}
 	var address string
 	cmd := &cobra.Command{
-		Use:   "daemon [NAME]",
-		Short: "Serve the registry of an IPNS name on this machine",
+		Use:   "daemon [ADDRESS]...",
+		Short: "Serve registries by their IPNS names on this machine",
 		Long: `Resolves an IPNS name, keeps its list, and serves it as an npm registry. Every
 byte is verified, what is held is served offline too. With --ipfs it uses an
-IPFS node; without, only the gateways that --gateway names.`,
+IPFS node; without, only the gateways that --gateway names.
+
+An ADDRESS is an IPNS name, /ipfs/CID of one release (which then never changes), a
+domain with a DNSLink, or a file whose first line is one of these. Registries that
+` + "`registry-mirror add`" + ` added are served too, and are asked first.`,
 		Example: `  registry-mirror daemon --ipfs k51...
   registry-mirror daemon k51... --gateway http://127.0.0.1:8080
   npm install express --registry=http://127.0.0.1:4873`,
-		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if len(args) == 0 {
-				return cli.Hint(cli.Usagef("no registry to serve"),
-					"name one: `registry-mirror daemon --ipfs k51...`; or make one of your own: `registry-mirror up express`")
-			}
 			log := common.Logger(cmd.ErrOrStderr(), true)
-			m, close, err := s.open(cmd, args[0], true)
+			m, close, err := s.open(cmd, args, true)
 			if err != nil {
 				return err
 			}
@@ -71,7 +71,7 @@ IPFS node; without, only the gateways that --gateway names.`,
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return m.Run(ctx) })
 			group.Go(func() error { hurry(ctx, m); return nil })
-			group.Go(func() error { return m.Serve(ctx, m.Handler(), listeners...) })
+			group.Go(func() error { return mirror.Serve(ctx, log, m.Handler(), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
 			return group.Wait()
 		},
@@ -82,85 +82,198 @@ IPFS node; without, only the gateways that --gateway names.`,
 	return cmd
 }
 
-// announce says where the registry is, before its list may have come.
-func announce(out io.Writer, common *cli.Common, s mirror.Status, url string) error {
+// announce says where the registries are, before their lists may have come.
+func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url string) error {
+	first := s.Registries[0]
 	if common.JSON {
-		return cli.PrintJSON(out, map[string]any{"name": s.Name, "registry": url, "release": s.Release.Number})
+		said := map[string]any{"name": first.Name, "registry": url, "release": first.Release.Number}
+		if len(s.Registries) > 1 {
+			said["registries"] = s.Registries
+		}
+		return cli.PrintJSON(out, said)
 	}
-	held := "no list yet"
-	if s.Release.Number > 0 {
-		held = fmt.Sprintf("release %d, %s", s.Release.Number, cli.Count(s.Release.Packages, "package"))
+	for _, r := range s.Registries {
+		held := "no list yet"
+		if r.Release.Number > 0 {
+			held = fmt.Sprintf("release %d, %s", r.Release.Number, cli.Count(r.Release.Packages, "package"))
+		}
+		who := shown(r.Name)
+		if len(s.Registries) > 1 {
+			who = r.Registry + ", " + who
+		}
+		if _, err := fmt.Fprintf(out, "serving %s (%s) at %s\n", who, held, url); err != nil {
+			return err
+		}
 	}
-	_, err := fmt.Fprintf(out, "serving /ipns/%s (%s) at %s\n", s.Name, held, url)
-	return err
+	return nil
 }
 
-// open opens the mirror of a name, for a command that runs on (daemon) or does
-// one thing. The returned function closes it.
-func (s *source) open(cmd *cobra.Command, text string, daemon bool) (*mirror.Mirror, func() error, error) {
-	name, err := parseName(text)
+// shown is a registry's name as its path.
+func shown(name string) string {
+	if strings.HasPrefix(name, "/") {
+		return name
+	}
+	return "/ipns/" + name
+}
+
+// open opens the mirrors of the table and of args, for a command that runs on
+// (daemon) or does one thing. The returned function closes them.
+func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror.Table, _ func() error, err error) {
+	dir := state.Dir(s.State)
+	table, err := dir.Table()
 	if err != nil {
 		return nil, nil, err
 	}
-	if !s.ipfs && len(s.gateways) == 0 {
-		return nil, nil, cli.Hint(cli.Usagef("nothing to read from"), "add --ipfs to use an IPFS node, or --gateway URL")
+	if len(args)+len(table.Rows) == 0 {
+		return nil, nil, cli.Hint(cli.Usagef("no registry to serve"),
+			"name one: `registry-mirror daemon --ipfs k51...`; or make one of your own: `registry-mirror up express`")
+	}
+	rows, err := s.rows(cmd, dir, table, args)
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, flag := range []string{"node", "ipfs-api", "network", "peer", "share"} {
 		if !s.ipfs && cmd.Flags().Changed(flag) {
 			return nil, nil, cli.Usagef("--%s is of the IPFS node, which needs --ipfs", flag)
 		}
 	}
-	log := s.Logger(cmd.ErrOrStderr(), daemon)
-	dir := state.Dir(s.State)
 	if err := dir.Make(); err != nil {
 		return nil, nil, err
 	}
-	o := mirror.Options{Dir: dir.Mirror(name.String()), Name: name, Gateways: gateways(s.gateways), Log: log}
-	var node *state.Node
-	if s.ipfs {
-		node, err = dir.OpenNode(cmd.Context(), state.NodeOptions{
-			Kind: s.Node, API: s.IPFSAPI, Network: ipfs.Network(s.Network), DefaultNetwork: ipfs.Public, Peers: s.Peers, Share: s.share, Log: log,
-		})
+	h := &opened{source: s, log: s.Logger(cmd.ErrOrStderr(), daemon), nodes: map[string]*state.Node{}}
+	defer func() {
 		if err != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}()
+	registries := make([]mirror.Registry, len(rows))
+	for i, r := range rows {
+		registries[i] = registryOf(r.Row)
+		if registries[i].Mirror, err = h.mirror(cmd.Context(), dir, r, rows); err != nil {
 			return nil, nil, err
+		}
+	}
+	m, err := mirror.NewTable(registries...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m, h.Close, nil
+}
+
+// located is a row, and what its address is.
+type located struct {
+	state.Row
+	at address
+}
+
+// rows are those that were added, then an open one for each argument.
+func (s *source) rows(cmd *cobra.Command, dir state.Dir, table state.Table, args []string) (rows []located, err error) {
+	for _, r := range table.Rows {
+		at, err := parseAddress(r.Address)
+		if err != nil {
+			return nil, fmt.Errorf("registry %s: %w", r.Label, err)
+		}
+		if r.Domain != "" {
+			// It may have moved, which stops nothing here: what was followed is.
+			if _, _, err := locate(cmd.Context(), dir, &table, r.Domain, nil); errors.Is(err, errMoved) {
+				s.Logger(cmd.ErrOrStderr(), true).WarnContext(cmd.Context(), "a domain's DNSLink has moved; what was added is served", "registry", r.Label, "error", err)
+			}
+		}
+		rows = append(rows, located{r, at})
+	}
+	for _, text := range args {
+		at, domain, err := locate(cmd.Context(), dir, &table, text, nil)
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(rows, func(r located) bool { return r.at == at }); i >= 0 {
+			if claims(rows[i].Row) == "open" {
+				continue // it is served already
+			}
+			return nil, cli.Hint(cli.Usagef("%s was added as %s, %s", text, rows[i].Label, claims(rows[i].Row)), "leave it out here, or `registry-mirror remove "+rows[i].Label+"`")
+		}
+		rows = append(rows, located{state.Row{Label: text, Address: at.String(), Domain: domain}, at})
+	}
+	for _, r := range rows {
+		if !s.ipfs && len(s.gateways) == 0 && len(r.Gateways) == 0 {
+			return nil, cli.Hint(cli.Usagef("nothing to read from"), "add --ipfs to use an IPFS node, or --gateway URL")
+		}
+	}
+	return rows, nil
+}
+
+// opened is what a run has open.
+type opened struct {
+	*source
+	log   *slog.Logger
+	nodes map[string]*state.Node // by network; "" is the state's own
+	close []func() error         // in the order of closing
+}
+
+func (h *opened) own(f func() error) { h.close = append([]func() error{f}, h.close...) }
+
+func (h *opened) Close() error {
+	var err error
+	for _, f := range h.close {
+		err = errors.Join(err, f())
+	}
+	return err
+}
+
+// mirror opens the mirror of one of rows.
+func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []located) (*mirror.Mirror, error) {
+	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Log: h.log})
+	if h.ipfs {
+		node, err := h.node(ctx, dir, r.Network, rows)
+		if err != nil {
+			return nil, err
 		}
 		o.Node = node
 	}
-	close := func() error {
-		if node == nil {
-			return nil
-		}
-		return node.Close()
-	}
 	m, err := mirror.Open(o)
 	if err != nil {
-		return nil, nil, errors.Join(err, close())
+		return nil, err
 	}
-	return m, func() error { return errors.Join(m.Close(), close()) }, nil
+	h.own(m.Close)
+	return m, nil
 }
 
-// parseName takes k51…, /ipns/k51… and ipns://k51….
-func parseName(text string) (ipns.Name, error) {
-	short := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(text, "ipns://"), "/ipns/"), "/")
-	name, err := ipns.NameFromString(short)
-	if err != nil {
-		return ipns.Name{}, cli.Hint(cli.Usagef("%q is not an IPNS name: %w", text, err), "`publisher key list` shows yours; it begins with k51")
+// node is the node of a network: the state's own, or one whose peers and blocks
+// are of that network alone. It dials the peers of all rows that are read by it.
+func (h *opened) node(ctx context.Context, dir state.Dir, network string, rows []located) (node *state.Node, err error) {
+	node, open := h.nodes[network]
+	if !open {
+		o := state.NodeOptions{Kind: h.Node, API: h.IPFSAPI, Network: ipfs.Network(h.Network), DefaultNetwork: ipfs.Public, Peers: h.Peers, Share: h.share, Log: h.log}
+		if network != "" {
+			dir = dir.Network(network)
+			o = state.NodeOptions{Kind: "embedded", Network: ipfs.Network(network), Log: h.log}
+		}
+		for _, r := range rows {
+			if r.Network == network {
+				o.Peers = append(slices.Clone(o.Peers), r.Peers...)
+			}
+		}
+		if node, err = dir.OpenNode(ctx, o); err != nil {
+			return nil, err
+		}
+		h.nodes[network] = node
+		h.own(node.Close)
 	}
-	return name, nil
+	return node, nil
 }
 
 // patience is how long a node that has just started is given to reach a peer:
 // peers are dialled beside the resolution.
 const patience = 5 * time.Second
 
-// hurry asks again for a name of which nothing is held yet, for as long as
-// patience: m itself would wait for its interval.
-func hurry(ctx context.Context, m *mirror.Mirror) {
+// hurry asks again for names of which nothing is held yet, for as long as
+// patience: m itself would wait longer.
+func hurry(ctx context.Context, m *mirror.Table) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	again := time.NewTicker(500 * time.Millisecond)
 	defer again.Stop()
-	for m.Status(ctx).Release.Number == 0 {
+	for slices.ContainsFunc(m.Status(ctx).Registries, func(r mirror.RegistryStatus) bool { return r.Release.Number == 0 }) {
 		select {
 		case <-ctx.Done():
 			return
@@ -170,9 +283,9 @@ func hurry(ctx context.Context, m *mirror.Mirror) {
 	}
 }
 
-// syncOnce opens the mirror, does one round and closes it.
-func (s *source) syncOnce(ctx context.Context, cmd *cobra.Command, name string) (status mirror.Status, err error) {
-	m, close, err := s.open(cmd, name, false)
+// syncOnce opens the mirrors, does one round and closes them.
+func (s *source) syncOnce(ctx context.Context, cmd *cobra.Command, args []string) (status mirror.TableStatus, err error) {
+	m, close, err := s.open(cmd, args, false)
 	if err != nil {
 		return status, err
 	}

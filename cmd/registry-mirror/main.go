@@ -36,6 +36,12 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
 	{Is: socket.ErrInUse, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: errOtherName, Code: cli.CodeLocked, Hint: "one registry-mirror runs on a state; give the other a --state of its own"},
+	{Is: errNoAddress, Code: cli.CodeUsage, Hint: "an IPNS name begins with k51, a frozen release is /ipfs/bafy..., a domain has a DNSLink"},
+	{Is: errMoved, Code: cli.CodeFailed, Hint: "ask its owner whether that is meant; `registry-mirror add LABEL ADDRESS` takes the address itself"},
+	{Is: errDNSLink, Code: cli.CodeAway, Hint: "`dig TXT _dnslink.DOMAIN` shows what a domain says; dnslink=/ipns/k51... is what is needed"},
+	{Is: errNoRow, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows those that were"},
+	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
+	{Is: state.ErrTable, Code: cli.CodeFailed, Hint: "restore table.json from a backup, or move it away and add the registries again"},
 	{Is: errNotRunning, Code: cli.CodeAway, Hint: "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`"},
 	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: mirror.ErrNoRecord, Code: cli.CodeAway, Hint: "nobody reachable knows this name: dial a peer of the publisher with --peer, or ask a gateway with --gateway"},
@@ -71,6 +77,6 @@ away, 75 another command has this state.`,
   npm install express --registry=http://127.0.0.1:4873`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
 	return cmd
 }

@@ -7,12 +7,15 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
@@ -34,38 +37,42 @@ type statusJSON struct {
 func syncCommand(common *cli.Common) *cobra.Command {
 	s := &source{Common: common}
 	cmd := &cobra.Command{
-		Use:   "sync [NAME]",
-		Short: "Resolve the name and bring the list up to date now",
-		Long: `Asks the running daemon to resolve its name at once; where none runs, does it
-for NAME (or the one registry in this state) and ends.`,
+		Use:   "sync [ADDRESS]...",
+		Short: "Resolve the names and bring the lists up to date now",
+		Long: `Asks the running daemon to resolve its names at once; where none runs, does it
+for the registries that were added and for each ADDRESS (or the one registry in this
+state) and ends.`,
 		Example: `  registry-mirror sync
   registry-mirror sync --ipfs k51...`,
-		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := state.Dir(common.State)
 			path := dir.Socket("registry-mirror")
-			var status mirror.Status
+			var status mirror.TableStatus
 			var err error
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
-			} else {
-				var name string
-				if name, err = oneName(dir, args); err == nil {
-					status, err = s.syncOnce(cmd.Context(), cmd, name)
-				}
+			} else if args, err = oneName(dir, args); err == nil {
+				status, err = s.syncOnce(cmd.Context(), cmd, args)
 			}
 			if err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
 			if common.JSON {
-				return cli.PrintJSON(out, summed(status))
+				return printJSON(out, status)
 			}
 			if !cli.IsTerminal(out) && !common.Verbose {
 				return nil
 			}
-			_, err = fmt.Fprintf(out, "release %d, %s\n", status.Release.Number, cli.Count(status.Release.Packages, "package"))
-			return err
+			for _, r := range status.Registries {
+				if len(status.Registries) > 1 {
+					fmt.Fprintf(out, "%s: ", r.Registry)
+				}
+				if _, err := fmt.Fprintf(out, "release %d, %s\n", r.Release.Number, cli.Count(r.Release.Packages, "package")); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 	s.bind(cmd)
@@ -88,7 +95,7 @@ func statusCommand(common *cli.Common) *cobra.Command {
 				return err
 			}
 			if common.JSON {
-				return cli.PrintJSON(cmd.OutOrStdout(), summed(status))
+				return printJSON(cmd.OutOrStdout(), status)
 			}
 			return printStatus(cmd.OutOrStdout(), status)
 		},
@@ -99,46 +106,65 @@ func statusCommand(common *cli.Common) *cobra.Command {
 var errOtherName = errors.New("the running registry-mirror serves another name")
 
 // ask makes the running daemon sync. What else is asked for must fit it.
-func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Status, error) {
+func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.TableStatus, error) {
 	for _, flag := range []string{"ipfs", "gateway", "peer"} {
 		if cmd.Flags().Changed(flag) {
-			return mirror.Status{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
+			return mirror.TableStatus{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
 		}
 	}
-	if len(args) == 1 {
-		name, err := parseName(args[0])
-		if err != nil {
-			return mirror.Status{}, err
-		}
+	if len(args) > 0 {
 		status, err := ask(cmd.Context(), path, http.MethodGet, "/status")
 		if err != nil {
 			return status, err
 		}
-		if status.Name != name.String() {
-			return status, fmt.Errorf("sync %s: %w, %s", name, errOtherName, status.Name)
+		dir := state.Dir(s.State)
+		table, err := dir.Table()
+		if err != nil {
+			return status, err
+		}
+		for _, text := range args {
+			at, _, err := locate(cmd.Context(), dir, &table, text, nil)
+			if err != nil {
+				return status, err
+			}
+			if !slices.ContainsFunc(status.Registries, func(r mirror.RegistryStatus) bool { return shown(r.Name) == at.String() }) {
+				return status, fmt.Errorf("sync %s: %w, %s", at, errOtherName, shown(status.Registries[0].Name))
+			}
 		}
 	}
 	return ask(cmd.Context(), path, http.MethodPost, "/sync")
 }
 
-// oneName is the name that was typed, else that of the only mirror in the state.
-func oneName(dir state.Dir, args []string) (string, error) {
-	if len(args) == 1 {
-		return args[0], nil
+// oneName is what was typed, or nothing where registries were added, else the
+// only mirror in the state.
+func oneName(dir state.Dir, args []string) ([]string, error) {
+	table, err := dir.Table()
+	if err != nil {
+		return nil, err
+	}
+	if len(args)+len(table.Rows) > 0 {
+		return args, nil
 	}
 	entries, err := os.ReadDir(dir.Mirror(""))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
+		return nil, err
 	}
 	if len(entries) != 1 {
-		return "", errNotRunning
+		return nil, errNotRunning
 	}
-	return entries[0].Name(), nil
+	name := entries[0].Name()
+	if _, err := ipns.NameFromString(name); err != nil {
+		name = "/ipfs/" + name
+	}
+	return []string{name}, nil
 }
 
 // ask speaks to the daemon that runs on this state.
-func ask(ctx context.Context, path, method, what string) (s mirror.Status, err error) {
+func ask(ctx context.Context, path, method, what string) (s mirror.TableStatus, err error) {
 	err = socket.Call(ctx, path, method, what, &s)
+	if err == nil && len(s.Registries) == 0 {
+		err = errors.New("the running registry-mirror answers as another version does: start it anew")
+	}
 	return s, err
 }
 
@@ -153,8 +179,53 @@ func summed(s mirror.Status) statusJSON {
 	}
 }
 
-func printStatus(w io.Writer, s mirror.Status) error {
-	fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
+// printJSON prints one registry's object, or one of several.
+func printJSON(w io.Writer, s mirror.TableStatus) error {
+	if len(s.Registries) == 1 && len(s.Registries[0].Scopes)+len(s.Registries[0].Claims) == 0 {
+		return cli.PrintJSON(w, summed(s.Registries[0].Status))
+	}
+	type row struct {
+		Registry string     `json:"registry"`
+		Scopes   []string   `json:"scopes,omitempty"`
+		Claims   []npm.Name `json:"claims,omitempty"`
+		statusJSON
+	}
+	all := struct {
+		Registries []row            `json:"registries"`
+		Overlaps   []mirror.Overlap `json:"overlaps,omitempty"`
+	}{Overlaps: s.Overlaps}
+	for _, r := range s.Registries {
+		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, summed(r.Status)})
+	}
+	return cli.PrintJSON(w, all)
+}
+
+func printStatus(w io.Writer, s mirror.TableStatus) error {
+	for i, r := range s.Registries {
+		if len(s.Registries) > 1 || len(r.Scopes)+len(r.Claims) > 0 {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+			row := state.Row{Scopes: r.Scopes}
+			for _, n := range r.Claims {
+				row.Packages = append(row.Packages, string(n))
+			}
+			fmt.Fprintf(w, "registry  %s, %s\n", r.Registry, claims(row))
+		}
+		if err := printOne(w, r.Status); err != nil {
+			return err
+		}
+	}
+	for _, o := range s.Overlaps {
+		if _, err := fmt.Fprintf(w, "warning   %s is claimed by %s, and %s has one too; it is never taken from there\n", o.Name, o.Claim, o.Open); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printOne(w io.Writer, s mirror.Status) error {
+	fmt.Fprintf(w, "name      %s\n", shown(s.Name))
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {

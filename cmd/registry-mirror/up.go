@@ -176,7 +176,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 		return stop(err)
 	}
 	served = true
-	group.Go(func() error { return h.mirror.Serve(ctx, h.mirror.Handler(), listeners...) })
+	group.Go(func() error { return mirror.Serve(ctx, log, h.mirror.Handler(), listeners...) })
 	h.run(ctx, group)
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {

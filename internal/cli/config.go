@@ -86,7 +86,7 @@ var Flags = []string{
 	"agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
 	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
 	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "node",
-	"once", "output", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
+	"once", "output", "package", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
 	"signatures", "since", "state", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch", "witness",
 }
 

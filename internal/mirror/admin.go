@@ -5,18 +5,24 @@ import (
 	"net/http"
 )
 
+// Admin is Table.Admin of this mirror alone.
+func (m *Mirror) Admin() http.Handler {
+	t := &Table{rows: []Registry{{Mirror: m}}}
+	return t.Admin()
+}
+
 // Admin is the handler for the command's own socket: GET /status gives Status,
 // POST /sync does one round of Sync and gives Status too, or 502 with the
 // cause. It must never be reachable from outside.
-func (m *Mirror) Admin() http.Handler {
+func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		sendJSON(w, r, http.StatusOK, m.Status(r.Context()))
+		sendJSON(w, r, http.StatusOK, t.Status(r.Context()))
 	})
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
-		switch err := m.Sync(r.Context()); {
+		switch err := t.Sync(r.Context()); {
 		case err == nil:
-			sendJSON(w, r, http.StatusOK, m.Status(r.Context()))
+			sendJSON(w, r, http.StatusOK, t.Status(r.Context()))
 		case errors.Is(err, ErrClosed):
 			sendError(w, r, http.StatusServiceUnavailable, err.Error())
 		default:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,13 +36,13 @@ func (m *Mirror) Handler() http.Handler {
 
 // Serve answers with h on every listener until ctx ends; requests under way
 // then have ten seconds. It closes the listeners.
-func (m *Mirror) Serve(ctx context.Context, h http.Handler, listeners ...net.Listener) error {
+func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...net.Listener) error {
 	server := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		// Bodies have their deadline where they are read, responses theirs in
 		// patientWriter: one for all would cut a large tarball off.
 	}
@@ -83,6 +84,9 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		sendError(w, r, http.StatusBadRequest, "the path is not properly escaped")
 		return
+	}
+	if m.o.Origin == nil && !slices.Equal(segments, []string{"-", "ping"}) {
+		m.awaitFirst(r.Context())
 	}
 	if len(segments) > 0 && segments[0] == "-" {
 		m.routeService(w, r, segments[1:])

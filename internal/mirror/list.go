@@ -70,8 +70,32 @@ func (m *Mirror) loadHead() error {
 			h.Synced = row.Synced
 		}
 	}
-	m.head.Store(h)
+	m.setHead(h)
 	return nil
+}
+
+// setHead serves a list from now on. Its caller has the syncing token, or the
+// mirror to itself.
+func (m *Mirror) setHead(h *head) {
+	if m.head.Swap(h) == nil {
+		close(m.first)
+	}
+}
+
+// awaitFirst waits a while for the first list: who has just started a mirror asks
+// at once.
+func (m *Mirror) awaitFirst(ctx context.Context) {
+	if m.head.Load() != nil {
+		return
+	}
+	t := time.NewTimer(min(m.patience, m.o.Deadline))
+	defer t.Stop()
+	select {
+	case <-m.first:
+	case <-ctx.Done():
+	case <-m.life.Done():
+	case <-t.C:
+	}
 }
 
 // syncList moves to the release at root. Once it returns nil, a crash does not
@@ -82,7 +106,7 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 		return got, err
 	}
 	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
-	m.head.Store(h)
+	m.setHead(h)
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
 		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)

@@ -125,6 +125,7 @@ const (
 	localDeadline   = 5 * time.Second  // for the node to say whether it holds a block
 	originPatience  = 5 * time.Second  // for Origin, where the list has an answer too
 	originFresh     = 10 * time.Second // an answer of Origin is used again for so long
+	firstPatience   = 10 * time.Second // a request waits for the first list of all; none ever waits for a newer one
 	stallDeadline   = 5 * time.Second  // a gateway that sends no block for so long is left
 	wholeDeadline   = 15 * time.Minute // for all blocks below one root from gateways
 
@@ -159,7 +160,10 @@ type Mirror struct {
 	closed bool
 	wg     sync.WaitGroup
 
-	head atomic.Pointer[head] // nil: never synced
+	head  atomic.Pointer[head] // nil: never synced
+	first chan struct{}        // closed once head is there
+	// patience is how long a request waits for that; tests shorten it.
+	patience time.Duration
 
 	routes  []*route
 	dueMu   sync.Mutex    // guards the routes' due
@@ -221,7 +225,8 @@ func Open(o Options) (*Mirror, error) {
 	}
 	m := &Mirror{
 		o: o, log: o.Log,
-		routes:  waysTo(o),
+		routes: waysTo(o),
+		first:  make(chan struct{}), patience: firstPatience,
 		syncing: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
 		render: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		cars:   map[cid.Cid]*carFetch{},

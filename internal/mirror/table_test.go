@@ -135,6 +135,23 @@ func TestUnsyncedIsNotPassedOver(t *testing.T) {
 	}
 }
 
+// Who has just started a mirror asks at once: the first list is waited for.
+func TestFirstListIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad")
+	m := w.open()
+	m.patience = time.Hour
+	got := make(chan int)
+	go func() { got <- get(m, "/left-pad").Code }()
+	if code := get(m, "/-/ping").Code; code != 200 {
+		t.Errorf("ping: %d", code)
+	}
+	check(t, m.Sync(t.Context()))
+	if code := <-got; code != 200 {
+		t.Errorf("got %d", code)
+	}
+}
+
 // What an open registry lists of claimed names is told.
 func TestOverlaps(t *testing.T) {
 	table, _, _, _ := threeRegistries(t)

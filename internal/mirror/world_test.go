@@ -422,6 +422,7 @@ func (w *world) open(change ...func(*Options)) *Mirror {
 	}
 	m, err := Open(o)
 	check(w.t, err)
+	m.patience = 50 * time.Millisecond
 	w.t.Cleanup(func() {
 		if err := m.Close(); err != nil {
 			w.t.Error(err)

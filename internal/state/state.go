@@ -22,7 +22,9 @@ import (
 //	registries/NAME/index/    the publisher's index of the registry NAME
 //	registries/NAME/journal   every record signed for it
 //	keys/                     sealed keys, and the identity that opens them
-//	mirror/NAME/              what registry-mirror caches of the IPNS name NAME
+//	mirror/NAME/              what registry-mirror caches of the IPNS name NAME, or of a CID
+//	table.json                which registries it serves
+//	networks/NETWORK/         a state of its own for the node of another network
 //	tmp/                      tarballs too large for memory, while they come in
 //	COMMAND.sock              how other processes reach the running COMMAND
 type Dir string
@@ -118,40 +120,40 @@ func (d Dir) ChooseNode(kind, api string) (string, error) {
 	return c.Node, err
 }
 
-// record replaces node.json: written beside it, synced, renamed, and the
-// directory synced, so that a crash leaves the old file or the new one.
+// record replaces node.json.
 func (d Dir) record(c choice) error {
 	c.Format = choiceFormat
 	raw, err := json.Marshal(c)
+	if err == nil {
+		err = d.replace("node.json", append(raw, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("record the node of this state: %w", err)
+	}
+	return nil
+}
+
+// replace replaces a file of d: written beside it, synced, renamed, and the
+// directory synced, so that a crash leaves the old file or the new one.
+func (d Dir) replace(base string, data []byte) error {
+	f, err := os.CreateTemp(string(d), base+".*")
 	if err != nil {
 		return err
 	}
-	fail := func(err error) error { return fmt.Errorf("record the node of this state: %w", err) }
-	f, err := os.CreateTemp(string(d), "node.json.*")
-	if err != nil {
-		return fail(err)
-	}
 	defer os.Remove(f.Name()) // fails once it was renamed
-	_, err = f.Write(append(raw, '\n'))
+	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
 	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), d.path("node.json"))
-	}
-	if err != nil {
-		return fail(err)
+	if err := os.Rename(f.Name(), d.path(base)); err != nil {
+		return err
 	}
 	dir, err := os.Open(string(d))
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil {
-		return fail(err)
-	}
-	return nil
+	return errors.Join(dir.Sync(), dir.Close())
 }
