@@ -23,9 +23,10 @@ import (
 // source is what a mirror reads from; daemon and sync share its flags.
 type source struct {
 	*cli.Common
-	ipfs     bool
-	share    bool
-	gateways []string
+	ipfs, share, offline, noUpstream bool
+	gateways                         []string
+	upstream, address                string
+	maxStale                         time.Duration
 }
 
 func (s *source) bind(cmd *cobra.Command) {
@@ -36,7 +37,6 @@ func (s *source) bind(cmd *cobra.Command) {
 
 func daemonCommand(common *cli.Common) *cobra.Command {
 	s := &source{Common: common}
-	var address string
 	cmd := &cobra.Command{
 		Use:   "daemon [ADDRESS]...",
 		Short: "Serve registries by their IPNS names on this machine",
@@ -57,7 +57,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 				return err
 			}
 			defer func() { err = errors.Join(err, close()) }()
-			listeners, url, err := listen(cmd.Context(), address, log)
+			listeners, url, err := listen(cmd.Context(), s.address, log)
 			if err != nil {
 				return err
 			}
@@ -77,8 +77,13 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 		},
 	}
 	s.bind(cmd)
-	cmd.Flags().BoolVar(&s.share, "share", false, state.ShareUsage)
-	cmd.Flags().StringVar(&address, "listen", defaultListen, "address to serve the registry on")
+	f := cmd.Flags()
+	f.BoolVar(&s.share, "share", false, state.ShareUsage)
+	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
+	f.BoolVar(&s.offline, "offline", false, "ask nobody for anything: serve what is held")
+	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch listed tarballs from that no peer gives (default: the one npm's configuration names)")
+	f.BoolVar(&s.noUpstream, "no-upstream", false, "take tarballs from peers and gateways alone")
+	f.DurationVar(&s.maxStale, "max-stale", 0, "serve a list for so long after its record expired, and no longer (default: for ever, and it is said)")
 	return cmd
 }
 
@@ -140,6 +145,12 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 	if err := dir.Make(); err != nil {
 		return nil, nil, err
 	}
+	if s.offline && cmd.Flags().Changed("share") {
+		return nil, nil, cli.Usagef("--share and --offline exclude one another")
+	}
+	if s.noUpstream && s.upstream != "" {
+		return nil, nil, cli.Usagef("--upstream and --no-upstream exclude one another")
+	}
 	h := &opened{source: s, log: s.Logger(cmd.ErrOrStderr(), daemon), nodes: map[string]*state.Node{}}
 	defer func() {
 		if err != nil {
@@ -187,7 +198,7 @@ func (s *source) rows(cmd *cobra.Command, dir state.Dir, table state.Table, args
 			return nil, err
 		}
 		if i := slices.IndexFunc(rows, func(r located) bool { return r.at == at }); i >= 0 {
-			if claims(rows[i].Row) == "open" {
+			if claims(rows[i].Row) == open {
 				continue // it is served already
 			}
 			return nil, cli.Hint(cli.Usagef("%s was added as %s, %s", text, rows[i].Label, claims(rows[i].Row)), "leave it out here, or `registry-mirror remove "+rows[i].Label+"`")
@@ -222,7 +233,14 @@ func (h *opened) Close() error {
 
 // mirror opens the mirror of one of rows.
 func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []located) (*mirror.Mirror, error) {
-	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Log: h.log})
+	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Offline: h.offline, MaxStale: h.maxStale, Log: h.log})
+	if claims(r.Row) == open && !h.noUpstream && !h.offline && h.address != "" {
+		up, config, err := openUpstream(dir, h.upstream, h.address)
+		if err != nil {
+			return nil, err
+		}
+		o.Tarballs = tarballsFrom(up, config)
+	}
 	if h.ipfs {
 		node, err := h.node(ctx, dir, r.Network, rows)
 		if err != nil {
@@ -241,12 +259,12 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 // node is the node of a network: the state's own, or one whose peers and blocks
 // are of that network alone. It dials the peers of all rows that are read by it.
 func (h *opened) node(ctx context.Context, dir state.Dir, network string, rows []located) (node *state.Node, err error) {
-	node, open := h.nodes[network]
-	if !open {
-		o := state.NodeOptions{Kind: h.Node, API: h.IPFSAPI, Network: ipfs.Network(h.Network), DefaultNetwork: ipfs.Public, Peers: h.Peers, Share: h.share, Log: h.log}
+	node, have := h.nodes[network]
+	if !have {
+		o := state.NodeOptions{Kind: h.Node, API: h.IPFSAPI, Network: ipfs.Network(h.Network), DefaultNetwork: ipfs.Public, Peers: h.Peers, Share: h.share, Offline: h.offline, Log: h.log}
 		if network != "" {
 			dir = dir.Network(network)
-			o = state.NodeOptions{Kind: "embedded", Network: ipfs.Network(network), Log: h.log}
+			o = state.NodeOptions{Kind: "embedded", Network: ipfs.Network(network), Offline: h.offline, Log: h.log}
 		}
 		for _, r := range rows {
 			if r.Network == network {

@@ -161,12 +161,15 @@ func listCommand(common *cli.Common) *cobra.Command {
 	}
 }
 
+// open is what claims says of a row that has nothing alone.
+const open = "open"
+
 // claims says what a row alone has.
 func claims(r state.Row) string {
 	if all := append(slices.Clone(r.Scopes), r.Packages...); len(all) > 0 {
 		return "for " + strings.Join(all, ", ") + " alone"
 	}
-	return "open"
+	return open
 }
 
 // check says what is wrong with a table, as mirror.NewTable does when it is served.

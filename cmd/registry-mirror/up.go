@@ -223,7 +223,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	if err := dir.Make(); err != nil {
 		return err
 	}
-	up, config, err := dir.OpenUpstream(s.upstream, upstream.Options{})
+	up, config, err := openUpstream(dir, s.upstream, s.address)
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,9 @@ type EmbeddedOptions struct {
 	// pinned roots; without it, it serves private addresses and the peers that
 	// it dialled itself.
 	Share bool
+	// Offline keeps this run of the node off every network: it listens nowhere, and
+	// knows no peers. What is recorded of the node stays as it is.
+	Offline bool
 	// CacheSize is the memory for blocks read lately, in bytes; 0 means 32 MiB.
 	CacheSize int64
 	// Log receives what goes wrong in the background. nil discards.
@@ -200,6 +203,11 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err != nil {
 		return nil, err
 	}
+	kept := st // what is written again: an offline run changes nothing of it
+	if o.Offline {
+		st.Network, st.Listen, st.Gateway = Local, nil, ""
+		o.Listen, o.GatewayListen, o.Peers, o.Share = nil, "off", nil, false
+	}
 	n := &Embedded{dir: o.Dir, network: st.Network, share: o.Share, log: o.Log, lock: lock, names: newRecordCache(), maxStrangers: maxStrangers}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -235,15 +243,16 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP: %w", err)
 	}
-	kept := state{Format: stateFormat, Network: st.Network, Listen: listen}
+	if !o.Offline {
+		kept.Listen = listen
+	}
 	if listener != nil {
 		kept.Gateway = listener.Addr().String()
 		if err := n.serveGateway(listener); err != nil {
 			return nil, errors.Join(err, listener.Close())
 		}
-	} else {
-		kept.Gateway = st.Gateway
 	}
+	kept.Format = stateFormat
 	if err := kept.write(o.Dir); err != nil {
 		return nil, err
 	}

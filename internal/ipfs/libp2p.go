@@ -77,6 +77,9 @@ func newHost(key crypto.PrivKey, o EmbeddedOptions, st state, log *slog.Logger) 
 	if len(listen) == 0 {
 		listen = fresh
 	}
+	if o.Offline {
+		listen = nil
+	}
 	h, err := startHost(key, st.Network, listen)
 	if err != nil && len(o.Listen) == 0 && len(st.Listen) > 0 {
 		log.Warn("the node's ports are taken, choosing others", "addresses", st.Listen, "err", err)

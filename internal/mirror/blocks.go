@@ -132,46 +132,33 @@ func (d dag) fetch(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 		d.m.stats.count(d.kind, fromCache, b)
 		return b, nil
 	}
-	b, err := d.race(ctx, c)
-	if err == nil || d.rescue == nil || ctx.Err() != nil {
-		return b, err
+	if d.m.o.Offline {
+		return nil, fmt.Errorf("%w: %w, and does not hold it", ErrUnavailable, ErrOffline)
 	}
-	if rescueErr := d.rescue(ctx); rescueErr != nil {
-		return nil, fmt.Errorf("%w; upstream: %w", err, rescueErr)
-	}
-	d.rescued.Store(true)
-	b, rescueErr := d.m.held(ctx, c)
-	if rescueErr != nil {
-		return nil, fmt.Errorf("%w; after upstream: %w", err, rescueErr)
-	}
-	return b, nil
+	return d.race(ctx, c)
 }
 
-// race asks the node's peers and the gateways for c and returns the first
-// answer. The gateways start Hedge later, or at once when the peers have failed
-// or there is no node; where they are already sending c's root, the peers do.
-func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+// way is one way to a block.
+type way struct {
+	breaker *breaker      // nil: it is never put last
+	after   time.Duration // head start of those before it
+	limit   time.Duration
+	get     func(context.Context) (blocks.Block, error)
+}
+
+// ways are the node's peers, the gateways and rescue, in that order; where a
+// gateway is already sending c's root, the gateways come first. One whose breaker
+// is open comes last, and nobody waits for it.
+func (d dag) ways(c cid.Cid) (all []way) {
 	m := d.m
-	patience := m.o.Deadline
-	if d.rescue != nil {
-		patience /= 3 // there is another way
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	type answer struct {
-		block blocks.Block
-		err   error
-	}
-	answers := make(chan answer, 2) // both fit: nobody waits for the slower one
-	var starts []func()
 	if m.o.Node != nil {
-		starts = append(starts, func() {
+		all = append(all, way{&m.peers, 0, m.o.Deadline, func(ctx context.Context) (blocks.Block, error) {
 			b, err := m.o.Node.Get(ctx, c)
 			if err == nil {
 				m.stats.count(d.kind, fromBitswap, b)
 			}
-			answers <- answer{b, err}
-		})
+			return b, err
+		}})
 	}
 	if len(m.o.Gateways) > 0 {
 		root, whole := c, false
@@ -179,44 +166,95 @@ func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 			root, whole = d.root, true
 		}
 		car, running := m.carOf(root, whole, d.kind)
-		gateways := func() {
-			b, err := car().wait(ctx, m, c)
-			answers <- answer{b, err}
-		}
+		gateways := way{nil, m.o.Hedge, m.o.Deadline, func(ctx context.Context) (blocks.Block, error) { return car().wait(ctx, m, c) }}
 		if running {
-			starts = append([]func(){gateways}, starts...)
+			all = append([]way{gateways}, all...)
 		} else {
-			starts = append(starts, gateways)
+			all = append(all, gateways)
 		}
 	}
-	pending := 0
-	start := func() {
-		f := starts[0]
-		starts = starts[1:]
-		if !m.spawn(f) {
-			answers <- answer{nil, ErrClosed}
-		}
-		pending++
+	if d.rescue != nil {
+		all = append(all, way{nil, rescueHedge, tarballPatience, func(ctx context.Context) (blocks.Block, error) {
+			if err := d.rescue(ctx); err != nil {
+				return nil, fmt.Errorf("upstream: %w", err)
+			}
+			d.rescued.Store(true)
+			b, err := m.held(ctx, c)
+			if err != nil {
+				return nil, fmt.Errorf("after upstream: %w", err)
+			}
+			return b, nil
+		}})
 	}
-	start()
-	hedge := time.NewTimer(m.o.Hedge)
+	if len(all) > 1 && all[0].breaker != nil && all[0].breaker.open(time.Now()) {
+		all = append(all[1:], all[0])
+	}
+	return all
+}
+
+// race asks for c on all ways and returns the first answer. Each begins when the
+// head start of those before it is over, or at once when one of them has failed.
+func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	m := d.m
+	ways := d.ways(c)
+	if len(ways) == 0 {
+		return nil, fmt.Errorf("%w: no source", ErrUnavailable)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		way   way
+		block blocks.Block
+		err   error
+	}
+	answers := make(chan answer, len(ways)) // all fit: nobody waits for the slower ones
+	hedge := time.NewTimer(0)
 	defer hedge.Stop()
+	pending := 0
+	silent := map[*breaker]time.Time{} // since when
 	var errs []error
+	start := func() {
+		w := ways[0]
+		ways = ways[1:]
+		if w.breaker != nil {
+			silent[w.breaker] = time.Now()
+		}
+		if !m.spawn(func() {
+			ctx, cancel := context.WithTimeout(ctx, w.limit)
+			defer cancel()
+			b, err := w.get(ctx)
+			answers <- answer{w, b, err}
+		}) {
+			answers <- answer{w, nil, ErrClosed}
+		}
+		if pending++; len(ways) > 0 {
+			hedge.Reset(ways[0].after)
+		}
+	}
 	for {
 		select {
+		case <-hedge.C:
+			if len(ways) > 0 {
+				start()
+			}
 		case a := <-answers:
+			pending--
+			if a.way.breaker != nil && ctx.Err() == nil {
+				a.way.breaker.note(time.Now(), a.err)
+				delete(silent, a.way.breaker)
+			}
 			if a.err == nil {
+				for b, since := range silent {
+					if time.Since(since) >= rescueHedge { // it had its time
+						b.note(time.Now(), ErrUnavailable)
+					}
+				}
 				return a.block, nil
 			}
-			errs = append(errs, a.err)
-			if pending--; len(starts) > 0 {
+			if errs = append(errs, a.err); len(ways) > 0 {
 				start()
 			} else if pending == 0 {
 				return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
-			}
-		case <-hedge.C:
-			if len(starts) > 0 {
-				start()
 			}
 		case <-ctx.Done():
 			errs = append(errs, ctx.Err())

@@ -85,7 +85,7 @@ func (m *Mirror) setHead(h *head) {
 // awaitFirst waits a while for the first list: who has just started a mirror asks
 // at once.
 func (m *Mirror) awaitFirst(ctx context.Context) {
-	if m.head.Load() != nil {
+	if m.head.Load() != nil || m.o.Offline {
 		return
 	}
 	t := time.NewTimer(min(m.patience, m.o.Deadline))
@@ -139,6 +139,9 @@ func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	if m.head.Load() == nil {
 		return cid.Undef, false, ErrNotSynced
 	}
+	if err := m.tooOld(); err != nil {
+		return cid.Undef, false, err
+	}
 	e, err := m.list.Entry(name)
 	if errors.Is(err, index.ErrNotFound) {
 		return cid.Undef, false, nil
@@ -149,11 +152,25 @@ func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	return e.CID, true, nil
 }
 
+// tooOld is ErrStale where what is held must not be served any more. A frozen
+// release has no record, and does not age.
+func (m *Mirror) tooOld() error {
+	high := m.high.Load()
+	if m.o.MaxStale <= 0 || high.Value == "" || m.o.Now().Sub(high.EOL) <= m.o.MaxStale {
+		return nil
+	}
+	return fmt.Errorf("%w: its record expired on %s", ErrStale, high.EOL.UTC().Format(time.RFC3339))
+}
+
 // names walks one list in the order of names: a sync does not disturb it.
 func (m *Mirror) names(ctx context.Context) iter.Seq2[index.Entry, error] {
 	return func(yield func(index.Entry, error) bool) {
 		if m.head.Load() == nil {
 			yield(index.Entry{}, fmt.Errorf("walk the list: %w", ErrNotSynced))
+			return
+		}
+		if err := m.tooOld(); err != nil {
+			yield(index.Entry{}, fmt.Errorf("walk the list: %w", err))
 			return
 		}
 		for e, err := range m.list.Entries(ctx) {

@@ -45,6 +45,11 @@ var (
 	ErrNotSynced = errors.New("the registry's list has not been synced yet")
 	// ErrUnavailable is returned for content that no source gave in time.
 	ErrUnavailable = errors.New("content is not available from any source")
+	// ErrOffline is returned, beside ErrUnavailable where content was wanted, by a
+	// mirror that was told to ask nobody.
+	ErrOffline = errors.New("this mirror is offline")
+	// ErrStale is returned where Options.MaxStale forbids to serve what is held.
+	ErrStale = errors.New("the registry's list is too old to be served")
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("the mirror is closed")
 )
@@ -106,9 +111,18 @@ type Options struct {
 	Node     NodeReader // nil: gateways only, whose blocks are then kept in Dir
 	Gateways []Gateway  // in order of preference
 	Origin   Origin     // nil: names and files that are not listed do not exist
+	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
+	// gives. Nothing else is asked for there, and Origin comes first.
+	Tarballs Tarballs
 	// PublicURL is what tarball URLs begin with. "": http:// and the Host that
 	// the client used.
 	PublicURL string
+
+	// Offline asks nobody for anything: what is held is served.
+	Offline bool
+	// MaxStale is for how long after its record expired a list is served; 0: for
+	// ever, and it is said.
+	MaxStale time.Duration
 
 	Interval time.Duration // between resolutions; 0: as each route deserves, from a second to the record's TTL
 	Deadline time.Duration // for a block or a document to come; 0: 30 s
@@ -126,6 +140,7 @@ const (
 	originPatience  = 5 * time.Second  // for Origin, where the list has an answer too
 	originFresh     = 10 * time.Second // an answer of Origin is used again for so long
 	firstPatience   = 10 * time.Second // a request waits for the first list of all; none ever waits for a newer one
+	rescueHedge     = time.Second      // head start of peers and gateways over upstream
 	stallDeadline   = 5 * time.Second  // a gateway that sends no block for so long is left
 	wholeDeadline   = 15 * time.Minute // for all blocks below one root from gateways
 
@@ -179,6 +194,7 @@ type Mirror struct {
 	carsMu sync.Mutex
 	cars   map[cid.Cid]*carFetch
 	best   atomic.Int64 // index of the gateway that worked last
+	peers  breaker      // of the node's
 
 	blocks    *lru[string, blocks.Block]
 	packages  *lru[cid.Cid, pkg]

@@ -75,6 +75,14 @@ func (m *Mirror) directory(ctx context.Context, dir cid.Cid) (pkg, error) {
 		}
 	}
 	m.packages.put(dir, p, 384)
+	if p.tarballs.Defined() && !m.o.Offline {
+		// Whoever reads a document asks for tarballs next, and peers may be gone then.
+		m.spawn(func() {
+			ctx, cancel := context.WithTimeout(m.life, m.o.Deadline)
+			defer cancel()
+			_, _ = dag{m: m, kind: directories}.Get(ctx, p.tarballs)
+		})
+	}
 	return p, nil
 }
 
@@ -142,6 +150,24 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 			return &body{gzip: data, size: int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
 		},
 	}, nil
+}
+
+// eitherPackument is the form of the listed document that is here already, for
+// what both say: a client that had the one must not wait for the other.
+func (m *Mirror) eitherPackument(ctx context.Context, name npm.Name, dir cid.Cid) (*packument, error) {
+	p, err := m.directory(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	here := func(file cid.Cid) bool {
+		if _, ok := m.bodies.get(file.String() + " "); ok {
+			return true
+		}
+		_, err := m.held(ctx, file)
+		return err == nil
+	}
+	full := p.install.Defined() && !here(p.install) && p.packument.Defined() && here(p.packument)
+	return m.listedPackument(ctx, name, dir, !full)
 }
 
 // packument gives one form of what Origin sent.

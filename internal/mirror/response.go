@@ -112,26 +112,24 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errNotFound):
 		sendError(w, r, http.StatusNotFound, "Not found")
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
-		sendError(w, r, http.StatusForbidden, firstLine(err))
-	case errors.Is(err, ErrNotSynced), errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed),
+		sendError(w, r, http.StatusForbidden, oneLine(err))
+	case errors.Is(err, ErrNotSynced), errors.Is(err, ErrStale), errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed),
 		errors.Is(err, context.DeadlineExceeded):
 		w.Header().Set("Retry-After", retryAfter)
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
-		sendError(w, r, http.StatusServiceUnavailable, firstLine(err))
+		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
 	case errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
 		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):
 		m.log.WarnContext(r.Context(), "content is not usable", "path", r.URL.Path, "error", err)
-		sendError(w, r, http.StatusBadGateway, firstLine(err))
+		sendError(w, r, http.StatusBadGateway, oneLine(err))
 	default:
 		m.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
-		sendError(w, r, http.StatusInternalServerError, firstLine(err))
+		sendError(w, r, http.StatusInternalServerError, oneLine(err))
 	}
 }
 
-func firstLine(err error) string {
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return line
-}
+// oneLine is an error with all of its causes, as clients show it.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // sendNotModified answers a conditional request.
 func sendNotModified(w http.ResponseWriter, etag, cache, vary string) {

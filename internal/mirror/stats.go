@@ -40,6 +40,7 @@ type Status struct {
 	Checked time.Time `json:"checked,omitzero"` // when a route last gave a valid record
 	Stale   bool      `json:"stale"`            // the record has expired; its list is served all the same
 	Error   string    `json:"error,omitempty"`  // of the last sync
+	Offline bool      `json:"offline,omitempty"`
 
 	Rollbacks         int64 `json:"rollbacks"`          // records or releases refused as older
 	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
@@ -105,7 +106,7 @@ func (s *stats) count(k kind, from source, b blocks.Block) {
 // or until ctx ends.
 func (m *Mirror) Status(ctx context.Context) Status {
 	s := Status{
-		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started,
+		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started, Offline: m.o.Offline,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
 		IntegrityFailures: m.stats.mismatches.Load(), Requests: m.stats.requests.Load(),
 		BytesBySource: BytesBySource{

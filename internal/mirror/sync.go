@@ -21,6 +21,10 @@ import (
 // every route at once, then each when it is due (see pause), and all whenever
 // Refresh is called. A failure is logged, shown in Status and tried again.
 func (m *Mirror) Run(ctx context.Context) error {
+	if m.o.Offline {
+		<-ctx.Done()
+		return nil
+	}
 	var last string
 	routes := m.routes
 	for {
@@ -169,6 +173,9 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 		return ErrClosed
 	}
 	defer m.leave()
+	if m.o.Offline {
+		return fmt.Errorf("sync %s: %w", m.Address(), ErrOffline)
+	}
 	select {
 	case m.syncing <- struct{}{}:
 		defer func() { <-m.syncing }()

@@ -63,6 +63,9 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 			return err
 		}
 	}
+	if m.o.Origin == nil && m.o.Tarballs != nil {
+		d.rescue = func(ctx context.Context) error { return m.refetch(ctx, name, file, c) }
+	}
 	content, err := unixfs.Open(ctx, d, c)
 	if err != nil {
 		m.fail(w, r, fmt.Errorf("read %s of %s: %w", file, name, err))
@@ -260,7 +263,7 @@ func (m *Mirror) expected(ctx context.Context, name npm.Name, file string, mark 
 	}
 	var errs []error
 	if listed {
-		p, err := m.listedPackument(ctx, name, dir, true)
+		p, err := m.eitherPackument(ctx, name, dir)
 		if err == nil {
 			var files map[string]npm.Integrity
 			if files, err = m.integrities(ctx, p); err == nil {

@@ -19,6 +19,7 @@ type NodeOptions struct {
 	DefaultNetwork ipfs.Network // of an embedded node that is made now; "" is local
 	Peers          []string     // multiaddrs to dial
 	Share          bool         // on a public network: see ShareUsage
+	Offline        bool         // an embedded node of this process talks to nobody
 	Log            *slog.Logger
 }
 
@@ -88,7 +89,7 @@ func (d Dir) openEmbedded(ctx context.Context, n *Node, o NodeOptions) error {
 // tryEmbedded opens the node, making it on first use, or reaches the process
 // that has it.
 func (d Dir) tryEmbedded(ctx context.Context, n *Node, o NodeOptions) error {
-	options := ipfs.EmbeddedOptions{Dir: d.Node(), Network: o.Network, Peers: o.Peers, Share: o.Share, Log: o.Log}
+	options := ipfs.EmbeddedOptions{Dir: d.Node(), Network: o.Network, Peers: o.Peers, Share: o.Share, Offline: o.Offline, Log: o.Log}
 	own, err := ipfs.OpenEmbedded(ctx, options)
 	if errors.Is(err, ipfs.ErrNoNode) {
 		if options.Network == "" {
