@@ -23,10 +23,10 @@ import (
 // source is what a mirror reads from; daemon and sync share its flags.
 type source struct {
 	*cli.Common
-	ipfs, share, offline, noUpstream bool
-	gateways                         []string
-	upstream, address                string
-	maxStale                         time.Duration
+	ipfs, share, offline, noUpstream, acceptStale bool
+	gateways                                      []string
+	upstream, address                             string
+	maxStale                                      time.Duration
 }
 
 func (s *source) bind(cmd *cobra.Command) {
@@ -83,6 +83,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 	f.BoolVar(&s.offline, "offline", false, "ask nobody for anything: serve what is held")
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch listed tarballs from that no peer gives (default: the one npm's configuration names)")
 	f.BoolVar(&s.noUpstream, "no-upstream", false, "take tarballs from peers and gateways alone")
+	f.BoolVar(&s.acceptStale, "accept-stale", false, "follow a record that has expired where there is no better one, as on a network that is cut off")
 	f.DurationVar(&s.maxStale, "max-stale", 0, "serve a list for so long after its record expired, and no longer (default: for ever, and it is said)")
 	return cmd
 }
@@ -233,7 +234,7 @@ func (h *opened) Close() error {
 
 // mirror opens the mirror of one of rows.
 func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []located) (*mirror.Mirror, error) {
-	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Offline: h.offline, MaxStale: h.maxStale, Log: h.log})
+	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Offline: h.offline, MaxStale: h.maxStale, AcceptStale: h.acceptStale, Log: h.log})
 	if claims(r.Row) == open && !h.noUpstream && !h.offline && h.address != "" {
 		up, config, err := openUpstream(dir, h.upstream, h.address)
 		if err != nil {

@@ -83,7 +83,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
+	"accept-stale", "agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
 	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
 	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "no-upstream", "node",
 	"offline", "once", "output", "package", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",

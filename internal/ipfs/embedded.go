@@ -256,6 +256,7 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err := kept.write(o.Dir); err != nil {
 		return nil, err
 	}
+	n.host.SetStreamHandler(recordProtocol, n.serveRecords)
 	if err := n.table.start(n.ctx); err != nil {
 		return nil, fmt.Errorf("start the DHT: %w", err)
 	}

@@ -40,6 +40,9 @@ var (
 	ErrSuperseded = errors.New("the node holds a newer IPNS record")
 )
 
+// undefined asks serves about a peer and no block in particular.
+var undefined cid.Cid
+
 // maxBlock is the largest block that IPFS nodes exchange, in bytes
 // (https://specs.ipfs.tech/bitswap-protocol/#block-sizes).
 const maxBlock = 2 << 20

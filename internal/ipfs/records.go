@@ -181,26 +181,41 @@ func (n *Embedded) keepRecord(name ipns.Name, rec *ipns.Record, raw []byte, own 
 	return nil
 }
 
-// Record implements Node: the best of what was put here and what the DHT has,
-// which is asked for at most ten seconds. Without peers it is what was put
-// here, across restarts, until it expires.
+// Record implements Node: the best of what was put or kept here, what nodes of ours
+// hold that are connected, and what the DHT has, which is asked for at most ten
+// seconds. Where none of them is valid any more, it is the best that has expired.
 func (n *Embedded) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
 	best, _, err := n.held(name)
 	if err != nil {
 		return nil, fmt.Errorf("record of %s: %w", name, err)
 	}
-	if best != nil {
-		if _, err := checkRecord(name, best); err != nil {
-			best = nil // expired
+	var expired []byte
+	take := func(raw []byte) {
+		_, err := checkRecord(name, raw)
+		switch {
+		case err == nil && (best == nil || better(name, raw, best)):
+			best = raw
+		case errors.Is(err, ipns.ErrExpiredRecord) && (expired == nil || better(name, raw, expired)):
+			expired = raw
 		}
 	}
+	held := best
+	if best = nil; held != nil {
+		take(held)
+	}
+	near := make(chan [][]byte, 1)
+	go func() { near <- n.fromNeighbours(ctx, name) }()
 	n.table.learn(n.host)
 	if !n.table.empty() {
 		for _, raw := range n.search(ctx, name) {
-			if _, err := checkRecord(name, raw); err == nil && (best == nil || better(name, raw, best)) {
-				best = raw
-			}
+			take(raw)
 		}
+	}
+	for _, raw := range <-near {
+		take(raw)
+	}
+	if best == nil {
+		best = expired
 	}
 	if best == nil {
 		if ctx.Err() != nil {
@@ -294,6 +309,11 @@ func (v values) GetValue(ctx context.Context, key string, _ ...routing.Option) (
 		return raw, nil
 	}
 	raw, err = v.n.Record(ctx, name)
+	if err == nil {
+		if _, bad := checkRecord(name, raw); bad != nil {
+			return nil, routing.ErrNotFound // it has expired
+		}
+	}
 	if errors.Is(err, ErrNotFound) {
 		return nil, routing.ErrNotFound
 	}

@@ -1,11 +1,15 @@
 package ipfs
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/routing"
 )
 
 // TestStrangersRecords: those who reach the gateway fill no more than their
@@ -95,5 +99,91 @@ func TestStrangersRecords(t *testing.T) {
 	kept(late, 2)
 	if err := bring(newSigner(t), 1); err != nil {
 		t.Errorf("our own name takes a stranger's place: %v", err)
+	}
+}
+
+// TestNeighbours: a node of ours hands on what it holds, also what has expired, to
+// one that has never heard of it; and nothing that is not what was asked for.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	a, b, c := newEmbedded(t), newEmbedded(t), newEmbedded(t)
+	s, other := newSigner(t), newSigner(t)
+	for _, n := range []*Embedded{b, c} {
+		info, err := n.Info(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Connect(ctx, info.Addrs[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expired := s.sign(t, randomLeaf(1, 1).Cid(), 1, time.Now().Add(-time.Hour))
+	if err := b.KeepRecord(ctx, s.name, expired); err != nil {
+		t.Fatal(err)
+	}
+	is := func(want []byte) func(context.Context) error {
+		return func(ctx context.Context) error {
+			got, err := a.Record(ctx, s.name)
+			if err == nil && !bytes.Equal(got, want) {
+				err = errors.New("another record")
+			}
+			return err
+		}
+	}
+	eventually(t, is(expired))
+	if _, err := (values{a}).GetValue(ctx, string(s.name.RoutingKey())); !errors.Is(err, routing.ErrNotFound) {
+		t.Errorf("the gateway gives an expired record: %v", err)
+	}
+	valid := s.sign(t, randomLeaf(1, 1).Cid(), 2, time.Now().Add(time.Hour))
+	if err := c.KeepRecord(ctx, s.name, valid); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, is(valid))
+	// What is held is not moved back.
+	if err := c.KeepRecord(ctx, s.name, expired); err != nil {
+		t.Errorf("an older record: %v", err)
+	}
+	eventually(t, is(valid))
+	if err := c.KeepRecord(ctx, other.name, valid); !errors.Is(err, ErrInvalidRecord) {
+		t.Errorf("a record of another name: %v", err)
+	}
+	if got := a.fromNeighbours(ctx, other.name); len(got) != 0 {
+		t.Errorf("%d records of a name that nobody holds", len(got))
+	}
+}
+
+// TestFalseNeighbour: what a peer answers that is no record of the name is none.
+func TestFalseNeighbour(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	a, b := newEmbedded(t), newEmbedded(t)
+	s, other := newSigner(t), newSigner(t)
+	for name, answer := range map[string][]byte{
+		"nothing":     nil,
+		"rubbish":     []byte("rubbish"),
+		"too long":    make([]byte, ipns.MaxRecordSize+1),
+		"of another":  other.sign(t, randomLeaf(1, 1).Cid(), 1, time.Now().Add(time.Hour)),
+		"without end": nil,
+	} {
+		b.host.SetStreamHandler(recordProtocol, func(s network.Stream) {
+			if name == "without end" {
+				<-ctx.Done()
+			}
+			_, _ = s.Write(answer)
+			_ = s.Close()
+		})
+		info, err := b.Info(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Connect(ctx, info.Addrs[0]); err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		if raw, err := a.fromNeighbour(short, b.host.ID(), s.name); err == nil {
+			t.Errorf("%s: got %d bytes", name, len(raw))
+		}
+		cancel()
 	}
 }

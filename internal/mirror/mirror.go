@@ -71,6 +71,13 @@ type NodeReader interface {
 	Info(ctx context.Context) (ipfs.Info, error)
 }
 
+// RecordKeeper is what a NodeReader may be too: the mirror gives it each record that
+// it accepts, so that its neighbours on a network that is cut off get it from there.
+type RecordKeeper interface {
+	// KeepRecord keeps a record and tells nobody unasked.
+	KeepRecord(ctx context.Context, name ipns.Name, record []byte) error
+}
+
 // Gateway is a trustless HTTP gateway; *ipfs.Gateway is one. Methods may run
 // concurrently and end with their ctx. Every block has been checked against its
 // CID and was asked for: it is the root or linked to by a block before it.
@@ -120,6 +127,8 @@ type Options struct {
 
 	// Offline asks nobody for anything: what is held is served.
 	Offline bool
+	// AcceptStale follows a record that has expired where there is no better one.
+	AcceptStale bool
 	// MaxStale is for how long after its record expired a list is served; 0: for
 	// ever, and it is said.
 	MaxStale time.Duration

@@ -25,6 +25,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	m.handOn(ctx) // what the last run accepted
 	var last string
 	routes := m.routes
 	for {
@@ -335,6 +336,9 @@ func (m *Mirror) resolve(ctx context.Context, routes []*route) <-chan answer {
 			raw, err := r.ask(ctx)
 			if err == nil {
 				a.record, err = ipnsrecord.Check(m.o.Name, raw, m.o.Now())
+				if m.o.AcceptStale && errors.Is(err, ipnsrecord.ErrExpired) {
+					err = nil
+				}
 			}
 			if a.err = err; err != nil {
 				a.err = fmt.Errorf("%w: %w", ErrNoRecord, err)
@@ -366,6 +370,7 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
 			return err
 		}
+		m.handOn(ctx)
 	}
 	current := m.head.Load()
 	if current != nil && current.Release.Root.Equals(r.Value) {
@@ -395,6 +400,20 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
 		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
+}
+
+// handOn gives the node the record that was accepted last.
+func (m *Mirror) handOn(ctx context.Context) {
+	keeper, ok := m.o.Node.(RecordKeeper)
+	high := m.high.Load()
+	if !ok || high.Record == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, localDeadline)
+	defer cancel()
+	if err := keeper.KeepRecord(ctx, m.o.Name, high.Record); err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "the node does not hand on the record", "error", err)
+	}
 }
 
 // refuse counts a record that must not be followed, keeps the evidence, and

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/ipfs/boxo/ipns"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
@@ -366,6 +368,41 @@ func TestOpenRefuses(t *testing.T) {
 	options.Node = nil
 	if _, err := Open(options); err == nil {
 		t.Error("no node and no gateway: want an error")
+	}
+}
+
+// keeper is a node that hands records on.
+type keeper struct {
+	*fakeNode
+	kept [][]byte
+}
+
+func (k *keeper) KeepRecord(_ context.Context, _ ipns.Name, raw []byte) error {
+	k.kept = append(k.kept, raw)
+	return nil
+}
+
+// What is accepted is handed on to the neighbours; a record that has expired is
+// followed where that was asked for, and a better one all the same.
+func TestExpiredRecord(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad")
+	w.now = w.now.Add(48 * time.Hour) // the record is valid for 24
+	if err := w.open().Sync(t.Context()); !errors.Is(err, ErrNoRecord) {
+		t.Errorf("not asked for: %v", err)
+	}
+	node := &keeper{fakeNode: w.node}
+	m := w.synced(func(o *Options) { o.AcceptStale, o.Node = true, node })
+	if s := m.Status(t.Context()); s.Release.Number != 1 || !s.Stale {
+		t.Errorf("asked for: %+v", s)
+	}
+	if len(node.kept) != 1 || !bytes.Equal(node.kept[0], w.record) {
+		t.Errorf("handed on: %q", node.kept)
+	}
+	w.publish("left-pad", "is-odd")
+	check(t, m.Sync(t.Context()))
+	if s := m.Status(t.Context()); s.Release.Number != 2 || s.Stale || len(node.kept) != 2 {
+		t.Errorf("a better one: %+v, handed on %d", s, len(node.kept))
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
+
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 )
 
@@ -121,6 +123,15 @@ func (n *Node) serve(own *ipfs.Embedded) error {
 	ctx, stop := context.WithCancel(context.Background())
 	n.Node, n.stop, n.served = own, stop, make(chan error, 1)
 	go func() { n.served <- api.Serve(ctx) }()
+	return nil
+}
+
+// KeepRecord has the node keep a record for its neighbours, where it can: an
+// embedded node of this process does, a Kubo daemon has no way that tells nobody.
+func (n *Node) KeepRecord(ctx context.Context, name ipns.Name, record []byte) error {
+	if own, ok := n.Node.(*ipfs.Embedded); ok {
+		return own.KeepRecord(ctx, name, record)
+	}
 	return nil
 }
 
