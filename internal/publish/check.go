@@ -26,10 +26,10 @@ import (
 // What Check finds.
 const (
 	FoundCorrupt  = "corrupt"  // the index contradicts itself, or its files are damaged
-	FoundOther    = "other"    // listed otherwise than the ledger, or a rollback, has it
-	FoundMissing  = "missing"  // not listed, though the ledger, or a rollback, has it
-	FoundExtra    = "extra"    // listed, though the ledger, or a rollback, does not have it
-	FoundWithheld = "withheld" // what is noted as withheld is not what the ledger gives
+	FoundOther    = "other"    // listed otherwise than ledger and policy, or a rollback, have it
+	FoundMissing  = "missing"  // not listed, though ledger and policy, or a rollback, have it
+	FoundExtra    = "extra"    // listed, though ledger and policy, or a rollback, do not have it
+	FoundWithheld = "withheld" // what is noted as withheld is not what ledger and policy give
 	FoundLost     = "lost"     // the node has no such block, or other bytes
 )
 
@@ -62,7 +62,8 @@ const (
 //
 //   - the index is held to itself (index.Check);
 //   - every package that the index has read of the ledger is built again, as Build
-//     does, and compared with its entry, and with what is noted as withheld; one
+//     does and by the policy that the list follows, and compared with its entry, and
+//     with what is noted as withheld; one
 //     that was rolled back is held to the release that did it;
 //   - of the newest release that is pinned every directory and document is read from
 //     the node. Tarballs are for the follower to check.
@@ -117,6 +118,7 @@ type checker struct {
 	report func(stage string, done, total int)
 
 	cursor ledger.Seq // up to which the index has read the ledger
+	by     curation
 	head   index.Release
 	oldest uint64 // release whose directories are there
 
@@ -162,6 +164,9 @@ func (c *checker) packages(ctx context.Context) (err error) {
 		return err
 	}
 	if c.cursor, err = c.p.cursor(); err != nil {
+		return err
+	}
+	if c.by, err = c.p.curation(); err != nil {
 		return err
 	}
 	target := c.p.o.Ledger.Head()
@@ -248,12 +253,15 @@ func (c *checker) pkg(ctx context.Context, change ledger.Change, memory *semapho
 	}
 	c.mu.Unlock()
 	var found []Found
-	if change.Seq <= c.cursor {
+	ahead, err := c.ahead(ctx, change)
+	if err != nil {
+		return err
+	}
+	if !ahead {
 		if found, err = c.compare(ctx, change, e, notes, memory); err != nil {
 			return err
 		}
 	}
-	ahead := change.Seq > c.cursor
 	if len(found) > 0 { // did it change meanwhile?
 		now, err := c.p.o.Ledger.Package(ctx, change.Name)
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
@@ -280,13 +288,29 @@ func (c *checker) pkg(ctx context.Context, change ledger.Change, memory *semapho
 	return nil
 }
 
+// ahead says whether a package is the next build's: it changed since the last one, a
+// version of it has come of age, or a policy is on its way to it.
+func (c *checker) ahead(ctx context.Context, change ledger.Change) (bool, error) {
+	if change.Seq > c.cursor {
+		return true, nil
+	}
+	if _, err := npm.ParseName(string(change.Name)); err != nil {
+		return false, nil
+	}
+	held, err := c.p.o.Index.Held(change.Name)
+	if err != nil || !held.Due.IsZero() && !held.Due.After(c.by.now) {
+		return err == nil, err
+	}
+	return len(c.by.from) > 0 && change.Seq > c.by.At, nil
+}
+
 // compare holds a package's entry, without a CID where there is none, to what the
 // ledger gives, and so what is noted of it.
 func (c *checker) compare(ctx context.Context, change ledger.Change, e index.Entry, notes []Withheld, memory *semaphore.Weighted) ([]Found, error) {
 	if i := slices.IndexFunc(notes, func(w Withheld) bool { return w.Reason == RolledBackReason }); i >= 0 {
 		return c.rolledBack(ctx, notes[i], e)
 	}
-	b, err := c.p.buildPackage(ctx, change, memory)
+	b, err := c.p.buildPackage(ctx, c.by, change, memory)
 	if lost(err) {
 		return []Found{{What: FoundLost, Detail: err.Error()}}, nil
 	}
@@ -310,7 +334,15 @@ func (c *checker) compare(ctx context.Context, change ledger.Change, e index.Ent
 	if got, want := reasons(notes), reasons(b.withheld); got != want {
 		found = append(found, Found{What: FoundWithheld, Detail: fmt.Sprintf("%s, the ledger gives %s", noted(notes), cmp.Or(want, "nothing"))})
 	}
-	return found, nil
+	if b.held.Name == "" {
+		return found, nil
+	}
+	held, err := c.p.o.Index.Held(change.Name)
+	if err == nil && (string(held.Note) != string(b.held.Note) || held.Due.IsZero() != b.held.Due.IsZero()) {
+		found = append(found, Found{What: FoundWithheld, Detail: fmt.Sprintf("the index notes %s, the policy gives %s",
+			cmp.Or(clip(string(held.Note)), "nothing"), cmp.Or(clip(string(b.held.Note)), "nothing"))})
+	}
+	return found, err
 }
 
 // rolledBack holds a package's entry to the release that took it back.
