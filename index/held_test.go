@@ -1,6 +1,7 @@
 package index
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -102,6 +104,37 @@ func TestCheckHeld(t *testing.T) {
 		if err := ix.Check(t.Context()); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "row") {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// An index of format 4, which knew of nothing held, is taken up with what is ahead of
+// its release.
+func TestStoreFormat4(t *testing.T) {
+	fs := vfs.NewMem()
+	ix, err := Create("ix", memory(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, ix, put(t, "a", 0))
+	if _, _, err := ix.Apply(t.Context(), Batch{Changes: []Change{put(t, "@s/c", 0)}, More: true}); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(formatRow{4, ix.parameters})
+	if err := errors.Join(err, ix.db.Set([]byte{rowFormat}, raw, nil), ix.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if ix, err = Open("ix", memory(fs)); err != nil {
+		t.Fatal(err)
+	}
+	defer ix.Close()
+	if row, err := readFormat(ix.db); err != nil || row.Format != storeFormat {
+		t.Errorf("%+v, %v", row, err)
+	}
+	if r := mustApply(t, ix, put(t, "b", 0)); r.Packages != 3 {
+		t.Errorf("%d packages", r.Packages)
+	}
+	if err := ix.Check(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

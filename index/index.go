@@ -141,8 +141,8 @@ type Batch struct {
 	Peers   []string
 	Policy  string // for release.json: which curation policy the list follows; "" for none
 	Now     time.Time
-	// Held is what is held of packages from now on, each named once; of one that is
-	// not named it stays as it is.
+	// Held is what is held of packages from now on; of several for one name the last
+	// counts, and of one that is not named it stays as it is.
 	Held []Held
 	// Mark is kept for whoever applies, as the batch's changes are.
 	Mark string

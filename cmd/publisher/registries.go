@@ -172,6 +172,9 @@ from the table [publisher] there, else the default. It opens nothing.`,
 				p.Value, p.From = cmp.Or(r.policy.Canonical(), "none"), r.Settings.File+" "+strings.TrimSuffix(cli.RegistryTable(r.name), "]")+".policy]"
 			}
 			all = append(all, p)
+			if r.policy.Canonical() != "" {
+				all = append(all, settingJSON{"policy-name", r.policyName + " " + r.policy.Hash(), p.From})
+			}
 			out := cmd.OutOrStdout()
 			if r.JSON {
 				return cli.PrintJSON(out, map[string]any{"registry": r.name, "settings": all})

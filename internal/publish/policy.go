@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -226,7 +229,11 @@ func (r *run) comeOfAge(ctx context.Context) error {
 // it is built again where they list other versions. A rollback stays where they do
 // not. It goes on where a run was cut short.
 func (r *run) follow(ctx context.Context) error {
-	for len(r.From) > 0 {
+	if len(r.From) == 0 {
+		return nil
+	}
+	looked, built := 0, 0
+	for {
 		changes, err := r.p.o.Ledger.Changes(ctx, r.At, r.p.pageSize)
 		if err != nil {
 			return err
@@ -242,22 +249,12 @@ func (r *run) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var touched []ledger.Change
-		var held []index.Held
-		for _, change := range changes {
-			if _, err := npm.ParseName(string(change.Name)); err != nil {
-				continue
-			}
-			is, h, err := r.p.touches(ctx, r.curation, change)
-			if err != nil {
-				return err
-			}
-			if is {
-				touched = append(touched, change)
-			} else if !back[change.Name] {
-				held = append(held, h)
-			}
+		touched, held, err := r.touched(ctx, changes)
+		if err != nil {
+			return err
 		}
+		held = slices.DeleteFunc(held, func(h index.Held) bool { return back[h.Name] })
+		looked, built = looked+len(changes), built+len(touched)
 		r.At = changes[len(changes)-1].Seq
 		if err := r.take(ctx, touched, held, true); err != nil {
 			return err
@@ -267,7 +264,36 @@ func (r *run) follow(ctx context.Context) error {
 		}
 	}
 	r.done()
+	r.p.o.Log.InfoContext(ctx, "the list follows another policy", "registry", r.p.o.Registry, "policy", r.label(), "looked_at", looked, "built", built)
 	return nil
+}
+
+// touched are those of changes that the policy touches, and what it holds of the
+// others.
+func (r *run) touched(ctx context.Context, changes []ledger.Change) (touched []ledger.Change, held []index.Held, err error) {
+	is, holds := make([]bool, len(changes)), make([]index.Held, len(changes))
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(r.p.o.Workers)
+	for i, change := range changes {
+		if _, err := npm.ParseName(string(change.Name)); err != nil {
+			continue // it is in no list
+		}
+		group.Go(func() (err error) {
+			is[i], holds[i], err = r.p.touches(gctx, r.curation, change)
+			return err
+		})
+	}
+	if err := cmp.Or(group.Wait(), ctx.Err()); err != nil {
+		return nil, nil, err
+	}
+	for i, change := range changes {
+		if is[i] {
+			touched = append(touched, change)
+		} else if holds[i].Name != "" {
+			held = append(held, holds[i])
+		}
+	}
+	return touched, held, nil
 }
 
 // rolledBackNames are the packages that stand as a rollback put them.

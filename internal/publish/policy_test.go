@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 )
@@ -442,4 +443,43 @@ func TestRandomPolicies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkPolicyChanges has a list follow a policy that touches nothing of it, by a
+// true ledger of five versions a package: what looking at each costs.
+func BenchmarkPolicyChanges(b *testing.B) {
+	const packages = 20_000
+	w := newWorld(b)
+	store, err := ledger.Create("ledger", ledger.Options{FS: vfs.NewMem()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer store.Close()
+	w.ledger.hold(b, "left-pad", []string{"1.0.0"}, "1.0.0")
+	one := w.ledger.packages["left-pad"].Versions[0]
+	for from := 0; from < packages; from += 1000 {
+		var batch ledger.Batch
+		for i := range 1000 {
+			u := ledger.PackageUpdate{Name: npm.Name(fmt.Sprint("package-", from+i)), Document: w.ledger.packages["left-pad"].Document, Listed: 5}
+			for v := range 5 {
+				one.Version = fmt.Sprintf("%d.0.0", v)
+				one.File, one.Integrity, one.FirstSeen = fmt.Sprintf("package-%d.tgz", v), fmt.Sprint("sha512-", v), dayZero
+				u.Versions = append(u.Versions, one)
+			}
+			batch.Packages = append(batch.Packages, u)
+		}
+		if _, err := store.Commit(b.Context(), batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	to := func(rules policy.Rules) {
+		p, stop := w.start(by(b, rules), func(o *Options) { o.Ledger = store })
+		defer stop()
+		w.build(p)
+	}
+	to(policy.Rules{Only: []string{"none"}})
+	for i := 0; b.Loop(); i++ {
+		to(policy.Rules{Except: []string{"package-*"}, Signatures: []string{"require", "prefer"}[i%2]})
+	}
+	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/packages*1e6, "µs/package")
 }
