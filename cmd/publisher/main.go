@@ -56,7 +56,7 @@ var causes = []cli.Cause{
 	{Is: publish.ErrWithheld, Code: cli.CodeFailed, Hint: "restore it from a backup; without one, move registries/NAME/index out of the state with it, and the next `publisher publish` builds all of it anew, as upstream has it"},
 	{Is: publish.ErrUnderWay, Code: cli.CodeFailed, Hint: "`publisher build` ends it"},
 	{Is: publish.ErrPolicy, Code: codeRule, Hint: "with that policy in the configuration again, `publisher publish` builds the list by it"},
-	{Is: policy.ErrRule, Code: cli.CodeUsage, Hint: "a pattern is a name, \"*\" in it for any characters but a slash, and a range after @: \"@acme/*\", \"lodash@<4.17.21\"; an age is 3d or 36h"},
+	{Is: policy.ErrRule, Code: cli.CodeUsage, Hint: "a pattern is a name, \"*\" in it for any characters but a slash, and a range after @: \"@acme/*\", \"lodash@<4.17.21\"; an age is 3d or 36h; docs/formats.md has it all"},
 	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record; of a key from elsewhere `publisher key import` and `key add` say it with --sequence-at-least"},
 	{Is: publish.ErrNewer, Code: codeNewer, Hint: "is this state restored from a backup, or the key in use elsewhere? nothing was signed"},
 	{Is: ipnsrecord.ErrEquivocation, Code: codeRule, Hint: "the network has another value under our sequence: the key is in use elsewhere"},

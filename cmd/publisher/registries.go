@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -85,48 +84,10 @@ func (r *registry) checkTables(s *cli.Settings) error {
 	return nil
 }
 
-var policyName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-
 // curate reads the registry's policy. Without one it keeps that of its index.
-func (r *registry) curate(s *cli.Settings) error {
-	r.policy, r.policyName = nil, r.name
-	table := s.Registries[r.name].Policy
-	if table == nil {
-		return nil
-	}
-	in := s.File + ": " + strings.TrimSuffix(cli.RegistryTable(r.name), "]") + ".policy]"
-	var rules policy.Rules
-	lists := map[string]*[]string{"only": &rules.Only, "except": &rules.Except, "min-age-except": &rules.MinAgeExcept}
-	words := map[string]*string{"signatures": &rules.Signatures, "min-age": &rules.MinAge, "name": &r.policyName}
-	for _, key := range slices.Sorted(maps.Keys(table)) {
-		v := table[key]
-		text, isText := v.(string)
-		list, isList := v.([]any)
-		switch {
-		case words[key] != nil && isText:
-			*words[key] = text
-		case words[key] != nil:
-			return cli.Hint(cli.Usagef("%s: %s is no text", in, key), `it is written in quotes, as in min-age = "3d"`)
-		case lists[key] == nil:
-			return cli.Hint(cli.Usagef("%s: unknown key %s", in, key), "the rules of a policy are only, except, signatures, min-age and min-age-except, and it may have a name")
-		case !isList:
-			return cli.Hint(cli.Usagef("%s: %s is no list", in, key), `it is a list of patterns, as in only = ["@acme/*", "lodash@4"]`)
-		default:
-			for _, one := range list {
-				text, ok := one.(string)
-				if !ok {
-					return cli.Hint(cli.Usagef("%s: %s has %v, which is no text", in, key, one), `a pattern is written in quotes, as in only = ["@acme/*", "lodash@4"]`)
-				}
-				*lists[key] = append(*lists[key], text)
-			}
-		}
-	}
-	if !policyName.MatchString(r.policyName) {
-		return cli.Hint(cli.Usagef("%s: name %.80q", in, r.policyName), "everybody reads it in release.json: letters, digits, dot, hyphen and underscore, 64 at most")
-	}
-	var err error
-	if r.policy, err = policy.Parse(rules); err != nil {
-		return cli.Usagef("%s: %w", in, err)
+func (r *registry) curate(s *cli.Settings) (err error) {
+	if r.policy, r.policyName, err = policy.Read(s.Registries[r.name].Policy, r.name); err != nil {
+		return cli.Usagef("%s: %s: %w", s.File, cli.PolicyTable(r.name), err)
 	}
 	return nil
 }
@@ -169,7 +130,7 @@ from the table [publisher] there, else the default. It opens nothing.`,
 			})
 			p := settingJSON{"policy", "as its index has it", "default"}
 			if r.policy != nil {
-				p.Value, p.From = cmp.Or(r.policy.Canonical(), "none"), r.Settings.File+" "+strings.TrimSuffix(cli.RegistryTable(r.name), "]")+".policy]"
+				p.Value, p.From = cmp.Or(r.policy.Canonical(), "none"), r.Settings.File+" "+cli.PolicyTable(r.name)
 			}
 			all = append(all, p)
 			if r.policy.Canonical() != "" {

@@ -58,6 +58,11 @@ func RegistryTable(name string) string {
 	return fmt.Sprintf("[registries.%q]", name)
 }
 
+// PolicyTable is the name of the table of its policy.
+func PolicyTable(name string) string {
+	return strings.TrimSuffix(RegistryTable(name), "]") + ".policy]"
+}
+
 var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Configure gives cmd's flags that were not typed their value from the
@@ -308,7 +313,7 @@ func (c configFile) registries() (map[string]Table, error) {
 			case key == "policy" && isTable:
 				t.Policy = inner
 			case key == "policy":
-				return nil, Hint(Usagef("%s: %s: policy is no table", c.path, in), "its rules go into "+strings.TrimSuffix(in, "]")+".policy]")
+				return nil, Hint(Usagef("%s: %s: policy is no table", c.path, in), "its rules go into "+PolicyTable(name))
 			case isTable, !slices.Contains(registryKeys, key):
 				return nil, Hint(Usagef("%s: %s: unknown key %s", c.path, in, key), hint)
 			default:

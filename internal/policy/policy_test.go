@@ -185,3 +185,29 @@ func FuzzPattern(f *testing.F) {
 		}
 	})
 }
+
+func TestRead(t *testing.T) {
+	p, name, err := Read(map[string]any{"only": []any{"a@4", "@acme/*"}, "min-age": "3d", "name": "careful"}, "acme")
+	if err != nil || name != "careful" || p.Canonical() != `{"only":["@acme/*","a@4"],"min-age":"72h0m0s"}` {
+		t.Errorf("%s, %s, %v", p.Canonical(), name, err)
+	}
+	if p, name, err := Read(nil, "acme"); p != nil || name != "acme" || err != nil {
+		t.Errorf("no table: %v, %s, %v", p, name, err)
+	}
+	if p, _, err := Read(map[string]any{}, "acme"); p == nil || p.Canonical() != "" || err != nil {
+		t.Errorf("an empty table: %v, %v", p, err)
+	}
+	for says, table := range map[string]map[string]any{
+		`"minage"`:         {"minage": "3d"},
+		"min-age: ":        {"min-age": int64(3)},
+		"only: ":           {"only": "a"},
+		"is not in quotes": {"except": []any{int64(1)}},
+		"name: ":           {"name": "two words"},
+		"signatures: ":     {"signatures": "no"},
+		"name: not a rule": {"name": ""},
+	} {
+		if _, _, err := Read(table, "acme"); !errors.Is(err, ErrRule) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v: %v, want %q", table, err, says)
+		}
+	}
+}
