@@ -126,6 +126,7 @@ type checker struct {
 	sum    *Checked
 	notes  map[npm.Name][]Withheld // as noted; what was looked at goes
 	listed int                     // entries of packages that the ledger has
+	held   int                     // the same of what the policy holds
 }
 
 func (c *checker) check(ctx context.Context) error {
@@ -202,6 +203,9 @@ func (c *checker) packages(ctx context.Context) (err error) {
 		}
 	}
 	if err := c.unknown(ctx); err != nil {
+		return err
+	}
+	if err := c.unknownHeld(ctx); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.notes)) {
@@ -291,17 +295,20 @@ func (c *checker) pkg(ctx context.Context, change ledger.Change, memory *semapho
 // ahead says whether a package is the next build's: it changed since the last one, a
 // version of it has come of age, or a policy is on its way to it.
 func (c *checker) ahead(ctx context.Context, change ledger.Change) (bool, error) {
-	if change.Seq > c.cursor {
-		return true, nil
-	}
 	if _, err := npm.ParseName(string(change.Name)); err != nil {
-		return false, nil
+		return change.Seq > c.cursor, nil
 	}
 	held, err := c.p.o.Index.Held(change.Name)
-	if err != nil || !held.Due.IsZero() && !held.Due.After(c.by.now) {
-		return err == nil, err
+	if err != nil {
+		return false, err
 	}
-	return len(c.by.from) > 0 && change.Seq > c.by.At, nil
+	if !held.Due.IsZero() || len(held.Note) > 0 {
+		c.mu.Lock()
+		c.held++
+		c.mu.Unlock()
+	}
+	due := !held.Due.IsZero() && !held.Due.After(c.by.now)
+	return due || change.Seq > c.cursor || len(c.by.from) > 0 && change.Seq > c.by.At, nil
 }
 
 // compare holds a package's entry, without a CID where there is none, to what the
@@ -417,6 +424,33 @@ func (c *checker) unknown(ctx context.Context) error {
 		if errors.Is(err, ledger.ErrNotFound) {
 			delete(c.notes, e.Name)
 			err = c.tell(ctx, Found{What: FoundExtra, Package: e.Name, Detail: fmt.Sprintf("the list has %s, the ledger does not know it", entryText(e))})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unknownHeld finds what is held of packages that the ledger does not have.
+func (c *checker) unknownHeld(ctx context.Context) error {
+	rows := 0
+	for _, err := range c.p.o.Index.AllHeld(ctx) {
+		if err != nil {
+			return err
+		}
+		rows++
+	}
+	if rows == c.held {
+		return nil
+	}
+	for h, err := range c.p.o.Index.AllHeld(ctx) {
+		if err != nil {
+			return err
+		}
+		_, err = c.p.o.Ledger.Package(ctx, h.Name)
+		if errors.Is(err, ledger.ErrNotFound) {
+			err = c.tell(ctx, Found{What: FoundWithheld, Package: h.Name, Detail: "the index notes what the policy holds of it, the ledger does not know it"})
 		}
 		if err != nil {
 			return err

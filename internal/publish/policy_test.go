@@ -163,6 +163,36 @@ func TestRunComesOfAge(t *testing.T) {
 	}
 }
 
+// What the index notes of the policy is held to what that gives.
+func TestCheckHeld(t *testing.T) {
+	for what, held := range map[string]index.Held{
+		"":                   {Name: "other"},
+		"withheld left-pad":  {Name: "left-pad"},
+		"withheld right-pad": {Name: "right-pad", Note: []byte("[]")},
+		"withheld unknown":   {Name: "unknown", Due: dayZero.Add(100 * time.Hour)},
+	} {
+		w := newWorld(t)
+		w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+		w.ledger.hold(t, "right-pad", []string{"1.0.0"}, "1.0.0")
+		p, stop := w.start(by(t, policy.Rules{Except: []string{"left-pad"}}))
+		w.publish(p)
+		cursor, err := p.cursor()
+		c, err2 := p.curation()
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		b := p.batch(cursor, made{}, c)
+		b.Held = []index.Held{held}
+		if _, _, err := p.o.Index.Apply(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, text := w.check(p); text != what {
+			t.Errorf("%+v: %q, want %q", held, text, what)
+		}
+		stop()
+	}
+}
+
 // What only does not take is not even read, and not noted.
 func TestOnly(t *testing.T) {
 	w := newWorld(t)
