@@ -23,8 +23,9 @@ import (
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
 // all or nothing of it, but for blocks that nothing leads to. With Batch.More
 // there is no release yet: entries and sources alone move. Where the list, what a
-// bare gateway shows, Next, Peers and Snapshot are as the newest release has them
-// there is no new release; Sources move all the same, and changed is false. The
+// bare gateway shows, Next, Peers, Policy and Snapshot are as the newest release has
+// them there is no new release; Sources, Held and Mark move all the same, and changed
+// is false. The
 // first Apply always makes a release, if of an empty list, and so does one whose
 // Batch.After this index does not have.
 //
@@ -32,7 +33,7 @@ import (
 // them. The work, and the new blocks, grow with the changes, and hardly with the
 // list.
 //
-// An unusable change or block is an ErrEntry, Batch.After without AfterRoot an
+// An unusable change, block or Held is an ErrEntry, Batch.After without AfterRoot an
 // ErrRelease, and nothing is done.
 func (ix *Index) Apply(ctx context.Context, batch Batch) (r Release, changed bool, err error) {
 	if err := ix.begin(); err != nil {
@@ -79,9 +80,19 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err := writeCounts(b, now); err != nil {
 		return Release{}, false, err
 	}
-	sourcesMoved, err := writeSources(b, batch.Sources)
+	moved, err := writeSources(b, batch.Sources)
 	if err != nil {
 		return Release{}, false, err
+	}
+	for _, write := range []func() (bool, error){
+		func() (bool, error) { return writeHeld(b, batch.Held) },
+		func() (bool, error) { return writeMark(b, batch.Mark) },
+	} {
+		also, err := write()
+		if err != nil {
+			return Release{}, false, err
+		}
+		moved = moved || also
 	}
 	if batch.More {
 		return old, false, ix.applyPage(b, batch, touched)
@@ -100,9 +111,9 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if snapshotMoved {
 		snapshot = batch.Snapshot
 	}
-	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && batch.Policy == old.Policy && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
-		if sourcesMoved {
+		if moved {
 			err = b.Commit(pebble.Sync)
 		}
 		return old, false, err
@@ -150,7 +161,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
 		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
-		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
+		Policy: batch.Policy, Next: batch.Next, Peers: batch.Peers,
 	}
 	if err := m.commit(ctx, &r); err != nil {
 		return Release{}, false, err

@@ -86,7 +86,7 @@ func (k rowCheck) checkRows(ctx context.Context, report func(rows int)) error {
 func (k rowCheck) row(ctx context.Context, row keyValue) error {
 	err := errors.New("no row of ours")
 	switch kind, rest := row.key[0], row.key[1:]; kind {
-	case rowFormat, rowSources, rowCounts, rowCopy, rowOldest:
+	case rowFormat, rowSources, rowCounts, rowCopy, rowOldest, rowMark:
 		if len(rest) == 0 {
 			err = k.single(ctx, kind)
 		}
@@ -107,6 +107,8 @@ func (k rowCheck) row(ctx context.Context, row keyValue) error {
 		err = k.release(ctx, row)
 	case rowHistory:
 		err = k.history(rest, row.value)
+	case rowHeld, rowDue:
+		err = k.held(kind, rest, row.value)
 	case rowMonth:
 		_, err = snapshots(ctx, k.snap)
 	}

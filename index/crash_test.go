@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -35,6 +38,10 @@ func step(t testing.TB, k uint64) []Batch {
 		}
 	}
 	page := Batch{Changes: b.Changes[:3], More: true, Sources: []Source{{"ledger", fmt.Sprint(k, " in part")}}}
+	page.Mark, b.Mark = page.Sources[0].Cursor, b.Sources[0].Cursor
+	note := []byte(fmt.Sprint("held at ", k))
+	page.Held = []Held{{Name: page.Changes[0].Name, Due: epoch.Add(time.Duration(k) * time.Hour), Note: note}, {Name: "q1", Note: note}}
+	b.Held = []Held{{Name: b.Changes[3].Name, Due: epoch}, {Name: page.Changes[0].Name}, {Name: page.Changes[1].Name, Due: epoch.Add(1), Note: note}}
 	b.Changes = append(b.Changes[3:], drop(fmt.Sprintf("p%d", rng.IntN(30))))
 	return []Batch{page, b}
 }
@@ -68,6 +75,30 @@ func change(m map[npm.Name]Entry, b Batch) {
 			m[c.Name] = c.Entry
 		}
 	}
+}
+
+// keptOut is what must be held once the first n steps are done, and a page more.
+func keptOut(t testing.TB, n uint64, page bool) []Held {
+	m := map[npm.Name]Held{}
+	for k := range n + 1 {
+		for i, b := range step(t, k) {
+			if k == n && (i > 0 || !page) {
+				break
+			}
+			for _, h := range b.Held {
+				if h.Due = dueTime(dueAt(h.Due)); h.none() {
+					delete(m, h.Name)
+				} else {
+					m[h.Name] = h
+				}
+			}
+		}
+	}
+	var all []Held
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		all = append(all, m[name])
+	}
+	return all
 }
 
 // cut is the disk as a power cut leaves it.
@@ -161,7 +192,8 @@ func TestPowerCuts(t *testing.T) {
 			t.Errorf("cut %s: release %d is %+v", cut.what, r.Number, r)
 		}
 		want := models[r.Number]
-		if pending, err := ix.Pending(); err != nil {
+		pending, err := ix.Pending()
+		if err != nil {
 			t.Errorf("cut %s: %v", cut.what, err)
 		} else if pending {
 			within++
@@ -176,6 +208,18 @@ func TestPowerCuts(t *testing.T) {
 			if want[e.Name] != e {
 				t.Errorf("cut %s: entry %v, want %v", cut.what, e, want[e.Name])
 			}
+		}
+		mark := ""
+		if pending {
+			mark = fmt.Sprint(r.Number, " in part")
+		} else if r.Number > 0 {
+			mark = fmt.Sprint(r.Number - 1)
+		}
+		if got, err := ix.Mark(); err != nil || got != mark {
+			t.Errorf("cut %s: mark %q, want %q, %v", cut.what, got, mark, err)
+		}
+		if got, want := collect(t, ix.AllHeld(t.Context())), keptOut(t, r.Number, pending); !reflect.DeepEqual(got, want) {
+			t.Errorf("cut %s: held %v, want %v", cut.what, got, want)
 		}
 		if err := ix.Check(t.Context()); err != nil {
 			t.Errorf("cut %s: %v", cut.what, err)

@@ -123,13 +123,13 @@ type Release struct {
 	Versions   int
 	Sources    []Source
 	Parameters Parameters
-	Policy     string   // the curation policy's name
+	Policy     string   // which curation policy it follows, "" for none
 	Next       string   // hash of the successor's public key, "" where none is promised
 	Peers      []string // multiaddrs to dial
 }
 
-// Batch is what Apply does at once. Next and Peers are what is to hold from now
-// on, not changes; the same is true of Sources.
+// Batch is what Apply does at once. Next, Peers and Policy are what is to hold from
+// now on, not changes; the same is true of Sources and Mark.
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
 	Changes []Change
@@ -139,13 +139,19 @@ type Batch struct {
 	Sources []Source
 	Next    string
 	Peers   []string
+	Policy  string // for release.json: which curation policy the list follows; "" for none
 	Now     time.Time
+	// Held is what is held of packages from now on; of several for one name the last
+	// counts, and of one that is not named it stays as it is.
+	Held []Held
+	// Mark is kept for whoever applies, as the batch's changes are.
+	Mark string
 	// Snapshot is shown to readers from now on; the zero value leaves the one
 	// that the newest release shows.
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Next, Peers, Now, After and AfterRoot are the last
+	// durable all the same. Next, Peers, Policy, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

@@ -92,7 +92,7 @@ func show(t testing.TB, name string, revision int, page string) Change {
 func drop(name string) Change { return Change{Entry: Entry{Name: npm.Name(name)}, Delete: true} }
 
 func memory(fs *vfs.MemFS) Options {
-	return Options{FS: fs, Documents: "test-1", Gateway: "http://127.0.0.1:8080", Policy: "all",
+	return Options{FS: fs, Documents: "test-1", Gateway: "http://127.0.0.1:8080",
 		fatal: func(err error) { panic(err) }, memTable: 256 << 10}
 }
 

@@ -40,6 +40,10 @@ import (
 //	                    Tsize (uvarint)
 //	m YYYY-MM           number (uvarint), Tsize (uvarint) and CID of a snapshot of
 //	                    that month
+//	k name              what a policy keeps out of a package: seconds since 1970 when
+//	                    to look at it again (uvarint; 0: never), and a note
+//	u seconds name      empty: when what is held of the name is due
+//	t                   Batch.Mark
 //
 // Numbers are 8 bytes, big-endian.
 const (
@@ -56,14 +60,17 @@ const (
 	rowOldest  = 'o'
 	rowHistory = 'w'
 	rowMonth   = 'm'
+	rowHeld    = 'k'
+	rowDue     = 'u'
+	rowMark    = 't'
 )
 
 // storeFormat is the number of the rows' layout. Format 1 had neither counts nor
-// pending rows, 2 had no rows "a", but rows "n", of every release's blocks, and 3
-// had rows "h" of all that is listed. What they have is read as it is, and Open
+// pending rows, 2 had no rows "a", but rows "n", of every release's blocks, 3 had rows
+// "h" of all that is listed, and 4 had none of "k", "u" and "t". What they have is read as it is, and Open
 // gives it this number, so that no program which does not know those rows opens it
 // again.
-const storeFormat = 4
+const storeFormat = 5
 
 type formatRow struct {
 	Format     int        `json:"format"`
@@ -111,7 +118,10 @@ func writeParameters(db *pebble.DB, p Parameters) error {
 
 // upgrade brings the rows of earlier formats up to this one: of the rows "n number
 // CID" those count that came after the newest release.
-func upgrade(db *pebble.DB, p Parameters) error {
+func upgrade(db *pebble.DB, from int, p Parameters) error {
+	if from >= 4 {
+		return writeParameters(db, p)
+	}
 	r, err := head(db)
 	if err != nil && !errors.Is(err, ErrNoRelease) {
 		return err

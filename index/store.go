@@ -33,7 +33,6 @@ type Options struct {
 	// what the index has where both are empty, else they must be equal
 	// (ErrParameters).
 	Documents, Gateway string
-	Policy             string // name of the curation policy, for release.json
 
 	// fatal ends the process when Pebble cannot go on, as after a failed write
 	// of its log: what is on disk is then unknown, and the next start replays
@@ -75,7 +74,6 @@ type Index struct {
 	// writerOptions are for tables.
 	writerOptions sstable.WriterOptions
 	log           *slog.Logger
-	policy        string
 	parameters    Parameters
 	chunk         int
 
@@ -161,7 +159,7 @@ func open(dir string, o Options) (*Index, error) {
 		err = fmt.Errorf("%w: documents %q, gateway %q", ErrParameters, p.Documents, p.Gateway)
 	}
 	if err == nil && row.Format < storeFormat {
-		err = upgrade(db, p)
+		err = upgrade(db, row.Format, p)
 	}
 	if err != nil {
 		return nil, errors.Join(located(err), held.close(db))
@@ -179,7 +177,7 @@ func OpenOrCreate(dir string, o Options) (*Index, error) {
 }
 
 func newIndex(db *pebble.DB, held lockedDir, o Options, p Parameters) *Index {
-	ix := &Index{db: db, dir: held, tables: readerOptions(o), writerOptions: writerOptions(o, db), log: o.Log, policy: o.Policy, parameters: p, chunk: o.chunk}
+	ix := &Index{db: db, dir: held, tables: readerOptions(o), writerOptions: writerOptions(o, db), log: o.Log, parameters: p, chunk: o.chunk}
 	ix.idle.L = &ix.mu
 	return ix
 }

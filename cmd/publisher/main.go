@@ -13,6 +13,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
@@ -55,6 +56,8 @@ var causes = []cli.Cause{
 	{Is: publish.ErrJournal, Code: cli.CodeFailed, Hint: "restore it from a backup: without it nothing is signed, so that no sequence is used twice"},
 	{Is: publish.ErrWithheld, Code: cli.CodeFailed, Hint: "restore it from a backup; without one, move registries/NAME/index out of the state with it, and the next `publisher publish` builds all of it anew, as upstream has it"},
 	{Is: publish.ErrUnderWay, Code: cli.CodeFailed, Hint: "`publisher build` ends it"},
+	{Is: publish.ErrPolicy, Code: codeRule, Hint: "with that policy in the configuration again, `publisher publish` builds the list by it"},
+	{Is: policy.ErrRule, Code: cli.CodeUsage, Hint: "a pattern is a name, \"*\" in it for any characters but a slash, and a range after @: \"@acme/*\", \"lodash@<4.17.21\"; an age is 3d or 36h; docs/formats.md has it all"},
 	{Is: publish.ErrNoSequence, Code: codeNoSequence, Hint: "restore the journal of this registry, or connect to the network that has its record; of a key from elsewhere `publisher key import` and `key add` say it with --sequence-at-least"},
 	{Is: publish.ErrNewer, Code: codeNewer, Hint: "is this state restored from a backup, or the key in use elsewhere? nothing was signed"},
 	{Is: ipnsrecord.ErrEquivocation, Code: codeRule, Hint: "the network has another value under our sequence: the key is in use elsewhere"},
@@ -123,7 +126,17 @@ or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked
 	common.Bind(cmd)
 	r := &registry{Common: common}
 	cmd.PersistentFlags().StringVar(&r.name, "name", defaultName, "registry of this state to work on; its key has the same name")
-	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), republishCommand(r), statusCommand(r),
+	prior := cmd.PersistentPreRunE
+	cmd.PersistentPreRunE = func(c *cobra.Command, args []string) error {
+		if err := prior(c, args); err != nil {
+			return err
+		}
+		if err := r.checkTables(r.Settings); err != nil {
+			return err
+		}
+		return r.curate(r.Settings)
+	}
+	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), runCommand(r), republishCommand(r), statusCommand(r), withheldCommand(r), settingsCommand(r),
 		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), recordCommand(r), cli.VersionCommand())
 	return cmd
 }

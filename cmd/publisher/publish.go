@@ -13,7 +13,6 @@ import (
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
-	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
 
 func bindParameters(cmd *cobra.Command, r *registry) {
@@ -62,7 +61,7 @@ and directories of those packages and makes a release. The next publish signs it
 }
 
 func publishCommand(r *registry) *cobra.Command {
-	var every time.Duration
+	var all bool
 	cmd := &cobra.Command{
 		Use:   "publish",
 		Short: "Build, sign, put and read back",
@@ -71,20 +70,31 @@ it to the node and to every --route, and reads it back from each. Without anythi
 same record again, or signs the same release anew when half of the record's
 lifetime is over. Made for cron: it prints nothing on success off a terminal.
 Once in a while it also lets go of releases that are older than --retain, as
-publisher collect does. With --every it stays until it is ended.`,
+publisher collect does. With --every it stays until it is ended.
+
+With --all it publishes each registry of this state that has a key here and is due by
+its own setting "every"; one without it always is. It tries them all, says of each what
+it failed with, and ends with the code of the worst: of an error that does not pass by
+itself before one that may, and of two of a kind the higher.`,
 		Example: `  publisher publish
   publisher publish --json | jq .name
+  */5 * * * *  publisher publish --all      # in a crontab
   publisher publish --every 1m --route /var/www/registry --route https://router.example`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := r.checkRetain(); err != nil {
+			if err := r.check(); err != nil {
 				return err
 			}
-			if err := r.checkRecord(); err != nil {
-				return err
-			}
-			if cmd.Flags().Changed("every") {
-				return r.publishEvery(cmd, every)
+			stay := cmd.Flags().Changed("every")
+			switch {
+			case all && stay:
+				return cli.Hint(cli.Usagef("--all and --every do not go together"), "`publisher run` stays, and publishes each on its own schedule")
+			case all && cmd.Flags().Changed("name"):
+				return cli.Hint(cli.Usagef("--all and --name do not go together"), "leave one of them out")
+			case all:
+				return r.publishAll(cmd)
+			case stay:
+				return r.publishEvery(cmd)
 			}
 			var result publish.Result
 			err := r.with(cmd, sign, func(ctx context.Context, o *opened) (err error) {
@@ -97,58 +107,60 @@ publisher collect does. With --every it stays until it is ended.`,
 			return r.report(cmd, result, err, printResult)
 		},
 	}
-	cmd.Flags().DurationVar(&every, "every", 0, "stay, and publish whenever the ledger moved, at most this often")
-	bindParameters(cmd, r)
-	bindRetain(cmd, r)
-	bindRoutes(cmd, r)
-	bindWitnesses(cmd, r)
+	bindEvery(cmd, r, 0, "stay, and publish whenever the ledger moved, at most this often")
+	cmd.Flags().BoolVar(&all, "all", false, "every registry of this state that is due")
+	bindOwn(cmd, r)
 	bindWait(cmd, r)
-	bindIdentity(cmd, r)
-	bindRecord(cmd, r)
 	return cmd
 }
 
 // publishEvery publishes until the command is ended, or until someone has to look. It
 // has nothing open between two runs, so that a follower may come and go.
-func (r *registry) publishEvery(cmd *cobra.Command, every time.Duration) error {
-	if every <= 0 {
-		return cli.Hint(cli.Usagef("--every %s: it is no time", every), "--every 1m publishes once a minute, where there is something to publish")
+func (r *registry) publishEvery(cmd *cobra.Command) error {
+	if r.every <= 0 {
+		return cli.Hint(cli.Usagef("--every %s: it is no time", r.every), "--every 1m publishes once a minute, where there is something to publish")
 	}
 	ctx, log := cmd.Context(), r.Logger(cmd.ErrOrStderr(), false)
 	var due time.Time // for putting the record again
 	for {
 		began := time.Now()
-		err := r.with(cmd, sign, func(ctx context.Context, o *opened) error {
-			behind, err := o.Behind()
-			if err != nil || !behind && began.Before(due) {
-				return err
-			}
-			result, err := o.Publish(ctx)
-			if err != nil {
-				return err
-			}
-			due = began.Add(o.Again(result))
-			if err := r.report(cmd, result, nil, printResult); err != nil {
-				return err
-			}
-			o.CollectIfDue(ctx)
-			return nil
-		})
+		err := r.turn(cmd, began, &due, func(result publish.Result) error { return r.report(cmd, result, nil, printResult) })
 		if ctx.Err() != nil {
 			return nil // as it was asked to
 		}
-		if publish.Lasting(err) || errors.Is(err, ipnskeys.ErrNoKey) {
+		if lasting(err) {
 			return err
 		}
 		if err != nil {
-			log.WarnContext(ctx, "publishing failed", "registry", r.name, "error", err, "again_in", every)
+			log.WarnContext(ctx, "publishing failed", "registry", r.name, "error", err, "again_in", r.every)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(time.Until(began.Add(every))):
+		case <-time.After(time.Until(began.Add(r.every))):
 		}
 	}
+}
+
+// turn publishes where there is something to publish, or the record is due to be put
+// again, which is then due anew.
+func (r *registry) turn(cmd *cobra.Command, began time.Time, due *time.Time, report func(publish.Result) error) error {
+	return r.with(cmd, sign, func(ctx context.Context, o *opened) error {
+		behind, err := o.Behind()
+		if err != nil || !behind && began.Before(*due) {
+			return err
+		}
+		result, err := o.Publish(ctx)
+		if err != nil {
+			return err
+		}
+		*due = began.Add(o.Again(result))
+		if err := report(result); err != nil {
+			return err
+		}
+		o.CollectIfDue(ctx)
+		return nil
+	})
 }
 
 // with opens the registry for f, and shows progress until f ends.

@@ -19,6 +19,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
@@ -36,6 +37,9 @@ type registry struct {
 	identities    []string      // files
 	ttl, lifetime time.Duration // of records
 	v2Only        bool
+	every         time.Duration  // its schedule, or how often to publish at most
+	policy        *policy.Policy // nil: as its index has it
+	policyName    string
 }
 
 func bindRoutes(cmd *cobra.Command, r *registry) {
@@ -146,7 +150,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		stage = "checking"
 	}
 	o.Publisher = publish.New(publish.Options{
-		Registry: r.name, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next,
+		Registry: r.name, Policy: r.policy, PolicyName: r.policyName, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next,
 		Journal: dir.Journal(r.name), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },

@@ -68,6 +68,9 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 	return full.JSON(r.name), err
 }
 
+// statusLines is how much of what is withheld a status shows to people.
+const statusLines = 50
+
 func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Name != "" {
 		fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
@@ -98,13 +101,27 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Problem != "" {
 		fmt.Fprintf(w, "problem   %s\n", s.Problem)
 	}
+	if s.Policy != "" {
+		fmt.Fprintf(w, "policy    %s\n", s.Policy)
+	}
+	if !s.Due.IsZero() {
+		fmt.Fprintf(w, "of age    the next version at %s\n", s.Due.Local().Format(time.DateTime))
+	}
 	var back []string
+	shown, more := 0, s.HeldMore
 	for _, one := range s.Withheld {
 		if one.Reason == publish.RolledBackReason {
 			back = append(back, string(one.Name))
 			continue
 		}
+		if shown++; shown > statusLines {
+			more = true
+			continue
+		}
 		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
+	}
+	if more {
+		fmt.Fprintln(w, "withheld  and more: `publisher withheld` lists them")
 	}
 	if n := len(back); n > 0 {
 		more := ""

@@ -13,6 +13,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
@@ -34,6 +35,7 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: ipfs.ErrLocked, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: ipfs.ErrAway, Code: cli.CodeAway, Hint: "start the IPFS node of this state, or say where it answers with --ipfs-api"},
+	{Is: policy.ErrRule, Code: cli.CodeUsage, Hint: "docs/formats.md has the rules of a policy; `publisher settings` reads them too"},
 	{Is: socket.ErrInUse, Code: cli.CodeLocked, Hint: otherRuns},
 	{Is: errOtherName, Code: cli.CodeLocked, Hint: "one registry-mirror runs on a state; give the other a --state of its own"},
 	{Is: errNoAddress, Code: cli.CodeUsage, Hint: "an IPNS name begins with k51, a frozen release is /ipfs/bafy..., a domain has a DNSLink"},

@@ -23,6 +23,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
@@ -246,10 +247,6 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	}); err != nil {
 		return err
 	}
-	if s.pull {
-		h.pull = follow.NewPullThrough(h.follower)
-		h.own(h.pull.Close)
-	}
 	if h.key, err = ipnskeys.Find(dir.Keys(), s.name); errors.Is(err, ipnskeys.ErrNoKey) {
 		if h.key, err = publish.Mint(dir.Keys(), s.name, dir.Journal(s.name)); err == nil {
 			err = tellMinted(s.notices, h.key) // at once: this run may end before it serves
@@ -271,11 +268,37 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		return err
 	}
 	h.own(h.index.Close)
+	rules, called, err := policy.Read(s.Settings.Registries[s.name].Policy, s.name)
+	if err != nil {
+		return cli.Usagef("%s: %s: %w", s.Settings.File, cli.PolicyTable(s.name), err)
+	}
 	h.publisher = publish.New(publish.Options{
-		Registry: s.name, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
+		Registry: s.name, Policy: rules, PolicyName: called, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
 		Journal: dir.Journal(s.name), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
 	})
+	return s.openPull(h, rules)
+}
+
+// openPull opens the pull-through, where there is to be one. It serves what it fetched
+// before that is in any release, and so beside a policy.
+func (s *upSettings) openPull(h *house, rules *policy.Policy) error {
+	follows := rules.Canonical()
+	if rules == nil {
+		var err error
+		if follows, err = h.publisher.Policy(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case follows != "" && s.pull && s.pullSet:
+		return cli.Hint(cli.Usagef("--pull-through: registry %s has a policy, and would be served around it", s.name), "leave it out, or give the registry of another --name no policy")
+	case follows != "":
+		s.pull = false
+	case s.pull:
+		h.pull = follow.NewPullThrough(h.follower)
+		h.own(h.pull.Close)
+	}
 	return nil
 }
 

@@ -64,6 +64,13 @@ func Hint(err error, hint string) error {
 	return hintError{err, hint}
 }
 
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("ends with code %d", int(e)) }
+
+// Exit ends the command with code: all that there is to say was said, by Report.
+func Exit(code int) error { return exitError(code) }
+
 // Main runs root and returns the process's exit code. Its context ends at the
 // first interrupt or SIGTERM; a second interrupt kills the process.
 func Main(root *cobra.Command, causes []Cause) int {
@@ -105,12 +112,16 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	if !own {
 		err = usageError{err} // unknown command, wrong number of arguments
 	}
-	return report(stderr, cmd, err, causes)
+	var exit exitError
+	if errors.As(err, &exit) {
+		return int(exit)
+	}
+	return Report(stderr, cmd, err, causes)
 }
 
-// report prints err, with which cmd ended, as people read it and returns its exit
-// code.
-func report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
+// Report prints err, with which cmd or a part of it ended, as people read it and
+// returns its exit code.
+func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 	name := cmd.Root().Name()
 	if errors.Is(err, context.Canceled) {
 		fmt.Fprintf(w, "%s: stopped; start it again to go on where it was\n", name)

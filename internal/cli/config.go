@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -26,6 +28,43 @@ func EnvName(flag string) string {
 	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
+// registryKeys are the flags that a table [registries.NAME] may hold: those that are
+// a registry's own. Beside them it may have a table "policy".
+var registryKeys = []string{"every", "gateway-origin", "identity", "lifetime", "retain", "route", "ttl", "v2-only", "witness"}
+
+// Settings are what was typed, and what environment and configuration file say, for
+// one run of a command.
+type Settings struct {
+	File       string           // the configuration file, "" where there is none
+	Registries map[string]Table // by the names of their tables [registries.NAME]
+
+	typed map[string]*pflag.Flag
+	env   map[string]string
+	keys  map[string][]string // of the file, for this program
+	where map[string]string   // of those, where in the file they stand
+}
+
+// Table is what the configuration file says of one registry.
+type Table struct {
+	Keys   map[string][]string
+	Policy map[string]any // as TOML gives it; nil where there is none
+}
+
+// RegistryTable is the name of a registry's table in the configuration file.
+func RegistryTable(name string) string {
+	if bareKey.MatchString(name) {
+		return "[registries." + name + "]"
+	}
+	return fmt.Sprintf("[registries.%q]", name)
+}
+
+// PolicyTable is the name of the table of its policy.
+func PolicyTable(name string) string {
+	return strings.TrimSuffix(RegistryTable(name), "]") + ".policy]"
+}
+
+var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
 // Configure gives cmd's flags that were not typed their value from the
 // environment, else from the configuration file: the one --config names, else
 // the user's own if there is one. An empty variable says nothing. A variable
@@ -34,51 +73,106 @@ func EnvName(flag string) string {
 // program's.
 //
 // The file's top level holds flags that several programs have, and the tables
-// [follower], [publisher] and [registry-mirror] those of one of them.
-func Configure(cmd *cobra.Command, environ []string) error {
+// [follower], [publisher] and [registry-mirror] those of one of them. A table
+// [registries.NAME] is nearer than those for a command that has --name, and works on
+// that registry; its key "every", a schedule, is left to whoever runs several.
+func Configure(cmd *cobra.Command, environ []string) (*Settings, error) {
 	known := allFlags(cmd.Root())
-	env := map[string]string{}
+	s := &Settings{env: map[string]string{}, typed: map[string]*pflag.Flag{}}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		if !strings.HasPrefix(name, EnvPrefix) {
 			continue
 		}
-		env[name] = value
+		s.env[name] = value
 	}
-	for name := range env {
+	for name := range s.env {
 		own := func(f string) bool { return EnvName(f) == name }
 		if !slices.ContainsFunc(known, own) && !slices.ContainsFunc(Flags, own) && !sharedEnv[name] {
-			return Hint(Usagef("unknown environment variable %s", name), "`"+cmd.CommandPath()+" --help` lists the flags; a flag's variable is "+EnvPrefix+" and its name")
+			return nil, Hint(Usagef("unknown environment variable %s", name), "`"+cmd.CommandPath()+" --help` lists the flags; a flag's variable is "+EnvPrefix+" and its name")
 		}
 	}
-	file, err := readConfig(cmd, env)
+	file, err := readConfig(cmd, s.env)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	keys, err := file.flags(cmd.Root().Name(), known)
-	if err != nil {
-		return err
+	s.File = file.path
+	if s.Registries, err = file.registries(); err != nil {
+		return nil, err
 	}
-	var first error
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if f.Changed || first != nil {
-			return
-		}
-		if v := env[EnvName(f.Name)]; v != "" {
-			if err := cmd.Flags().Set(f.Name, v); err != nil {
-				first = Usagef("%s: %w", EnvName(f.Name), err)
-			}
-			return
-		}
-		if v, ok := keys[f.Name]; ok {
-			for _, one := range v {
-				if err := cmd.Flags().Set(f.Name, one); err != nil {
-					first = Usagef("%s: key %s: %w", file.path, f.Name, err)
-				}
-			}
+	if s.keys, s.where, err = file.flags(cmd.Root().Name(), known); err != nil {
+		return nil, err
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) { s.typed[f.Name] = f })
+	name := cmd.Flags().Lookup("name")
+	if name == nil {
+		return s, s.fill(cmd.Flags(), "", Table{}, nil)
+	}
+	if err := s.fillOne(name, cmd.Flags(), "", Table{}, nil); err != nil {
+		return nil, err
+	}
+	table := s.Registries[name.Value.String()]
+	table.Keys = maps.Clone(table.Keys)
+	delete(table.Keys, "every")
+	return s, s.fill(cmd.Flags(), name.Value.String(), table, nil)
+}
+
+// For gives flags, of which none was parsed, the values that hold for a registry: as
+// typed, else as Configure says. It gives where each comes from that has no default.
+func (s *Settings) For(name string, flags *pflag.FlagSet) (from map[string]string, err error) {
+	from = map[string]string{}
+	return from, s.fill(flags, name, s.Registries[name], from)
+}
+
+// Written is s with what the file says alone.
+func (s *Settings) Written() *Settings {
+	return &Settings{File: s.File, Registries: s.Registries, keys: s.keys, where: s.where}
+}
+
+func (s *Settings) fill(flags *pflag.FlagSet, name string, table Table, from map[string]string) (first error) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if first == nil {
+			first = s.fillOne(f, flags, name, table, from)
 		}
 	})
 	return first
+}
+
+func (s *Settings) fillOne(f *pflag.Flag, flags *pflag.FlagSet, name string, table Table, from map[string]string) error {
+	set := func(where, what string, values ...string) error {
+		if from != nil {
+			from[f.Name] = where
+		}
+		for _, v := range values {
+			if err := flags.Set(f.Name, v); err != nil {
+				return Usagef("%s: %w", what, err)
+			}
+		}
+		return nil
+	}
+	if typed := s.typed[f.Name]; typed != nil {
+		if typed == f || typed.Value.Type() != f.Value.Type() {
+			return nil
+		}
+		if list, ok := typed.Value.(pflag.SliceValue); ok {
+			return set("typed", "--"+f.Name, list.GetSlice()...)
+		}
+		return set("typed", "--"+f.Name, typed.Value.String())
+	}
+	if f.Changed {
+		return nil
+	}
+	if v := s.env[EnvName(f.Name)]; v != "" {
+		return set(EnvName(f.Name), EnvName(f.Name), v)
+	}
+	if v, ok := table.Keys[f.Name]; ok {
+		where := s.File + " " + RegistryTable(name)
+		return set(where, fmt.Sprintf("%s: %s key %s", s.File, RegistryTable(name), f.Name), v...)
+	}
+	if v, ok := s.keys[f.Name]; ok {
+		return set(strings.TrimSpace(s.File+" "+s.where[f.Name]), fmt.Sprintf("%s: key %s", s.File, f.Name), v...)
+	}
+	return nil
 }
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
@@ -146,44 +240,87 @@ func readConfig(cmd *cobra.Command, env map[string]string) (configFile, error) {
 	return c, nil
 }
 
-// flags returns the values for command's flags, checking every key.
-func (c configFile) flags(command string, known []string) (map[string][]string, error) {
-	values := map[string][]string{}
+// flags returns the values for command's flags, and the tables that they stand in,
+// checking every key.
+func (c configFile) flags(command string, known []string) (values map[string][]string, where map[string]string, err error) {
+	values, where = map[string][]string{}, map[string]string{}
 	set := func(table, key string, v any) error {
 		if !slices.Contains(known, key) || key == "config" || key == "help" {
 			return Usagef("%s: unknown key %s%s", c.path, table, key)
 		}
-		if list, ok := v.([]any); ok {
-			for _, one := range list {
-				values[key] = append(values[key], fmt.Sprint(one))
-			}
-			return nil
+		values[key] = texts(v)
+		if where[key] = ""; table != "" {
+			where[key] = "[" + strings.TrimSuffix(table, ".") + "]"
 		}
-		values[key] = []string{fmt.Sprint(v)}
 		return nil
 	}
 	for key, v := range c.keys {
 		if _, ok := v.(map[string]any); ok {
-			if !slices.Contains(Commands, key) {
-				return nil, Usagef("%s: unknown table [%s]", c.path, key)
+			if !slices.Contains(Commands, key) && key != "registries" {
+				return nil, nil, Usagef("%s: unknown table [%s]", c.path, key)
 			}
 			continue
 		}
 		if !shared[key] {
-			return nil, Hint(Usagef("%s: unknown key %s", c.path, key), "a flag of one command goes into that command's table, as in [follower]")
+			return nil, nil, Hint(Usagef("%s: unknown key %s", c.path, key), "a flag of one command goes into that command's table, as in [follower]")
 		}
 		if slices.Contains(known, key) {
 			if err := set("", key, v); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
 	if table, ok := c.keys[command].(map[string]any); ok {
 		for key, v := range table { // the command's own table is the nearer one
 			if err := set(command+".", key, v); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 	}
-	return values, nil
+	return values, where, nil
+}
+
+// texts are the values of a key as a flag takes them.
+func texts(v any) []string {
+	list, ok := v.([]any)
+	if !ok {
+		return []string{fmt.Sprint(v)}
+	}
+	all := make([]string, len(list))
+	for i, one := range list {
+		all[i] = fmt.Sprint(one)
+	}
+	return all
+}
+
+// registries reads the tables [registries.NAME], checking every key; values are for
+// whoever has the flags.
+func (c configFile) registries() (map[string]Table, error) {
+	all := map[string]Table{}
+	tables, _ := c.keys["registries"].(map[string]any) // else it is an unknown key
+	hint := "a registry's table has " + strings.Join(registryKeys, ", ") + " and policy"
+	for _, name := range slices.Sorted(maps.Keys(tables)) {
+		in := RegistryTable(name)
+		table, ok := tables[name].(map[string]any)
+		if !ok {
+			return nil, Hint(Usagef("%s: unknown key registries.%s", c.path, name), "the settings of a registry go into its table, as in [registries.NAME]")
+		}
+		t := Table{Keys: map[string][]string{}}
+		for _, key := range slices.Sorted(maps.Keys(table)) {
+			v := table[key]
+			inner, isTable := v.(map[string]any)
+			switch {
+			case key == "policy" && isTable:
+				t.Policy = inner
+			case key == "policy":
+				return nil, Hint(Usagef("%s: %s: policy is no table", c.path, in), "its rules go into "+PolicyTable(name))
+			case isTable, !slices.Contains(registryKeys, key):
+				return nil, Hint(Usagef("%s: %s: unknown key %s", c.path, in, key), hint)
+			default:
+				t.Keys[key] = texts(v)
+			}
+		}
+		all[name] = t
+	}
+	return all, nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -37,7 +38,8 @@ func (s *settings) configure(t *testing.T, environ []string, args ...string) err
 	if err := s.run.ParseFlags(args); err != nil {
 		t.Fatal(err)
 	}
-	return Configure(s.run, environ)
+	_, err := Configure(s.run, environ)
+	return err
 }
 
 func writeConfig(t *testing.T, content string) string {
@@ -139,5 +141,98 @@ func TestConfigureRefuses(t *testing.T) {
 	}
 	if err := newSettings().configure(t, nil, "--config", "nowhere.toml"); !errors.Is(err, ErrUsage) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that was asked for and is not there: %v", err)
+	}
+}
+
+// registrySettings is a command that works on one of several registries.
+func registrySettings(t *testing.T, file string, environ []string, args ...string) (*Settings, *cobra.Command, error) {
+	t.Helper()
+	root, publish := &cobra.Command{Use: "publisher"}, &cobra.Command{Use: "publish"}
+	root.PersistentFlags().String("name", "main", "")
+	root.PersistentFlags().String("config", "", "")
+	ownFlags(publish)
+	root.AddCommand(publish)
+	publish.InheritedFlags()
+	if err := publish.ParseFlags(append(args, "--config", writeConfig(t, file))); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Configure(publish, environ)
+	return s, publish, err
+}
+
+func ownFlags(cmd *cobra.Command) {
+	cmd.Flags().StringArray("route", nil, "")
+	cmd.Flags().Duration("ttl", time.Minute, "")
+	cmd.Flags().Duration("every", 0, "")
+}
+
+// A registry's own table is nearer than the command's, and farther than the
+// environment; who works on several asks for each.
+func TestConfigureRegistries(t *testing.T) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	const file = `[publisher]
+ttl = "2m"
+route = ["/a", "/b"]
+[registries.acme]
+ttl = "3m"
+route = ["/c"]
+every = "5m"
+[registries.acme.policy]
+only = ["@acme/*"]
+[registries."b.c"]
+route = []
+`
+	for _, test := range []struct {
+		name, ttl, routes, every string
+		environ, args            []string
+	}{
+		{name: "main", ttl: "2m0s", routes: "[/a,/b]", every: "0s"},
+		{name: "acme", ttl: "3m0s", routes: "[/c]", every: "5m0s"},
+		{name: "b.c", ttl: "2m0s", routes: "[]", every: "0s"},
+		{name: "acme", ttl: "4m0s", routes: "[/c]", every: "5m0s", environ: []string{"REGMIRROR_TTL=4m"}},
+		{name: "acme", ttl: "5m0s", routes: "[/x,/y]", every: "5m0s", environ: []string{"REGMIRROR_TTL=4m"}, args: []string{"--ttl", "5m", "--route", "/x", "--route", "/y"}},
+	} {
+		s, cmd, err := registrySettings(t, file, test.environ, append(test.args, "--name", test.name)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := &cobra.Command{}
+		ownFlags(other)
+		from, err := s.For(test.name, other.Flags())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []*cobra.Command{cmd, other} {
+			value := func(name string) string { return c.Flags().Lookup(name).Value.String() }
+			every := test.every
+			if c == cmd {
+				every = "0s" // a schedule, which one run does not follow
+			}
+			if value("ttl") != test.ttl || value("route") != test.routes || value("every") != every {
+				t.Errorf("%s %v %v: ttl %s, route %s, every %s", test.name, test.environ, test.args, value("ttl"), value("route"), value("every"))
+			}
+		}
+		want := map[string]string{"2m0s": s.File + " [publisher]", "3m0s": s.File + " [registries.acme]", "4m0s": "REGMIRROR_TTL", "5m0s": "typed"}[test.ttl]
+		if from["ttl"] != want {
+			t.Errorf("%s: ttl comes from %s, want %s", test.name, from["ttl"], want)
+		}
+		if written := s.Written(); len(written.typed)+len(written.env) > 0 || s.Registries["acme"].Policy["only"] == nil {
+			t.Errorf("%+v", written)
+		}
+	}
+	for _, test := range []struct{ file, says string }{
+		{"registries = 1", "unknown key registries"},
+		{"[registries]\nacme = 1", "unknown key registries.acme"},
+		{"[registries.acme]\nrouet = [\"/x\"]", "[registries.acme]: unknown key rouet"},
+		{"[registries.acme]\nname = \"x\"", "[registries.acme]: unknown key name"},
+		{"[registries.acme.polcy]\nonly = []", "[registries.acme]: unknown key polcy"},
+		{"[registries.acme]\npolicy = \"x\"", "policy is no table"},
+		{"[registries.\"a b\"]\nx = 1", `[registries."a b"]: unknown key x`},
+		{"[registries.main]\nttl = \"soon\"", "[registries.main] key ttl: "},
+	} {
+		_, _, err := registrySettings(t, test.file, nil)
+		if !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, want %q", test.file, err, test.says)
+		}
 	}
 }

@@ -32,7 +32,9 @@ type Common struct {
 	Peers   []string
 	JSON    bool
 	Verbose bool
-	config  string
+	// Settings are those of the command that runs, once it began.
+	Settings *Settings
+	config   string
 }
 
 // Bind adds the common flags to root and makes every command configure itself
@@ -48,7 +50,8 @@ func (c *Common) Bind(root *cobra.Command) {
 	f.BoolVarP(&c.Verbose, "verbose", "v", false, "log what is done")
 	f.StringVar(&c.config, "config", "", "configuration file (default: registry-mirror/config.toml in the user's configuration directory)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if err := Configure(cmd, os.Environ()); err != nil {
+		var err error
+		if c.Settings, err = Configure(cmd, os.Environ()); err != nil {
 			return err
 		}
 		switch c.Node {

@@ -143,6 +143,22 @@ func Satisfies(version, rng string) bool {
 	return ok && c.MatchVersion(v)
 }
 
+// Touches reports whether version, a prerelease or not, is within rng, or a
+// prerelease of one that is: 4.17.21-rc.1 is touched by "<4.17.21" and by "4.17.21".
+// It is for what a range is to keep out, where Satisfies would let prereleases pass.
+func Touches(version, rng string) bool {
+	c, ok := parseRange(rng)
+	if !ok {
+		return false
+	}
+	v, ok := parseVersion(version)
+	if !ok || c.MatchVersionPrerelease(v) {
+		return ok
+	}
+	of, ok := parseVersion(version[:len(version)-len(strings.TrimLeft(version, "0123456789."))])
+	return ok && c.MatchVersion(of)
+}
+
 // MaxSatisfying returns the highest of versions within rng, "" where none is.
 func MaxSatisfying(versions []string, rng string) string {
 	c, ok := parseRange(rng)

@@ -193,3 +193,28 @@ func FuzzRange(f *testing.F) {
 		}
 	})
 }
+
+func TestTouches(t *testing.T) {
+	for _, c := range []struct {
+		version, rng string
+		want         bool
+	}{
+		{"4.17.20", "<4.17.21", true},
+		{"4.17.21", "<4.17.21", false},
+		{"4.17.21-rc.1", "<4.17.21", true},
+		{"4.17.21-rc.1", "4.17.21", true},
+		{"4.17.21beta", "4.17.21", true},
+		{"4.0.0-rc.1", "4", true},
+		{"4.0.0-rc.1", ">=4", true},
+		{"5.0.0-rc.1", "4", false},
+		{"2.0.0-rc.1", "1.x || 2.x", true},
+		{"1.0.0-a", "", true},
+		{"1.0.0+build", "1.0.0", true},
+		{"not a version", "", false},
+		{"1.0.0", "latest", false},
+	} {
+		if got := Touches(c.version, c.rng); got != c.want {
+			t.Errorf("Touches(%q, %q) = %v", c.version, c.rng, got)
+		}
+	}
+}

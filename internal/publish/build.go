@@ -43,6 +43,11 @@ import (
 // cursor, then what was withheld and now is listed is struck out. A crash between
 // any two builds the page again, to the same list. There is one release for all
 // pages, made with the last of them.
+//
+// Where the policy is another than the list follows, what the index has read is
+// brought to it first: a package whose versions it does not touch stays as it is. How
+// far that came moves with the list, so that a run that was cut short goes on there.
+// What has come of age by the policy is built though the ledger stands still.
 func (p *Publisher) Build(ctx context.Context) (index.Release, bool, error) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
@@ -78,83 +83,126 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)
-	// A snapshot that is due is of the list as it stands, for the release that
-	// comes.
-	var snapshot index.Snapshot
-	snapshotDue, _, err := p.o.Index.SnapshotDue(ctx)
-	if err == nil && snapshotDue && !pending && (due || cursor < target) {
-		snapshot, err = p.snapshot(ctx)
+	r := run{p: p, newest: h.newest, cursor: cursor, release: before}
+	if r.curation, err = p.curation(); err == nil {
+		err = p.change(&r.curation, cursor)
 	}
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	release, progress := before, Progress{}
-	for cursor < target {
-		changes, err := p.o.Ledger.Changes(ctx, cursor, p.pageSize)
+	waiting, err := p.o.Index.Due(ctx, r.now, 1)
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	r.due = pending || first || h.passed(before) || before.Next != p.o.Next || before.Policy != r.label() || !slices.Equal(before.Peers, p.o.Peers) ||
+		len(r.From) > 0 || len(waiting) > 0
+	// A snapshot that is due is of the list as it stands, for the release that
+	// comes.
+	snapshotDue, _, err := p.o.Index.SnapshotDue(ctx)
+	if err == nil && snapshotDue && !pending && (r.due || cursor < target) {
+		r.snapshot, err = p.snapshot(ctx)
+	}
+	if err == nil {
+		err = r.build(ctx, target)
+	}
+	// The first list of many packages gets its snapshot at once: a reader who
+	// comes now has no other list to go by.
+	if err == nil {
+		if due, shown, err2 := p.o.Index.SnapshotDue(ctx); err2 != nil || due && !shown {
+			if err = err2; err == nil {
+				r.snapshot, err = p.snapshot(ctx)
+			}
+			if err == nil {
+				err = r.apply(ctx, r.batch())
+			}
+		}
+	}
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	return r.release, first || r.release.Number != before.Number, nil
+}
+
+// run is one build.
+type run struct {
+	curation
+	p        *Publisher
+	newest   made // by the journal
+	cursor   ledger.Seq
+	snapshot index.Snapshot // to show; none without a number
+	progress Progress
+	release  index.Release // the newest
+	due      bool          // there is to be a release though the ledger stands still
+}
+
+// build brings the list up to the ledger's target: first what is due by time and by
+// another policy, of what the index has read, then what it has not read.
+func (r *run) build(ctx context.Context, target ledger.Seq) error {
+	if err := r.comeOfAge(ctx); err != nil {
+		return err
+	}
+	if err := r.follow(ctx); err != nil {
+		return err
+	}
+	for r.cursor < target {
+		changes, err := r.p.o.Ledger.Changes(ctx, r.cursor, r.p.pageSize)
 		if err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
+			return err
 		}
 		if len(changes) == 0 {
 			break
 		}
-		progress.Total += len(changes)
-		made, err := p.page(ctx, changes, h.newest, &progress)
-		if err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
-		if err := p.checkpoint(ctx); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
-		if err := hook(p.fault, "page durable"); err != nil {
-			return index.Release{}, false, err
-		}
-		if err := p.keepWithheld(changes, made.withheld); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
-		if err := hook(p.fault, "withheld kept"); err != nil {
-			return index.Release{}, false, err
-		}
-		cursor = changes[len(changes)-1].Seq
+		r.cursor = changes[len(changes)-1].Seq
 		// One release for all pages, with the last of them.
-		made.batch.More = cursor < target && len(changes) == p.pageSize
-		made.batch.Snapshot = snapshot
-		if release, _, err = p.o.Index.Apply(ctx, made.batch); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		more := r.cursor < target && len(changes) == r.p.pageSize
+		if err := r.take(ctx, changes, nil, more); err != nil {
+			return err
 		}
-		due = made.batch.More
-		if err := hook(p.fault, "page applied"); err != nil {
-			return index.Release{}, false, err
-		}
-		if err := p.keepWithheld(made.freed, made.freedWithheld); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
-		if len(changes) < p.pageSize {
+		if r.due = more; len(changes) < r.p.pageSize {
 			break
 		}
 	}
-	if due {
-		batch := p.batch(cursor, h.newest)
-		batch.Snapshot = snapshot
-		if release, _, err = p.o.Index.Apply(ctx, batch); err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
+	if r.due {
+		return r.apply(ctx, r.batch())
 	}
-	// The first list of many packages gets its snapshot at once: a reader who
-	// comes now has no other list to go by.
-	if due, shown, err := p.o.Index.SnapshotDue(ctx); err != nil || due && !shown {
-		batch := p.batch(cursor, h.newest)
-		if err == nil {
-			batch.Snapshot, err = p.snapshot(ctx)
-		}
-		if err == nil {
-			release, _, err = p.o.Index.Apply(ctx, batch)
-		}
-		if err != nil {
-			return index.Release{}, false, fmt.Errorf("build: %w", err)
-		}
+	return nil
+}
+
+// take builds the packages of changes, and applies them as one page, with what is held
+// of others. With more there is no release yet.
+func (r *run) take(ctx context.Context, changes []ledger.Change, held []index.Held, more bool) error {
+	r.progress.Total += len(changes)
+	made, err := r.page(ctx, changes)
+	if err == nil && len(changes) > 0 {
+		err = r.p.checkpoint(ctx)
 	}
-	return release, first || release.Number != before.Number, nil
+	if err != nil {
+		return err
+	}
+	if err := hook(r.p.fault, "page durable"); err != nil {
+		return err
+	}
+	if err := r.p.keepWithheld(changes, made.withheld); err != nil {
+		return err
+	}
+	if err := hook(r.p.fault, "withheld kept"); err != nil {
+		return err
+	}
+	made.batch.Held = append(held, made.batch.Held...)
+	made.batch.More = more
+	if err := r.apply(ctx, made.batch); err != nil {
+		return err
+	}
+	if err := hook(r.p.fault, "page applied"); err != nil {
+		return err
+	}
+	return r.p.keepWithheld(made.freed, made.freedWithheld)
+}
+
+func (r *run) apply(ctx context.Context, b index.Batch) (err error) {
+	b.Snapshot = r.snapshot
+	r.release, _, err = r.p.o.Index.Apply(ctx, b)
+	return err
 }
 
 // snapshot puts the whole list as it stands into the node, durably.
@@ -190,13 +238,15 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 	return cursor, nil
 }
 
-func (p *Publisher) batch(cursor ledger.Seq, newest made) index.Batch {
+func (p *Publisher) batch(cursor ledger.Seq, newest made, c curation) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
-		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(),
+		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(), Policy: c.label(), Mark: c.mark.String(),
 		After: newest.number, AfterRoot: newest.root,
 	}
 }
+
+func (r *run) batch() index.Batch { return r.p.batch(r.cursor, r.newest, r.curation) }
 
 func (p *Publisher) checkpoint(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
@@ -228,27 +278,27 @@ func (g *page) add(b built) {
 }
 
 // page builds the packages of changes and puts their blocks in the node.
-func (p *Publisher) page(ctx context.Context, changes []ledger.Change, newest made, progress *Progress) (page, error) {
-	g := page{batch: p.batch(changes[len(changes)-1].Seq, newest)}
-	put := &putter{node: p.o.Node}
-	packages, err := p.buildAll(ctx, changes, put, func() {
-		progress.Done++
-		if p.o.Progress != nil {
-			p.o.Progress(*progress)
+func (r *run) page(ctx context.Context, changes []ledger.Change) (page, error) {
+	g := page{batch: r.batch()}
+	put := &putter{node: r.p.o.Node}
+	packages, err := r.p.buildAll(ctx, r.curation, changes, put, func() {
+		r.progress.Done++
+		if r.p.o.Progress != nil {
+			r.p.o.Progress(r.progress)
 		}
 	})
 	if err != nil {
 		return page{}, err
 	}
-	if err := p.settle(ctx, &g, changes, packages, put); err != nil {
+	if err := r.settle(ctx, &g, changes, packages, put); err != nil {
 		return page{}, err
 	}
 	return g, put.flush(ctx)
 }
 
-// buildAll builds the packages of changes, in their order, and hands their
-// blocks to put. done is called after each, one call at a time.
-func (p *Publisher) buildAll(ctx context.Context, changes []ledger.Change, put *putter, done func()) ([]built, error) {
+// buildAll builds the packages of changes by a policy, in their order, and hands
+// their blocks to put. done is called after each, one call at a time.
+func (p *Publisher) buildAll(ctx context.Context, by curation, changes []ledger.Change, put *putter, done func()) ([]built, error) {
 	packages := make([]built, len(changes))
 	var mu sync.Mutex // over done
 	memory := semaphore.NewWeighted(inFlight)
@@ -262,7 +312,7 @@ func (p *Publisher) buildAll(ctx context.Context, changes []ledger.Change, put *
 		group.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, packageTimeout)
 			defer cancel()
-			b, err := p.buildPackage(ctx, change, memory)
+			b, err := p.buildPackage(ctx, by, change, memory)
 			if err != nil {
 				return fmt.Errorf("package %s: %w", change.Name, err)
 			}
@@ -286,8 +336,8 @@ func (p *Publisher) buildAll(ctx context.Context, changes []ledger.Change, put *
 // settle gives packages their places in the list, in the order of the ledger.
 // One whose hash is that of a package listed before it is withheld; it is tried
 // again with each page, since what stands in its way may go.
-func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change, packages []built, put *putter) error {
-	before, err := p.Withheld()
+func (r *run) settle(ctx context.Context, g *page, changes []ledger.Change, packages []built, put *putter) error {
+	before, err := r.p.Withheld()
 	if err != nil {
 		return err
 	}
@@ -302,7 +352,7 @@ func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change
 	for _, c := range again {
 		asked = append(asked, index.Change{Entry: index.Entry{Name: c.Name}})
 	}
-	found, err := p.o.Index.Collisions(ctx, asked)
+	found, err := r.p.o.Index.Collisions(ctx, asked)
 	if err != nil {
 		return err
 	}
@@ -315,6 +365,9 @@ func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change
 	}
 	for _, b := range packages {
 		g.withheld = append(g.withheld, b.withheld...)
+		if b.held.Name != "" {
+			g.batch.Held = append(g.batch.Held, b.held)
+		}
 		if b.change.Name != "" {
 			g.add(b)
 		}
@@ -322,13 +375,14 @@ func (p *Publisher) settle(ctx context.Context, g *page, changes []ledger.Change
 	if len(again) == 0 {
 		return nil
 	}
-	freed, err := p.buildAll(ctx, again, put, func() {})
+	freed, err := r.p.buildAll(ctx, r.curation, again, put, func() {})
 	if err != nil {
 		return err
 	}
 	g.freed = again
 	for _, b := range freed {
 		g.freedWithheld = append(g.freedWithheld, b.withheld...)
+		g.batch.Held = append(g.batch.Held, b.held)
 		g.add(b)
 	}
 	return nil

@@ -26,10 +26,10 @@ import (
 // What Check finds.
 const (
 	FoundCorrupt  = "corrupt"  // the index contradicts itself, or its files are damaged
-	FoundOther    = "other"    // listed otherwise than the ledger, or a rollback, has it
-	FoundMissing  = "missing"  // not listed, though the ledger, or a rollback, has it
-	FoundExtra    = "extra"    // listed, though the ledger, or a rollback, does not have it
-	FoundWithheld = "withheld" // what is noted as withheld is not what the ledger gives
+	FoundOther    = "other"    // listed otherwise than ledger and policy, or a rollback, have it
+	FoundMissing  = "missing"  // not listed, though ledger and policy, or a rollback, have it
+	FoundExtra    = "extra"    // listed, though ledger and policy, or a rollback, do not have it
+	FoundWithheld = "withheld" // what is noted as withheld is not what ledger and policy give
 	FoundLost     = "lost"     // the node has no such block, or other bytes
 )
 
@@ -62,7 +62,8 @@ const (
 //
 //   - the index is held to itself (index.Check);
 //   - every package that the index has read of the ledger is built again, as Build
-//     does, and compared with its entry, and with what is noted as withheld; one
+//     does and by the policy that the list follows, and compared with its entry, and
+//     with what is noted as withheld; one
 //     that was rolled back is held to the release that did it;
 //   - of the newest release that is pinned every directory and document is read from
 //     the node. Tarballs are for the follower to check.
@@ -117,6 +118,7 @@ type checker struct {
 	report func(stage string, done, total int)
 
 	cursor ledger.Seq // up to which the index has read the ledger
+	by     curation
 	head   index.Release
 	oldest uint64 // release whose directories are there
 
@@ -124,6 +126,7 @@ type checker struct {
 	sum    *Checked
 	notes  map[npm.Name][]Withheld // as noted; what was looked at goes
 	listed int                     // entries of packages that the ledger has
+	held   int                     // the same of what the policy holds
 }
 
 func (c *checker) check(ctx context.Context) error {
@@ -164,6 +167,9 @@ func (c *checker) packages(ctx context.Context) (err error) {
 	if c.cursor, err = c.p.cursor(); err != nil {
 		return err
 	}
+	if c.by, err = c.p.curation(); err != nil {
+		return err
+	}
 	target := c.p.o.Ledger.Head()
 	if target < c.cursor {
 		return fmt.Errorf("%w: it ends at %d, the index has read %d", ErrLedgerBehind, target, c.cursor)
@@ -197,6 +203,9 @@ func (c *checker) packages(ctx context.Context) (err error) {
 		}
 	}
 	if err := c.unknown(ctx); err != nil {
+		return err
+	}
+	if err := c.unknownHeld(ctx); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.notes)) {
@@ -248,12 +257,15 @@ func (c *checker) pkg(ctx context.Context, change ledger.Change, memory *semapho
 	}
 	c.mu.Unlock()
 	var found []Found
-	if change.Seq <= c.cursor {
+	ahead, err := c.ahead(ctx, change)
+	if err != nil {
+		return err
+	}
+	if !ahead {
 		if found, err = c.compare(ctx, change, e, notes, memory); err != nil {
 			return err
 		}
 	}
-	ahead := change.Seq > c.cursor
 	if len(found) > 0 { // did it change meanwhile?
 		now, err := c.p.o.Ledger.Package(ctx, change.Name)
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
@@ -280,13 +292,32 @@ func (c *checker) pkg(ctx context.Context, change ledger.Change, memory *semapho
 	return nil
 }
 
+// ahead says whether a package is the next build's: it changed since the last one, a
+// version of it has come of age, or a policy is on its way to it.
+func (c *checker) ahead(ctx context.Context, change ledger.Change) (bool, error) {
+	if _, err := npm.ParseName(string(change.Name)); err != nil {
+		return change.Seq > c.cursor, nil
+	}
+	held, err := c.p.o.Index.Held(change.Name)
+	if err != nil {
+		return false, err
+	}
+	if !held.Due.IsZero() || len(held.Note) > 0 {
+		c.mu.Lock()
+		c.held++
+		c.mu.Unlock()
+	}
+	due := !held.Due.IsZero() && !held.Due.After(c.by.now)
+	return due || change.Seq > c.cursor || len(c.by.from) > 0 && change.Seq > c.by.At, nil
+}
+
 // compare holds a package's entry, without a CID where there is none, to what the
 // ledger gives, and so what is noted of it.
 func (c *checker) compare(ctx context.Context, change ledger.Change, e index.Entry, notes []Withheld, memory *semaphore.Weighted) ([]Found, error) {
 	if i := slices.IndexFunc(notes, func(w Withheld) bool { return w.Reason == RolledBackReason }); i >= 0 {
 		return c.rolledBack(ctx, notes[i], e)
 	}
-	b, err := c.p.buildPackage(ctx, change, memory)
+	b, err := c.p.buildPackage(ctx, c.by, change, memory)
 	if lost(err) {
 		return []Found{{What: FoundLost, Detail: err.Error()}}, nil
 	}
@@ -310,7 +341,15 @@ func (c *checker) compare(ctx context.Context, change ledger.Change, e index.Ent
 	if got, want := reasons(notes), reasons(b.withheld); got != want {
 		found = append(found, Found{What: FoundWithheld, Detail: fmt.Sprintf("%s, the ledger gives %s", noted(notes), cmp.Or(want, "nothing"))})
 	}
-	return found, nil
+	if b.held.Name == "" {
+		return found, nil
+	}
+	held, err := c.p.o.Index.Held(change.Name)
+	if err == nil && (string(held.Note) != string(b.held.Note) || held.Due.IsZero() != b.held.Due.IsZero()) {
+		found = append(found, Found{What: FoundWithheld, Detail: fmt.Sprintf("the index notes %s, the policy gives %s",
+			cmp.Or(clip(string(held.Note)), "nothing"), cmp.Or(clip(string(b.held.Note)), "nothing"))})
+	}
+	return found, err
 }
 
 // rolledBack holds a package's entry to the release that took it back.
@@ -385,6 +424,33 @@ func (c *checker) unknown(ctx context.Context) error {
 		if errors.Is(err, ledger.ErrNotFound) {
 			delete(c.notes, e.Name)
 			err = c.tell(ctx, Found{What: FoundExtra, Package: e.Name, Detail: fmt.Sprintf("the list has %s, the ledger does not know it", entryText(e))})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unknownHeld finds what is held of packages that the ledger does not have.
+func (c *checker) unknownHeld(ctx context.Context) error {
+	rows := 0
+	for _, err := range c.p.o.Index.AllHeld(ctx) {
+		if err != nil {
+			return err
+		}
+		rows++
+	}
+	if rows == c.held {
+		return nil
+	}
+	for h, err := range c.p.o.Index.AllHeld(ctx) {
+		if err != nil {
+			return err
+		}
+		_, err = c.p.o.Ledger.Package(ctx, h.Name)
+		if errors.Is(err, ledger.ErrNotFound) {
+			err = c.tell(ctx, Found{What: FoundWithheld, Package: h.Name, Detail: "the index notes what the policy holds of it, the ledger does not know it"})
 		}
 		if err != nil {
 			return err

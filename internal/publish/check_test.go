@@ -131,7 +131,7 @@ func (w *world) apply(p *Publisher, changes ...index.Change) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	b := p.batch(cursor, made{})
+	b := p.batch(cursor, made{}, curation{})
 	b.Changes = changes
 	if _, _, err := p.o.Index.Apply(w.t.Context(), b); err != nil {
 		w.t.Fatal(err)

@@ -41,6 +41,7 @@ type built struct {
 	blocks   []blocks.Block // all of them, for the node
 	dirs     []blocks.Block // the directories among them, for the index too
 	withheld []Withheld
+	held     index.Held // by the policy; without a name for what can be in no list
 }
 
 func (b *built) withhold(version, reason string, format string, args ...any) {
@@ -63,11 +64,12 @@ func clip(s string) string {
 	return s
 }
 
-// buildPackage makes a package's directory of what the ledger holds now. What
+// buildPackage makes a package's directory of what the ledger holds now, and the
+// policy keeps of it. What
 // is wrong with the package itself is withheld: then the list does not have
-// it, whatever it had before, so that the list follows from the ledger alone.
+// it, whatever it had before, so that the list follows from ledger and policy alone.
 // Only the node's and the ledger's failures are errors.
-func (p *Publisher) buildPackage(ctx context.Context, change ledger.Change, memory *semaphore.Weighted) (built, error) {
+func (p *Publisher) buildPackage(ctx context.Context, by curation, change ledger.Change, memory *semaphore.Weighted) (built, error) {
 	b := built{change: index.Change{Entry: index.Entry{Name: change.Name}, Delete: true}}
 	reason := ""
 	if change.Name == reserved {
@@ -82,6 +84,10 @@ func (p *Publisher) buildPackage(ctx context.Context, change ledger.Change, memo
 		b.change = index.Change{} // nor has it ever had one
 		return b, nil
 	}
+	b.held.Name = change.Name
+	if !by.policy.Takes(change.Name) {
+		return b, nil
+	}
 	pkg, err := p.o.Ledger.Package(ctx, change.Name)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return b, nil
@@ -89,9 +95,14 @@ func (p *Publisher) buildPackage(ctx context.Context, change ledger.Change, memo
 	if err != nil {
 		return b, err
 	}
-	if pkg.Deleted || len(pkg.Versions) == 0 {
+	j, err := judge(by.policy, pkg, by.now)
+	if err != nil {
+		return b, err
+	}
+	if b.held = j.held; len(j.kept) == 0 {
 		return b, nil
 	}
+	pkg.Versions = j.kept
 	weight := int64(min(max(pkg.Document.Size, 1), inFlight))
 	if err := memory.Acquire(ctx, weight); err != nil {
 		return b, err

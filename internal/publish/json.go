@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
@@ -94,7 +95,10 @@ type StatusJSON struct {
 	Routes    []viewJSON `json:"routes,omitempty"`
 	Next      string     `json:"next"`
 	Problem   string     `json:"problem,omitempty"`
-	Withheld  []Withheld `json:"withheld,omitempty"`
+	Withheld  []Withheld `json:"withheld,omitempty"` // also by the policy, of that a thousand at most
+	Policy    string     `json:"policy,omitempty"`   // of the release
+	HeldMore  bool       `json:"withheld_more,omitempty"`
+	Due       time.Time  `json:"due,omitzero"` // when the first of it comes of age
 }
 
 // viewJSON is what readers get by one route.
@@ -123,7 +127,7 @@ func (s Status) JSON(registry string) StatusJSON {
 		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
 		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
 		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Confirmed: s.Confirmed,
-		Next: s.Next, Withheld: s.Withheld,
+		Next: s.Next, Withheld: slices.Concat(s.Withheld, s.Held), Policy: s.Release.Policy, HeldMore: s.HeldMore, Due: s.Due,
 	}
 	if s.Network != nil {
 		v.Network = s.Network.Sequence

@@ -49,7 +49,7 @@ func IndexOptions(gatewayOrigin string, name ipns.Name) index.Options {
 // is another name where there is an origin. An origin that cannot be one is
 // ErrOrigin, and nothing is opened.
 func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger) (*index.Index, error) {
-	if err := checkOrigin(gatewayOrigin); err != nil {
+	if err := CheckOrigin(gatewayOrigin); err != nil {
 		return nil, fmt.Errorf("open index of %s: %w", name, err)
 	}
 	if gatewayOrigin == "" {
@@ -68,7 +68,8 @@ func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger) (*in
 	return index.OpenOrCreate(dir, o)
 }
 
-func checkOrigin(origin string) error {
+// CheckOrigin refuses what can be no gateway's origin, with ErrOrigin.
+func CheckOrigin(origin string) error {
 	if origin == "" || origin == NoGateway {
 		return nil
 	}

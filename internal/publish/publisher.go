@@ -27,6 +27,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/policy"
 )
 
 // Ledger is what the publisher reads of a ledger: the store itself, or its
@@ -108,6 +109,11 @@ type Options struct {
 	// IPNSName is the registry's; the Signer's where there is one. It is enough to
 	// draft what is signed elsewhere, and to look.
 	IPNSName ipns.Name
+	// Policy curates the list from the next Build on. With nil the list follows the
+	// policy that it follows: to be without one is said by an empty one. PolicyName is
+	// what release.json calls it, beside its hash.
+	Policy     *policy.Policy
+	PolicyName string
 	// Next commits to the key that will follow the signer's, for release.json.
 	Next string
 	// Journal is the publication journal's file; see CreateJournal. What was
@@ -331,21 +337,34 @@ func (p *Publisher) Again(r Result) time.Duration {
 	return d
 }
 
-// Behind says whether the ledger has what the newest release does not have.
+// Behind says whether the newest release lacks what the ledger has, a version that has
+// come of age, or the policy.
 func (p *Publisher) Behind() (bool, error) {
 	cursor, err := p.cursor()
-	if err != nil {
-		return false, err
+	if err != nil || p.o.Ledger.Head() > cursor {
+		return err == nil, err
 	}
-	return p.o.Ledger.Head() > cursor, nil
+	c, err := p.curation()
+	if err != nil || len(c.From) > 0 || p.o.Policy != nil && p.o.Policy.Canonical() != c.Policy {
+		return err == nil, err
+	}
+	due, err := p.o.Index.NextDue()
+	return !due.IsZero() && !due.After(c.now), err
 }
 
-// awaitWork returns when there is something to publish, and after again at the
-// latest.
+// awaitWork returns when there is something to publish, a version that came of age
+// included, and after again at the latest.
 func (p *Publisher) awaitWork(ctx context.Context, again time.Duration) error {
 	cursor, err := p.cursor()
 	if err != nil {
 		return err
+	}
+	due, err := p.o.Index.NextDue()
+	if err != nil {
+		return err
+	}
+	if !due.IsZero() {
+		again = min(again, max(due.Sub(p.now()), 0))
 	}
 	wait, cancel := context.WithTimeout(ctx, again)
 	defer cancel()

@@ -1,6 +1,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ var (
 	// ErrUnderWay is returned by Rollback while entries are ahead of the newest
 	// release, as a build leaves them that was cut short.
 	ErrUnderWay = errors.New("a build is not done yet")
+	// ErrPolicy is returned by Rollback for a release that follows another policy than
+	// the list does: it may have what that keeps out. Nothing is changed.
+	ErrPolicy = errors.New("that release follows another policy")
 )
 
 // RolledBackReason is the reason for which a package is withheld that stands as it did in an
@@ -91,6 +95,16 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if err != nil {
 		return index.Release{}, back, err
 	}
+	by, err := p.curation()
+	if err != nil {
+		return index.Release{}, back, err
+	}
+	if len(by.From) > 0 {
+		return index.Release{}, back, ErrUnderWay
+	}
+	if was := policyOf(old.Policy); was != policyOf(by.label()) {
+		return index.Release{}, back, fmt.Errorf("%w: %s", ErrPolicy, cmp.Or(was, "none"))
+	}
 	h, _, err := readJournal(p.o.FS, p.o.Journal)
 	if err != nil && !errors.Is(err, ErrNoJournal) {
 		return index.Release{}, back, err
@@ -117,7 +131,7 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if err := hook(p.fault, "rollback noted"); err != nil {
 		return index.Release{}, back, err
 	}
-	batch := p.batch(cursor, h.newest)
+	batch := p.batch(cursor, h.newest, by)
 	for _, d := range differences {
 		c := d.Change()
 		if batch.Changes = append(batch.Changes, c); c.Delete {

@@ -280,7 +280,10 @@ func (p *Publisher) putAgain(ctx context.Context, gone []piece) error {
 			packages = append(packages, ledger.Change{Name: s.in})
 		}
 	}
-	_, err := p.buildAll(ctx, packages, put, func() {})
+	by, err := p.curation()
+	if err == nil {
+		_, err = p.buildAll(ctx, by, packages, put, func() {})
+	}
 	// Of several packages one may have no upstream document any more.
 	if err = errors.Join(err, put.flush(ctx)); err == nil {
 		err = p.o.Node.Checkpoint(ctx)

@@ -17,7 +17,7 @@ import (
 type Status struct {
 	Name      ipns.Name
 	Release   index.Release // the newest in the index; its Number is 0 where there is none
-	Behind    bool          // the ledger has changes that the index has not read
+	Behind    bool          // see Behind
 	Sequence  uint64        // the newest in the journal, 0 where there is none
 	Value     cid.Cid       // under that sequence
 	EOL       time.Time
@@ -29,7 +29,15 @@ type Status struct {
 	Next     string        // "build", "sign", "put" or "put again"
 	Problem  error         // what would stop it: ErrNoSequence, ErrNewer, …; nil for nothing
 	Withheld []Withheld
+	// Held are what the policy keeps out, as Held says, of the first names at most
+	// heldShown; HeldMore that there are more.
+	Held     []Withheld
+	HeldMore bool
+	Due      time.Time // when the first of them comes of age; zero: none by itself
 }
+
+// heldShown bounds what a status says of what a policy keeps out: that may be all there is.
+const heldShown = 1000
 
 // Status changes nothing, and does not wait for a running Publish.
 func (p *Publisher) Status(ctx context.Context) (Status, error) {
@@ -38,11 +46,20 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	if s.Release, err = p.o.Index.Head(); err != nil && !errors.Is(err, index.ErrNoRelease) {
 		return s, fmt.Errorf("status: %w", err)
 	}
-	cursor, err := p.cursor()
-	if err != nil {
+	if s.Behind, err = p.Behind(); err != nil {
 		s.Problem = err
-	} else {
-		s.Behind = p.o.Ledger.Head() > cursor
+	}
+	for w, err := range p.Held(ctx) {
+		if err != nil {
+			return s, fmt.Errorf("status: %w", err)
+		}
+		if s.HeldMore = len(s.Held) == heldShown; s.HeldMore {
+			break
+		}
+		s.Held = append(s.Held, w)
+	}
+	if s.Due, err = p.o.Index.NextDue(); err != nil {
+		return s, fmt.Errorf("status: %w", err)
 	}
 	if s.Withheld, err = p.Withheld(); err != nil {
 		return s, err

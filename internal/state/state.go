@@ -21,6 +21,7 @@ import (
 //	ledger/                   the follower's ledger
 //	registries/NAME/index/    the publisher's index of the registry NAME
 //	registries/NAME/journal   every record signed for it
+//	registries/NAME/ran       empty; its time is when "publish --all" last published it
 //	keys/                     sealed keys, and the identity that opens them
 //	mirror/NAME/              what registry-mirror caches of the IPNS name NAME, or of a CID
 //	table.json                which registries it serves
@@ -44,6 +45,10 @@ func (d Dir) Index(registry string) string { return d.path("registries", registr
 
 // Journal is the file that holds every record signed for a registry of ours.
 func (d Dir) Journal(registry string) string { return d.path("registries", registry, "journal") }
+
+// Ran is the file whose time is when a registry of ours was last published on its
+// schedule.
+func (d Dir) Ran(registry string) string { return d.path("registries", registry, "ran") }
 
 // Keys is the directory of sealed keys.
 func (d Dir) Keys() string { return d.path("keys") }
