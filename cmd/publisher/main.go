@@ -97,6 +97,7 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: publish.ErrRoute, Code: cli.CodeUsage, Hint: "--route takes an http or https URL, or the absolute path of a directory"},
+	{Is: publish.ErrMetrics, Code: cli.CodeUsage, Hint: "the node exporter's textfile collector reads no others"},
 	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
 	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or publish under another --name"},
 }

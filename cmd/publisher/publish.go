@@ -83,6 +83,9 @@ publisher collect does. With --every it stays until it is ended.`,
 			if err := r.checkRecord(); err != nil {
 				return err
 			}
+			if err := r.checkMetrics(); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("every") {
 				return r.publishEvery(cmd, every)
 			}
@@ -94,6 +97,7 @@ publisher collect does. With --every it stays until it is ended.`,
 				o.CollectIfDue(ctx)
 				return ctx.Err()
 			})
+			r.measure(cmd, result, err)
 			return r.report(cmd, result, err, printResult)
 		},
 	}
@@ -104,6 +108,7 @@ publisher collect does. With --every it stays until it is ended.`,
 	bindWait(cmd, r)
 	bindIdentity(cmd, r)
 	bindRecord(cmd, r)
+	bindMetrics(cmd, r)
 	return cmd
 }
 
@@ -117,13 +122,13 @@ func (r *registry) publishEvery(cmd *cobra.Command, every time.Duration) error {
 	var due time.Time // for putting the record again
 	for {
 		began := time.Now()
+		var result publish.Result
 		err := r.with(cmd, sign, func(ctx context.Context, o *opened) error {
 			behind, err := o.Behind()
 			if err != nil || !behind && began.Before(due) {
 				return err
 			}
-			result, err := o.Publish(ctx)
-			if err != nil {
+			if result, err = o.Publish(ctx); err != nil {
 				return err
 			}
 			due = began.Add(o.Again(result))
@@ -136,6 +141,7 @@ func (r *registry) publishEvery(cmd *cobra.Command, every time.Duration) error {
 		if ctx.Err() != nil {
 			return nil // as it was asked to
 		}
+		r.measure(cmd, result, err)
 		if publish.Lasting(err) || errors.Is(err, ipnskeys.ErrNoKey) {
 			return err
 		}

@@ -31,6 +31,7 @@ type registry struct {
 	retain        time.Duration
 	routes        []string
 	wait          time.Duration
+	metrics       string        // file
 	identities    []string      // files
 	ttl, lifetime time.Duration // of records
 	v2Only        bool

@@ -75,15 +75,24 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Number == 0 {
 		fmt.Fprintln(w, "release   none")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
+		fmt.Fprintf(w, "release   %d of %s, %s ago, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), seconds(s.Age), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
 		fmt.Fprintf(w, "list      %s\n", s.List.Root)
 	}
 	if s.Sequence > 0 {
-		fmt.Fprintf(w, "record    sequence %d, valid for %s", s.Sequence, time.Duration(s.Remaining)*time.Second)
-		if s.Confirmed.IsZero() {
-			fmt.Fprint(w, ", not confirmed yet")
+		valid := "valid for " + seconds(s.Remaining).String()
+		if s.Remaining <= 0 {
+			valid = fmt.Sprintf("expired %s ago", seconds(-s.Remaining))
 		}
-		fmt.Fprintln(w)
+		confirmed := "read back " + s.Confirmed.Local().Format(time.DateTime)
+		if s.Confirmed.IsZero() {
+			confirmed = "not confirmed yet"
+		}
+		fmt.Fprintf(w, "record    sequence %d, %s, %s\n", s.Sequence, valid, confirmed)
+		due := "now"
+		if left := seconds(s.Remaining) - s.EOL.Sub(s.Due); left > 0 {
+			due = fmt.Sprintf("%s, in %s", s.Due.Local().Format(time.DateTime), left)
+		}
+		fmt.Fprintf(w, "signing   due %s\n", due)
 	}
 	for _, route := range s.Routes {
 		switch {
@@ -113,6 +122,12 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		}
 		fmt.Fprintf(w, "rolled back  %s, until they change upstream: %s%s\n", cli.Count(n, "package"), strings.Join(back, ", "), more)
 	}
-	_, err := fmt.Fprintf(w, "next      %s\n", s.Next)
+	next := s.Next
+	if s.Problem != "" {
+		next += ", once the problem is no more"
+	}
+	_, err := fmt.Fprintf(w, "next      %s\n", next)
 	return err
 }
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }

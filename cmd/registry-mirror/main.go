@@ -43,6 +43,7 @@ var causes = []cli.Cause{
 	{Is: publish.ErrNewer, Code: cli.CodeFailed, Hint: "is this state restored from a backup, or its key in use elsewhere? nothing was signed"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
+	{Is: publish.ErrMetrics, Code: cli.CodeUsage, Hint: "the node exporter's textfile collector reads no others"},
 	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
 	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or use another --state"},
 	{Is: index.ErrCorrupt, Code: cli.CodeFailed, Hint: "with the index's directory moved away it is built, or synced, anew"},

@@ -85,7 +85,7 @@ func Configure(cmd *cobra.Command, environ []string) error {
 var Flags = []string{
 	"agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
 	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
-	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "node",
+	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "metrics", "name", "network", "newest", "no-deps", "node",
 	"once", "output", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
 	"signatures", "since", "state", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch",
 }

@@ -63,13 +63,14 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		Versions   int         `json:"versions"`
 		Sequence   uint64      `json:"sequence"`
 		EOL        time.Time   `json:"eol,omitzero"`
+		Due        time.Time   `json:"signing_due,omitzero"`
 		Signed     bool        `json:"signed"`
 		LocalOnly  bool        `json:"local_only"`
 		Routes     []route     `json:"routes"`
 		Withheld   []Withheld  `json:"withheld,omitempty"`
 		RolledBack *RolledBack `json:"rolled_back,omitempty"`
 	}{
-		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL,
+		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL, r.Due,
 		r.Signed, r.LocalOnly, routes, r.Withheld, r.RolledBack,
 	})
 }
@@ -82,6 +83,7 @@ type StatusJSON struct {
 	CID       string     `json:"cid,omitempty"`
 	List      *listJSON  `json:"list,omitempty"`
 	Created   time.Time  `json:"created,omitzero"`
+	Age       int64      `json:"age_s"` // since then
 	Packages  int        `json:"packages"`
 	Versions  int        `json:"versions"`
 	Behind    bool       `json:"behind"`
@@ -89,6 +91,7 @@ type StatusJSON struct {
 	Value     string     `json:"value,omitempty"`
 	EOL       time.Time  `json:"eol,omitzero"`
 	Remaining int64      `json:"remaining_s"`
+	Due       time.Time  `json:"signing_due,omitzero"` // from then on the release is signed anew
 	Confirmed time.Time  `json:"confirmed,omitzero"`
 	Network   uint64     `json:"network_sequence"` // 0 where no route has a record
 	Routes    []viewJSON `json:"routes,omitempty"`
@@ -120,9 +123,9 @@ func (v RouteStatus) json() viewJSON {
 func (s Status) JSON(registry string) StatusJSON {
 	v := StatusJSON{
 		Registry: registry,
-		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
+		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created, Age: int64(s.Age / time.Second),
 		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
-		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Confirmed: s.Confirmed,
+		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Due: s.Due, Confirmed: s.Confirmed,
 		Next: s.Next, Withheld: s.Withheld,
 	}
 	if s.Network != nil {

@@ -24,6 +24,7 @@ type Result struct {
 	Name      ipns.Name // "/ipns/NAME" is the release
 	Sequence  uint64
 	EOL       time.Time // the record is valid until
+	Due       time.Time // from then on a run signs anew
 	Packages  int
 	Versions  int
 	Signed    bool // a new record was signed; else bytes from before were put again
@@ -115,7 +116,7 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	if err != nil {
 		return result, err
 	}
-	result.Sequence, result.EOL, result.Signed = a.Sequence, a.EOL, signed
+	result.Sequence, result.EOL, result.Due, result.Signed = a.Sequence, a.EOL, p.due(a), signed
 
 	result.Routes, err = p.put(ctx, name, a, info)
 	if readBack(result.Routes, err) {
@@ -301,7 +302,7 @@ func (p *Publisher) record(j *journal, name ipns.Name, network *ipnsrecord.Recor
 func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Record, release index.Release) (attempt, error) {
 	now := p.now()
 	if a := j.last; a != nil && !a.Abandoned {
-		if a.Value == release.Root && a.EOL.Sub(now) > p.o.Lifetime/2 {
+		if a.Value == release.Root && now.Before(p.due(*a)) {
 			return *a, nil
 		}
 		if a.Confirmed.IsZero() {
@@ -323,6 +324,10 @@ func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Recor
 	}
 	return a, j.append(a.intent(name, now))
 }
+
+// due is from when on the release of a is signed anew: half of the lifetime that
+// records have now is left of it.
+func (p *Publisher) due(a attempt) time.Time { return a.EOL.Add(-p.o.Lifetime / 2) }
 
 // intent is the line that says what a is to say.
 func (a attempt) intent(name ipns.Name, now time.Time) line {
