@@ -115,7 +115,13 @@ func TestThirtyDays(t *testing.T) {
 	p, stop := w.start()
 	defer stop()
 	for range 30 * 6 {
-		w.publish(p)
+		s, err := p.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.publish(p); got.Signed == (s.Next == "put again") || got.Signed && w.clock.Now().Before(s.Due) || !got.Due.Equal(got.EOL.Add(-DefaultLifetime/2)) {
+			t.Fatalf("signed: %t, due %s and then %s; status said %q, due %s", got.Signed, w.clock.Now(), got.Due, s.Next, s.Due)
+		}
 		if left := w.best().EOL.Sub(w.clock.Now()); left < 7*24*time.Hour/2 {
 			t.Fatalf("%s left", left)
 		}
