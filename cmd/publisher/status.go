@@ -105,7 +105,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		}
 	}
 	if s.Problem != "" {
-		fmt.Fprintf(w, "problem   %s\n", s.Problem)
+		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Problem, "\n", "; "))
 	}
 	var back []string
 	for _, one := range s.Withheld {

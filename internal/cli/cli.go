@@ -141,7 +141,8 @@ func report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 		fmt.Fprintf(w, "%s: stopped; start it again to go on where it was\n", name)
 		return CodeFailed
 	}
-	fmt.Fprintf(w, "%s: error: %v\n", name, err)
+	// One line, also of several errors: errors.Join has a line for each.
+	fmt.Fprintf(w, "%s: error: %s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
 	code, hint := judge(err, causes)
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {

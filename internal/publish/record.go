@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -149,7 +151,7 @@ func (p *Publisher) confirm(ctx context.Context, j *journal, a attempt, release 
 // ready opens the journal for an intent: nothing stands against a record of
 // release, and its content is whole in the node.
 func (p *Publisher) ready(ctx context.Context, name ipns.Name, network *ipnsrecord.Record, views []RouteStatus, release index.Release) (*journal, error) {
-	j, err := p.openJournal(name, network, views)
+	j, err := p.openJournal(ctx, name, network, views)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +193,7 @@ func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.
 		switch {
 		case errors.Is(v.Error, ipnsrecord.ErrSequence):
 			// Signed by our key and beyond bounds: nothing that we sign would win.
-			return nil, views, fmt.Errorf("%s: %w: %w", v.Name, ErrNewer, v.Error)
+			return nil, views, fmt.Errorf("%s: %w: %w: %w", v.Name, ErrNewer, ErrSpent, v.Error)
 		case v.Record != nil:
 			if best == nil || ipnsrecord.Better(*v.Record, *best) {
 				best = v.Record
@@ -207,7 +209,7 @@ func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.
 // begins one, and where the network says nothing, or a route cannot be read,
 // ErrNoSequence. One that knows no more than what a human said was used at least
 // goes on from the network, too.
-func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
+func (p *Publisher) openJournal(ctx context.Context, name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
 	j, err := openJournal(p.o.FS, p.o.Journal, p.fault)
 	if errors.Is(err, ErrNoJournal) {
 		for _, v := range views {
@@ -218,8 +220,8 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 		if network == nil {
 			return nil, fmt.Errorf("publish %s: %w", name, ErrNoSequence)
 		}
-		p.o.Log.Warn("journal is missing; going on from the network's record", "journal", p.o.Journal, "name", name.String(), "sequence", network.Sequence)
-		if err := create(p.o.FS, p.o.Journal, p.adopted(name, network), p.fault); err != nil {
+		p.o.Log.WarnContext(ctx, "there is no journal; going on from the network's record", "journal", p.o.Journal, "name", name.String(), "sequence", network.Sequence)
+		if err := create(p.o.FS, p.o.Journal, p.adopted(ctx, name, network), p.fault); err != nil {
 			return nil, err
 		}
 		j, err = openJournal(p.o.FS, p.o.Journal, p.fault)
@@ -231,7 +233,7 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 		return nil, errors.Join(err, j.close())
 	}
 	if j.floor && network != nil && network.Sequence > j.max {
-		if err := j.append(p.adopted(name, network)); err != nil {
+		if err := j.append(p.adopted(ctx, name, network)); err != nil {
 			return nil, errors.Join(err, j.close())
 		}
 	}
@@ -239,21 +241,39 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 }
 
 // rivals is rival for each route: one that is behind the others tells of a second
-// value too.
+// value too. Routes that have the same are named together.
 func rivals(h history, views []RouteStatus) error {
 	var all []error
+	var names [][]string
 	for _, v := range views {
-		if err := rival(h, v.Record); err != nil {
-			all = append(all, fmt.Errorf("%s: %w", v.Name, err))
+		err := rival(h, v.Record)
+		if err == nil {
+			continue
 		}
+		i := slices.IndexFunc(all, func(other error) bool { return other.Error() == err.Error() })
+		if i < 0 {
+			i, all, names = len(all), append(all, err), append(names, nil)
+		}
+		names[i] = append(names[i], v.Name)
+	}
+	for i := range all {
+		all[i] = fmt.Errorf("%s: %w", strings.Join(names[i], ", "), all[i])
 	}
 	return errors.Join(all...)
 }
 
-// adopted says that the network's record is the last that was signed.
-func (p *Publisher) adopted(name ipns.Name, network *ipnsrecord.Record) line {
+// adopted says that the network's record is the last that was signed, and, where its
+// release can be read, which number that has: an index that is behind it as well is
+// not published over it.
+func (p *Publisher) adopted(ctx context.Context, name ipns.Name, network *ipnsrecord.Record) line {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	release, err := index.ReadRelease(ctx, p.o.Node, network.Value)
+	if err != nil {
+		p.o.Log.WarnContext(ctx, "the release of the network's record cannot be read; readers who have it refuse one with a lower number", "cid", network.Value.String(), "error", err)
+	}
 	return line{
-		Op: opAdopted, Format: journalFormat, Time: p.now(), Name: name.String(), Sequence: network.Sequence,
+		Op: opAdopted, Format: journalFormat, Time: p.now(), Name: name.String(), Sequence: network.Sequence, Release: release.Number,
 		Value: network.Value.String(), EOL: network.EOL, TTL: network.TTL, Record: network.Raw,
 	}
 }
@@ -320,7 +340,7 @@ func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Recor
 		EOL: now.Add(p.o.Lifetime).Truncate(time.Second), TTL: p.o.TTL, V2Only: p.o.V2Only,
 	}
 	if a.Sequence >= ipnsrecord.MaxSequence {
-		return attempt{}, fmt.Errorf("publish %s: %w: %d", name, ipnsrecord.ErrSequence, a.Sequence)
+		return attempt{}, fmt.Errorf("publish %s: %w: %w: %d", name, ErrSpent, ipnsrecord.ErrSequence, a.Sequence)
 	}
 	return a, j.append(a.intent(name, now))
 }
