@@ -88,6 +88,7 @@ var causes = []cli.Cause{
 	{Is: ipnsrecord.ErrValue, Code: codeRule},
 	{Is: ipnskeys.ErrNoKey, Code: codeSigner, Hint: "`publisher key new` mints one"},
 	{Is: ipnskeys.ErrKeyExists, Code: cli.CodeUsage, Hint: "`publisher key list` shows it; no key is ever replaced"},
+	{Is: publish.ErrKeyTaken, Code: cli.CodeUsage, Hint: "publish with --name as that is called: under two names a key would use each sequence twice"},
 	{Is: errDiffers, Code: codeDiffers, Hint: "`follower check --fetch` fetches tarballs and upstream's documents; " + buildsAnew},
 	{Is: index.ErrNoIndex, Code: cli.CodeFailed, Hint: "`publisher publish` makes the first release"},
 	{Is: index.ErrNoRelease, Code: cli.CodeUsage, Hint: "`publisher log` lists the releases, `publisher publish` makes the first"},

@@ -190,6 +190,14 @@ func TestImport(t *testing.T) {
 	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("now there is one: %v", err)
 	}
+	// Under another name it would end the first.
+	second := filepath.Join(dir, "second", "journal")
+	if _, err := Import(keys, "second", second, private, &n); !errors.Is(err, ErrKeyTaken) || !strings.Contains(err.Error(), `"default"`) {
+		t.Errorf("under a second name: %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(second)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was begun: %v", err)
+	}
 	// Later somebody knows.
 	if again, err := Import(keys, "default", journal, private, &n); err != nil || again != key {
 		t.Errorf("with a sequence: %+v, %v", again, err)
@@ -212,7 +220,7 @@ func TestImport(t *testing.T) {
 	if err := ImportJournal(nil, filepath.Join(dir, "crashed", "journal"), private.IPNSName(), &n); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Import(keys, "crashed", filepath.Join(dir, "crashed", "journal"), private, nil); err != nil {
+	if _, err := Import(filepath.Join(dir, "others"), "crashed", filepath.Join(dir, "crashed", "journal"), private, nil); err != nil {
 		t.Error(err)
 	}
 	if h, _, err := readJournal(vfs.Default, filepath.Join(dir, "crashed", "journal")); err != nil || h.max != n {
