@@ -27,14 +27,14 @@ func statusCommand(r *registry) *cobra.Command {
 			if err := r.checkLifetime(); err != nil {
 				return err
 			}
-			s, err := r.status(cmd)
+			s, away, err := r.status(cmd)
 			if err != nil {
 				return err
 			}
 			if r.JSON {
-				return cli.PrintJSON(cmd.OutOrStdout(), s)
+				return errors.Join(away, cli.PrintJSON(cmd.OutOrStdout(), s))
 			}
-			return printStatus(cmd.OutOrStdout(), s)
+			return errors.Join(away, printStatus(cmd.OutOrStdout(), s))
 		},
 	}
 	bindRoutes(cmd, r)
@@ -42,8 +42,9 @@ func statusCommand(r *registry) *cobra.Command {
 	return cmd
 }
 
-// status asks the process that owns the index, else looks itself.
-func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) {
+// status asks the process that owns the index, else looks itself. away is not nil
+// where it could not look at the node.
+func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err error) {
 	dir := state.Dir(r.State)
 	ctx := cmd.Context()
 	if path := dir.Socket("publisher"); socket.Alive(ctx, path) {
@@ -52,20 +53,20 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 			err = cli.Hint(fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked),
 				"`publisher status --name "+s.Registry+"` asks that one; for the other, wait until it ends")
 		}
-		return s, err
+		return s, nil, err
 	}
 	log := r.Logger(cmd.ErrOrStderr(), false)
 	o, err := r.open(ctx, look, log, cli.NewProgress(io.Discard, log))
 	if errors.Is(err, index.ErrNoIndex) {
 		k, err := r.find(dir)
-		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, err
+		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, nil, err
 	}
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	full, err := o.Status(ctx)
-	return full.JSON(r.name), err
+	return full.JSON(r.name), o.away, err
 }
 
 func printStatus(w io.Writer, s publish.StatusJSON) error {

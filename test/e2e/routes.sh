@@ -89,4 +89,8 @@ publishes 0
 say "without the node: 69, and nothing is put anywhere"
 kill "$one"; wait "$one" || true
 publishes 69
+code=0
+publisher status "${routes[@]}" 2>said || code=$?
+cat said
+[ $code = 69 ] || fail "status ended with $code"
 echo "routes: ok"
