@@ -40,6 +40,7 @@ var causes = []cli.Cause{
 	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: mirror.ErrNoRecord, Code: cli.CodeAway, Hint: "nobody reachable knows this name: dial a peer of the publisher with --peer, or ask a gateway with --gateway"},
 	{Is: publish.ErrNoSequence, Code: cli.CodeFailed, Hint: "restore the journal of this registry from a backup, or use a new --state"},
+	{Is: publish.ErrSpent, Code: cli.CodeFailed, Hint: "whoever signed that had the key, and the name is lost: begin another with a new --name, and tell your readers"},
 	{Is: publish.ErrNewer, Code: cli.CodeFailed, Hint: "is this state restored from a backup, or its key in use elsewhere? nothing was signed"},
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},

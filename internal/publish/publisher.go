@@ -300,7 +300,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 // Lasting says of an error of Publish that running again changes nothing: someone has
 // to look.
 func Lasting(err error) bool {
-	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
+	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrSpent, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
 		if errors.Is(err, cause) {
 			return true
 		}

@@ -59,7 +59,15 @@ func (p *Publisher) Publish(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return p.publish(ctx, release)
+	result, err := p.publish(ctx, release)
+	if errors.Is(err, ErrIndexBehind) {
+		// The journal began only now, with what the network has: above that, then.
+		if release, _, err = p.build(ctx); err != nil {
+			return result, err
+		}
+		return p.publish(ctx, release)
+	}
+	return result, err
 }
 
 // Republish is Publish for the newest release in the index, without a look at

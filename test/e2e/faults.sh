@@ -91,8 +91,9 @@ cp -a backup old/registries
 fault "the registry restored from three releases ago" 13 "hint: " publisher publish --state old "${web[@]}"
 fault "  the same, put again" 13 "hint: " publisher republish --state old
 rm old/registries/main/journal
-fault "  its journal moved out" 14 "hint: " publisher publish --state old "${web[@]}"
-fault "  and the next run" 0 "" publisher publish --state old "${web[@]}"
+fault "  its journal moved out, put again" 14 "hint: " publisher republish --state old
+rm old/registries/main/journal
+fault "  its journal moved out" 0 "there is no journal" publisher publish --state old "${web[@]}"
 sequence old 5
 [ "$(json status.json o.number)" = 5 ] || { echo "  WRONG: release $(json status.json o.number)" >>table; wrong=1; }
 rm garbled/registries/main/journal
