@@ -94,6 +94,9 @@ func (s *Signer) sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duratio
 		return nil, ipnsrecord.ErrSequence
 	}
 	rec, err := ipns.NewRecord(s.key, path.FromCid(value), seq, eol.UTC(), ttl, ipns.WithV1Compatibility(v1))
+	if errors.Is(err, ErrSign) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSign, err)
 	}

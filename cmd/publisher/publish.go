@@ -104,6 +104,7 @@ itself before one that may, and of two of a kind the higher.`,
 				o.CollectIfDue(ctx)
 				return ctx.Err()
 			})
+			r.measure(cmd, result, err)
 			return r.report(cmd, result, err, printResult)
 		},
 	}
@@ -145,13 +146,13 @@ func (r *registry) publishEvery(cmd *cobra.Command) error {
 // turn publishes where there is something to publish, or the record is due to be put
 // again, which is then due anew.
 func (r *registry) turn(cmd *cobra.Command, began time.Time, due *time.Time, report func(publish.Result) error) error {
-	return r.with(cmd, sign, func(ctx context.Context, o *opened) error {
+	var result publish.Result
+	err := r.with(cmd, sign, func(ctx context.Context, o *opened) error {
 		behind, err := o.Behind()
 		if err != nil || !behind && began.Before(*due) {
 			return err
 		}
-		result, err := o.Publish(ctx)
-		if err != nil {
+		if result, err = o.Publish(ctx); err != nil {
 			return err
 		}
 		*due = began.Add(o.Again(result))
@@ -161,6 +162,10 @@ func (r *registry) turn(cmd *cobra.Command, began time.Time, due *time.Time, rep
 		o.CollectIfDue(ctx)
 		return nil
 	})
+	if cmd.Context().Err() == nil {
+		r.measure(cmd, result, err)
+	}
+	return err
 }
 
 // with opens the registry for f, and shows progress until f ends.

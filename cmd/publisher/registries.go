@@ -31,6 +31,7 @@ func bindOwn(cmd *cobra.Command, r *registry) {
 	bindWitnesses(cmd, r)
 	bindIdentity(cmd, r)
 	bindRecord(cmd, r)
+	bindMetrics(cmd, r)
 }
 
 func bindEvery(cmd *cobra.Command, r *registry, by time.Duration, usage string) {
@@ -57,6 +58,9 @@ func (r *registry) check() error {
 		return err
 	}
 	if err := r.checkRecord(); err != nil {
+		return err
+	}
+	if err := r.checkMetrics(); err != nil {
 		return err
 	}
 	for _, route := range r.routes {
@@ -189,6 +193,9 @@ func (r *registry) ofState(ctx context.Context, w io.Writer, names []string) ([]
 		if err == nil {
 			err = one.check()
 		}
+		if err == nil && one.metrics != "" && slices.ContainsFunc(all, func(other *registry) bool { return other.metrics == one.metrics }) {
+			err = cli.Hint(cli.Usagef("--metrics %s is of another registry too", one.metrics), "one file is of one registry: give each its own in its table of the configuration file")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("registry %s: %w", name, err)
 		}
@@ -265,6 +272,7 @@ func (r *registry) publishAll(cmd *cobra.Command) error {
 		if cmd.Context().Err() != nil {
 			return err
 		}
+		one.measure(cmd, result, err)
 		if t.Due = (time.Time{}); one.every > 0 && err == nil {
 			t.Due = began.Add(one.every)
 		}

@@ -34,6 +34,7 @@ type registry struct {
 	routes        []string
 	witnesses     []string
 	wait          time.Duration
+	metrics       string        // file
 	identities    []string      // files
 	ttl, lifetime time.Duration // of records
 	v2Only        bool
@@ -65,6 +66,7 @@ type opened struct {
 	*publish.Publisher
 	key      ipnskeys.Key
 	progress *cli.Progress
+	away     error          // why there is no node to look at; nil where there is one
 	close    []func() error // in the order of closing
 }
 
@@ -136,15 +138,14 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		return nil, err
 	}
 	own(ix.Close)
-	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: r.Node, API: r.IPFSAPI, Network: ipfs.Network(r.Network), Peers: r.Peers, Log: log})
+	node, info, err := r.openNode(ctx, dir, log)
+	if purpose == look && errors.Is(err, ipfs.ErrAway) {
+		o.away, node, err = err, awayNode{err: err}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	own(node.Close)
-	info, err := node.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
 	stage := "building"
 	if purpose == rollback {
 		stage = "checking"
@@ -157,6 +158,28 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	})
 	return o, nil
 }
+
+// openNode opens the state's node, and asks who it is.
+func (r *registry) openNode(ctx context.Context, dir state.Dir, log *slog.Logger) (ipfs.Node, ipfs.Info, error) {
+	node, err := dir.OpenNode(ctx, state.NodeOptions{Kind: r.Node, API: r.IPFSAPI, Network: ipfs.Network(r.Network), Peers: r.Peers, Log: log})
+	if err != nil {
+		return nil, ipfs.Info{}, err
+	}
+	info, err := node.Info(ctx)
+	if err != nil {
+		return nil, info, errors.Join(err, node.Close())
+	}
+	return node, info, nil
+}
+
+// awayNode stands for a node that is away, where there is more to look at than that.
+type awayNode struct {
+	ipfs.Node // nil: nothing else is asked for
+	err       error
+}
+
+func (n awayNode) Record(context.Context, ipns.Name) ([]byte, error) { return nil, n.err }
+func (awayNode) Close() error                                        { return nil }
 
 // lateSigner opens a key when something is to be signed.
 type lateSigner struct {

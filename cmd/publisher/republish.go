@@ -22,10 +22,14 @@ does not run. Made for cron: it prints nothing on success off a terminal.`,
   0 */4 * * *  publisher republish --wait 30s      # in a crontab`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := r.checkMetrics(); err != nil {
+				return err
+			}
 			err := r.with(cmd, renew, func(ctx context.Context, o *opened) (err error) {
 				result, err = o.Republish(ctx)
 				return err
 			})
+			r.measure(cmd, result, err)
 			return r.report(cmd, result, err, printResult)
 		},
 	}
@@ -33,5 +37,6 @@ does not run. Made for cron: it prints nothing on success off a terminal.`,
 	bindRoutes(cmd, r)
 	bindWitnesses(cmd, r)
 	bindWait(cmd, r)
+	bindMetrics(cmd, r)
 	return cmd
 }

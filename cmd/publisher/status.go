@@ -27,14 +27,14 @@ func statusCommand(r *registry) *cobra.Command {
 			if err := r.checkLifetime(); err != nil {
 				return err
 			}
-			s, err := r.status(cmd)
+			s, away, err := r.status(cmd)
 			if err != nil {
 				return err
 			}
 			if r.JSON {
-				return cli.PrintJSON(cmd.OutOrStdout(), s)
+				return errors.Join(away, cli.PrintJSON(cmd.OutOrStdout(), s))
 			}
-			return printStatus(cmd.OutOrStdout(), s)
+			return errors.Join(away, printStatus(cmd.OutOrStdout(), s))
 		},
 	}
 	bindRoutes(cmd, r)
@@ -42,8 +42,9 @@ func statusCommand(r *registry) *cobra.Command {
 	return cmd
 }
 
-// status asks the process that owns the index, else looks itself.
-func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) {
+// status asks the process that owns the index, else looks itself. away is not nil
+// where it could not look at the node.
+func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err error) {
 	dir := state.Dir(r.State)
 	ctx := cmd.Context()
 	if path := dir.Socket("publisher"); socket.Alive(ctx, path) {
@@ -52,20 +53,20 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, err error) 
 			err = cli.Hint(fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked),
 				"`publisher status --name "+s.Registry+"` asks that one; for the other, wait until it ends")
 		}
-		return s, err
+		return s, nil, err
 	}
 	log := r.Logger(cmd.ErrOrStderr(), false)
 	o, err := r.open(ctx, look, log, cli.NewProgress(io.Discard, log))
 	if errors.Is(err, index.ErrNoIndex) {
 		k, err := r.find(dir)
-		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, err
+		return publish.StatusJSON{Registry: r.name, Name: k.IPNSName.String(), Next: "build"}, nil, err
 	}
 	if err != nil {
-		return s, err
+		return s, nil, err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	full, err := o.Status(ctx)
-	return full.JSON(r.name), err
+	return full.JSON(r.name), o.away, err
 }
 
 // statusLines is how much of what is withheld a status shows to people.
@@ -78,15 +79,24 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 	if s.Number == 0 {
 		fmt.Fprintln(w, "release   none")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
+		fmt.Fprintf(w, "release   %d of %s, %s ago, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), seconds(s.Age), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
 		fmt.Fprintf(w, "list      %s\n", s.List.Root)
 	}
 	if s.Sequence > 0 {
-		fmt.Fprintf(w, "record    sequence %d, valid for %s", s.Sequence, time.Duration(s.Remaining)*time.Second)
-		if s.Confirmed.IsZero() {
-			fmt.Fprint(w, ", not confirmed yet")
+		valid := "valid for " + seconds(s.Remaining).String()
+		if s.Remaining <= 0 {
+			valid = fmt.Sprintf("expired %s ago", seconds(-s.Remaining))
 		}
-		fmt.Fprintln(w)
+		confirmed := "read back " + s.Confirmed.Local().Format(time.DateTime)
+		if s.Confirmed.IsZero() {
+			confirmed = "not confirmed yet"
+		}
+		fmt.Fprintf(w, "record    sequence %d, %s, %s\n", s.Sequence, valid, confirmed)
+		due := "now"
+		if left := seconds(s.Remaining) - s.EOL.Sub(s.SigningDue); left > 0 {
+			due = fmt.Sprintf("%s, in %s", s.SigningDue.Local().Format(time.DateTime), left)
+		}
+		fmt.Fprintf(w, "signing   due %s\n", due)
 	}
 	for _, route := range s.Routes {
 		switch {
@@ -99,7 +109,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		}
 	}
 	if s.Problem != "" {
-		fmt.Fprintf(w, "problem   %s\n", s.Problem)
+		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Problem, "\n", "; "))
 	}
 	if s.Policy != "" {
 		fmt.Fprintf(w, "policy    %s\n", s.Policy)
@@ -130,6 +140,12 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		}
 		fmt.Fprintf(w, "rolled back  %s, until they change upstream: %s%s\n", cli.Count(n, "package"), strings.Join(back, ", "), more)
 	}
-	_, err := fmt.Fprintf(w, "next      %s\n", s.Next)
+	next := s.Next
+	if s.Problem != "" {
+		next += ", once the problem is no more"
+	}
+	_, err := fmt.Fprintf(w, "next      %s\n", next)
 	return err
 }
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }

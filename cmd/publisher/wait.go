@@ -10,6 +10,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
@@ -18,9 +19,10 @@ func bindWait(cmd *cobra.Command, r *registry) {
 	cmd.Flags().DurationVar(&r.wait, "wait", 0, "how long to wait for another publisher of this registry to end; 0 is not at all")
 }
 
-// held tells that another process works on this registry.
+// held tells that another process works on this registry, or reads the ledger for
+// another of the state.
 func held(err error) bool {
-	return errors.Is(err, publish.ErrLocked) || errors.Is(err, index.ErrLocked)
+	return errors.Is(err, publish.ErrLocked) || errors.Is(err, index.ErrLocked) || errors.Is(err, ledger.ErrLocked)
 }
 
 // waiting does f, again while another process has the registry, for --wait. Who has
@@ -48,6 +50,9 @@ func (r *registry) waiting(ctx context.Context, f func() error) error {
 			if who, ok := state.Holder(lock); ok {
 				return cli.Hint(err, upRuns+", as --wait 30s does: "+who.String()+" has it")
 			}
+		}
+		if who, ok := state.Holder(filepath.Join(dir.Ledger(), "LOCK")); ok {
+			return cli.Hint(err, "a follower is just starting on this state, or another registry of it is published; try again, or --wait 30s: "+who.String()+" has it")
 		}
 		return err
 	}

@@ -43,6 +43,7 @@ type upSettings struct {
 	selection                       follow.Selection
 	identities                      []string // files
 	upstream, address, name, origin string
+	metrics                         string    // file
 	notices                         io.Writer // for people
 	pull, pullSet, share            bool
 }
@@ -81,6 +82,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
 	f.StringArrayVar(&s.identities, "identity", nil, "age identity file, mode 0600, that opens the key; may be repeated (default: the one beside the keys, and $CREDENTIALS_DIRECTORY/NAME)")
 	f.StringVar(&s.origin, "gateway-origin", "", "origin of the gateway that the registry can also be read from, chosen with the first release; none to leave that out (default: "+publish.DefaultGatewayOrigin+")")
+	f.StringVar(&s.metrics, "metrics", "", publish.MetricsUsage)
 	return cmd
 }
 
@@ -122,6 +124,11 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if s.upstream != "" {
 		if _, err := npm.ParseRegistry(s.upstream); err != nil {
 			return fmt.Errorf("--upstream: %w", err)
+		}
+	}
+	if s.metrics != "" {
+		if err := publish.CheckMetrics(s.metrics); err != nil {
+			return err
 		}
 	}
 	dir := state.Dir(s.State)
@@ -178,7 +185,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	}
 	served = true
 	group.Go(func() error { return mirror.Serve(ctx, log, h.mirror.Handler(), listeners...) })
-	h.run(ctx, group)
+	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		return nil // stopped by hand: the ordinary end
@@ -201,6 +208,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	}
 	result, err := h.publisher.Publish(ctx)
 	progress.End()
+	s.measure(ctx, log, result, err)
 	if err != nil {
 		return report{}, err
 	}
@@ -398,12 +406,25 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 	return h.mirror.Sync(ctx)
 }
 
-// run runs the three loops in group, until ctx ends or one of them fails.
-func (h *house) run(ctx context.Context, group *errgroup.Group) {
+// measure writes --metrics. That it cannot be written is said, and stops nothing.
+func (s *upSettings) measure(ctx context.Context, log *slog.Logger, result publish.Result, err error) {
+	if s.metrics == "" {
+		return
+	}
+	o := publish.Outcome{Registry: s.name, Result: result, Err: err, Code: cli.Code(err, causes), Ended: time.Now()}
+	if err := publish.WriteMetrics(s.metrics, o); err != nil {
+		log.WarnContext(ctx, "metrics not written", "error", err)
+	}
+}
+
+// run runs the three loops in group, until ctx ends or one of them fails. measure
+// hears of each run of the publisher.
+func (h *house) run(ctx context.Context, group *errgroup.Group, measure func(publish.Result, error)) {
 	group.Go(func() error { return h.mirror.Run(ctx) })
 	group.Go(func() error { return h.follower.Run(ctx, false) })
 	group.Go(func() error {
-		return h.publisher.Run(ctx, publishEvery, func(_ publish.Result, err error) {
+		return h.publisher.Run(ctx, publishEvery, func(result publish.Result, err error) {
+			measure(result, err)
 			if err == nil {
 				h.mirror.Refresh()
 			}

@@ -119,6 +119,31 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	return Report(stderr, cmd, err, causes)
 }
 
+// Code is the exit code with which Main ends for err.
+func Code(err error, causes []Cause) int {
+	switch {
+	case err == nil:
+		return CodeOK
+	case errors.Is(err, context.Canceled):
+		return CodeFailed
+	}
+	code, _ := judge(err, causes)
+	return code
+}
+
+// judge gives the code for err, and the hint of its cause.
+func judge(err error, causes []Cause) (code int, hint string) {
+	for _, c := range causes {
+		if errors.Is(err, c.Is) {
+			return c.Code, c.Hint
+		}
+	}
+	if errors.Is(err, ErrUsage) {
+		return CodeUsage, ""
+	}
+	return CodeFailed, ""
+}
+
 // Report prints err, with which cmd or a part of it ended, as people read it and
 // returns its exit code.
 func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
@@ -127,17 +152,9 @@ func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 		fmt.Fprintf(w, "%s: stopped; start it again to go on where it was\n", name)
 		return CodeFailed
 	}
-	fmt.Fprintf(w, "%s: error: %v\n", name, err)
-	code, hint := CodeFailed, ""
-	if errors.Is(err, ErrUsage) {
-		code = CodeUsage
-	}
-	for _, c := range causes {
-		if errors.Is(err, c.Is) {
-			code, hint = c.Code, c.Hint
-			break
-		}
-	}
+	// One line, also of several errors: errors.Join has a line for each.
+	fmt.Fprintf(w, "%s: error: %s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
+	code, hint := judge(err, causes)
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
 		hint = h.Hint()

@@ -46,6 +46,7 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "Failed", err: errors.New("boom"), code: CodeFailed, stderr: "tool: error: boom\n"},
 		{name: "Cause", err: fmt.Errorf("open x: %w", errAway), code: CodeAway, stderr: "tool: error: open x: the daemon is away\ntool: hint: start it\n"},
 		{name: "CauseWithoutHint", err: errPlain, code: 12, stderr: "tool: error: plain\n"},
+		{name: "SeveralOnOneLine", err: fmt.Errorf("put: %w", errors.Join(errPlain, errAway)), code: CodeAway, stderr: "tool: error: put: plain; the daemon is away\ntool: hint: start it\n"},
 		{name: "Usage", err: Usagef("--x %d", 1), code: CodeUsage, stderr: "tool: error: --x 1\ntool: hint: see `tool work --help`\n"},
 		{name: "CauseOfUsage", err: errWrong, code: CodeUsage, stderr: "tool: error: wrong\ntool: hint: see `tool work --help`\n"},
 		{name: "UsageOfACause", err: Usagef("read: %w", errAway), code: CodeAway, stderr: "tool: error: read: the daemon is away\ntool: hint: start it\n"},
@@ -67,6 +68,9 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 			args := test.args
 			if args == nil {
 				args = []string{"work"}
+				if got := Code(test.err, causes); got != test.code {
+					t.Errorf("Code: %d, want %d", got, test.code)
+				}
 			}
 			var stdout, stderr bytes.Buffer
 			code := Run(t.Context(), root, causes, args, &stdout, &stderr)

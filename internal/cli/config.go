@@ -30,7 +30,7 @@ func EnvName(flag string) string {
 
 // registryKeys are the flags that a table [registries.NAME] may hold: those that are
 // a registry's own. Beside them it may have a table "policy".
-var registryKeys = []string{"every", "gateway-origin", "identity", "lifetime", "retain", "route", "ttl", "v2-only", "witness"}
+var registryKeys = []string{"every", "gateway-origin", "identity", "lifetime", "metrics", "retain", "route", "ttl", "v2-only", "witness"}
 
 // Settings are what was typed, and what environment and configuration file say, for
 // one run of a command.
@@ -179,7 +179,7 @@ func (s *Settings) fillOne(f *pflag.Flag, flags *pflag.FlagSet, name string, tab
 var Flags = []string{
 	"accept-stale", "agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
 	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
-	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "no-upstream", "node",
+	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "metrics", "name", "network", "newest", "no-deps", "no-upstream", "node",
 	"offline", "once", "output", "package", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
 	"signatures", "since", "state", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch", "witness",
 }

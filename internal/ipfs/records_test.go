@@ -187,3 +187,30 @@ func TestFalseNeighbour(t *testing.T) {
 		cancel()
 	}
 }
+
+// The node judges records by the machine's clock, as every IPNS node does: one that ended
+// three years ago by it is not taken, one that ends in three years is, and is no better
+// for that than one of a higher sequence.
+func TestRecordYearsOff(t *testing.T) {
+	t.Parallel()
+	const years = 3 * 365 * 24 * time.Hour
+	n, s := newEmbedded(t), newSigner(t)
+	value := randomLeaf(1, 1).Cid()
+	for _, c := range []struct {
+		seq   uint64
+		off   time.Duration
+		taken bool
+	}{{1, -years, false}, {1, years, true}, {2, -years, false}, {2, time.Hour, true}} {
+		raw := s.sign(t, value, c.seq, time.Now().Add(c.off))
+		if err := n.PutRecord(t.Context(), s.name, raw); (err == nil) != c.taken || err != nil && !errors.Is(err, ErrInvalidRecord) {
+			t.Errorf("sequence %d, %v off: %v", c.seq, c.off, err)
+		}
+	}
+	raw, err := n.Record(t.Context(), s.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := must(ipns.UnmarshalRecord(raw)).Sequence(); err != nil || got != 2 {
+		t.Errorf("sequence %d is kept", got)
+	}
+}

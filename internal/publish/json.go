@@ -64,41 +64,44 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		Versions   int         `json:"versions"`
 		Sequence   uint64      `json:"sequence"`
 		EOL        time.Time   `json:"eol,omitzero"`
+		Due        time.Time   `json:"signing_due,omitzero"`
 		Signed     bool        `json:"signed"`
 		LocalOnly  bool        `json:"local_only"`
 		Routes     []route     `json:"routes"`
 		Withheld   []Withheld  `json:"withheld,omitempty"`
 		RolledBack *RolledBack `json:"rolled_back,omitempty"`
 	}{
-		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL,
+		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL, r.Due,
 		r.Signed, r.LocalOnly, routes, r.Withheld, r.RolledBack,
 	})
 }
 
 // StatusJSON is Status as the socket and --json give it.
 type StatusJSON struct {
-	Registry  string     `json:"registry"` // its name in this state
-	Name      string     `json:"name,omitempty"`
-	Number    uint64     `json:"number"`
-	CID       string     `json:"cid,omitempty"`
-	List      *listJSON  `json:"list,omitempty"`
-	Created   time.Time  `json:"created,omitzero"`
-	Packages  int        `json:"packages"`
-	Versions  int        `json:"versions"`
-	Behind    bool       `json:"behind"`
-	Sequence  uint64     `json:"sequence"`
-	Value     string     `json:"value,omitempty"`
-	EOL       time.Time  `json:"eol,omitzero"`
-	Remaining int64      `json:"remaining_s"`
-	Confirmed time.Time  `json:"confirmed,omitzero"`
-	Network   uint64     `json:"network_sequence"` // 0 where no route has a record
-	Routes    []viewJSON `json:"routes,omitempty"`
-	Next      string     `json:"next"`
-	Problem   string     `json:"problem,omitempty"`
-	Withheld  []Withheld `json:"withheld,omitempty"` // also by the policy, of that a thousand at most
-	Policy    string     `json:"policy,omitempty"`   // of the release
-	HeldMore  bool       `json:"withheld_more,omitempty"`
-	Due       time.Time  `json:"due,omitzero"` // when the first of it comes of age
+	Registry   string     `json:"registry"` // its name in this state
+	Name       string     `json:"name,omitempty"`
+	Number     uint64     `json:"number"`
+	CID        string     `json:"cid,omitempty"`
+	List       *listJSON  `json:"list,omitempty"`
+	Created    time.Time  `json:"created,omitzero"`
+	Age        int64      `json:"age_s"` // since then
+	Packages   int        `json:"packages"`
+	Versions   int        `json:"versions"`
+	Behind     bool       `json:"behind"`
+	Sequence   uint64     `json:"sequence"`
+	Value      string     `json:"value,omitempty"`
+	EOL        time.Time  `json:"eol,omitzero"`
+	Remaining  int64      `json:"remaining_s"`
+	SigningDue time.Time  `json:"signing_due,omitzero"` // from then on the release is signed anew
+	Confirmed  time.Time  `json:"confirmed,omitzero"`
+	Network    uint64     `json:"network_sequence"` // 0 where no route has a record
+	Routes     []viewJSON `json:"routes,omitempty"`
+	Next       string     `json:"next"`
+	Problem    string     `json:"problem,omitempty"`
+	Withheld   []Withheld `json:"withheld,omitempty"` // also by the policy, of that a thousand at most
+	Policy     string     `json:"policy,omitempty"`   // of the release
+	HeldMore   bool       `json:"withheld_more,omitempty"`
+	Due        time.Time  `json:"due,omitzero"` // when the first of it comes of age
 }
 
 // viewJSON is what readers get by one route.
@@ -124,9 +127,9 @@ func (v RouteStatus) json() viewJSON {
 func (s Status) JSON(registry string) StatusJSON {
 	v := StatusJSON{
 		Registry: registry,
-		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created,
+		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created, Age: int64(s.Age / time.Second),
 		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
-		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), Confirmed: s.Confirmed,
+		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), SigningDue: s.SigningDue, Confirmed: s.Confirmed,
 		Next: s.Next, Withheld: slices.Concat(s.Withheld, s.Held), Policy: s.Release.Policy, HeldMore: s.HeldMore, Due: s.Due,
 	}
 	if s.Network != nil {

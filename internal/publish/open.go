@@ -113,10 +113,14 @@ func Mint(keys, name, journal string) (ipnskeys.Key, error) {
 	return key, err
 }
 
+// ErrKeyTaken is returned by Import and Add for a key that another registry of the
+// state has.
+var ErrKeyTaken = errors.New("another registry of this state has this key")
+
 // Import gives a registry a key that was made elsewhere, its journal made ready
 // first (ImportJournal); atLeast is nil where nobody knows what it has signed.
 // Where the registry has that key already, atLeast can still be said. Errors:
-// ipnskeys.ErrKeyExists, and those of ImportJournal and ipnskeys.Import.
+// ipnskeys.ErrKeyExists, ErrKeyTaken, and those of ImportJournal and ipnskeys.Import.
 func Import(keys, name, journal string, private *ipnskeys.Private, atLeast *uint64) (ipnskeys.Key, error) {
 	return take(keys, name, journal, private.IPNSName(), atLeast, func() (ipnskeys.Key, error) {
 		return ipnskeys.Import(keys, name, private, ipnskeys.Seal{})
@@ -145,6 +149,17 @@ func take(keys, name, journal string, id ipns.Name, atLeast *uint64, place func(
 		return ipnskeys.Key{}, fmt.Errorf("key %q signs for %s: %w", name, key.IPNSName, ipnskeys.ErrKeyExists)
 	case !have && !errors.Is(err, ipnskeys.ErrNoKey):
 		return ipnskeys.Key{}, err
+	case !have:
+		// Under two names it would sign by two journals, and end both with ErrNewer.
+		others, err := ipnskeys.List(keys)
+		if err != nil {
+			return ipnskeys.Key{}, err
+		}
+		for _, other := range others {
+			if other.IPNSName.Equal(id) {
+				return ipnskeys.Key{}, fmt.Errorf("key %q signs for %s: %w", other.Name, id, ErrKeyTaken)
+			}
+		}
 	}
 	err = locked(vfs.Default, journal, func() (err error) {
 		if err := importLocked(vfs.Default, journal, id, atLeast); err != nil {

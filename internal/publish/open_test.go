@@ -190,6 +190,14 @@ func TestImport(t *testing.T) {
 	if _, err := os.Stat(journal); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("now there is one: %v", err)
 	}
+	// Under another name it would end the first.
+	second := filepath.Join(dir, "second", "journal")
+	if _, err := Import(keys, "second", second, private, &n); !errors.Is(err, ErrKeyTaken) || !strings.Contains(err.Error(), `"default"`) {
+		t.Errorf("under a second name: %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(second)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something was begun: %v", err)
+	}
 	// Later somebody knows.
 	if again, err := Import(keys, "default", journal, private, &n); err != nil || again != key {
 		t.Errorf("with a sequence: %+v, %v", again, err)
@@ -212,7 +220,7 @@ func TestImport(t *testing.T) {
 	if err := ImportJournal(nil, filepath.Join(dir, "crashed", "journal"), private.IPNSName(), &n); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Import(keys, "crashed", filepath.Join(dir, "crashed", "journal"), private, nil); err != nil {
+	if _, err := Import(filepath.Join(dir, "others"), "crashed", filepath.Join(dir, "crashed", "journal"), private, nil); err != nil {
 		t.Error(err)
 	}
 	if h, _, err := readJournal(vfs.Default, filepath.Join(dir, "crashed", "journal")); err != nil || h.max != n {
@@ -320,20 +328,20 @@ func TestResultJSON(t *testing.T) {
 
 func TestStatusJSON(t *testing.T) {
 	if got, want := string(marshal(t, Status{}.JSON("main"))),
-		`{"registry":"main","number":0,"packages":0,"versions":0,"behind":false,"sequence":0,"remaining_s":0,"network_sequence":0,"next":""}`; got != want {
+		`{"registry":"main","number":0,"age_s":0,"packages":0,"versions":0,"behind":false,"sequence":0,"remaining_s":0,"network_sequence":0,"next":""}`; got != want {
 		t.Errorf("zero: %s", got)
 	}
 	c := cid.MustParse("bafkqaaa")
 	s := Status{
 		Name:    testSigner(t, 1).IPNSName(),
 		Release: index.Release{Number: 3, Created: dayZero, Root: c, List: index.List{Root: c, Overflow: c}, Packages: 2, Versions: 5},
-		Behind:  true, Sequence: 7, Value: c, EOL: dayZero, Remaining: -90500 * time.Millisecond, Confirmed: dayZero,
+		Age:     time.Minute, Behind: true, Sequence: 7, Value: c, EOL: dayZero, SigningDue: dayZero, Remaining: -90500 * time.Millisecond, Confirmed: dayZero,
 		Network: &ipnsrecord.Record{Sequence: 8}, Next: "build", Problem: errors.Join(ErrNewer, ErrNoSequence),
 		Withheld: []Withheld{{Name: "x", Version: "1.0.0", Reason: reasonSameFile, Detail: "why"}},
 	}
 	want := `{"registry":"main","name":"` + s.Name.String() + `","number":3,"cid":"bafkqaaa","list":{"root":"bafkqaaa","overflow":"bafkqaaa"},` +
-		`"created":"2030-01-01T00:00:00Z","packages":2,"versions":5,"behind":true,"sequence":7,"value":"bafkqaaa",` +
-		`"eol":"2030-01-01T00:00:00Z","remaining_s":-90,"confirmed":"2030-01-01T00:00:00Z","network_sequence":8,"next":"build",` +
+		`"created":"2030-01-01T00:00:00Z","age_s":60,"packages":2,"versions":5,"behind":true,"sequence":7,"value":"bafkqaaa",` +
+		`"eol":"2030-01-01T00:00:00Z","remaining_s":-90,"signing_due":"2030-01-01T00:00:00Z","confirmed":"2030-01-01T00:00:00Z","network_sequence":8,"next":"build",` +
 		`"problem":` + string(marshal(t, s.Problem.Error())) + `,"withheld":[{"name":"x","version":"1.0.0","reason":"same-file","detail":"why"}]}`
 	if got := string(marshal(t, s.JSON("main"))); got != want {
 		t.Errorf("%s\nwant %s", got, want)

@@ -3,8 +3,10 @@ package publish
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,7 +14,10 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/boxo/ipns"
+	"github.com/ipfs/boxo/path"
 	"github.com/ipfs/go-cid"
+	ic "github.com/libp2p/go-libp2p/core/crypto"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
@@ -115,7 +120,13 @@ func TestThirtyDays(t *testing.T) {
 	p, stop := w.start()
 	defer stop()
 	for range 30 * 6 {
-		w.publish(p)
+		s, err := p.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.publish(p); got.Signed == (s.Next == "put again") || got.Signed && w.clock.Now().Before(s.SigningDue) || !got.Due.Equal(got.EOL.Add(-DefaultLifetime/2)) {
+			t.Fatalf("signed: %t, due %s and then %s; status said %q, due %s", got.Signed, w.clock.Now(), got.Due, s.Next, s.SigningDue)
+		}
 		if left := w.best().EOL.Sub(w.clock.Now()); left < 7*24*time.Hour/2 {
 			t.Fatalf("%s left", left)
 		}
@@ -159,6 +170,56 @@ func TestNoSequence(t *testing.T) {
 	}
 	if ops := w.ops(); ops != "adopted pinned intent record confirmed" {
 		t.Errorf("journal: %s", ops)
+	}
+}
+
+// The journal is lost, and the index is an old copy: the number of the release that the
+// network's record names is adopted with its sequence, so that no release below it is
+// signed. Republish says so; Publish makes one above.
+func TestLostBehind(t *testing.T) {
+	w := newWorld(t)
+	p, stop := w.start()
+	w.publish(p)
+	stop()
+	old := w.powerCut(0)
+	p, stop = w.start()
+	for _, name := range []string{"a", "b"} {
+		w.ledger.hold(t, name, []string{"1.0.0"}, "1.0.0")
+		w.publish(p)
+	}
+	stop()
+	if err := old.disk.Remove(journalPath); err != nil {
+		t.Fatal(err)
+	}
+	p, stop = old.start()
+	defer stop()
+	if got, err := p.Republish(t.Context()); !errors.Is(err, ErrIndexBehind) || got.Sequence != 0 {
+		t.Errorf("over a newer release: %+v, %v", got, err)
+	}
+	if s, err := p.Status(t.Context()); err != nil || s.Next != "build" {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	if err := old.disk.Remove(journalPath); err != nil {
+		t.Fatal(err)
+	}
+	if got := old.publish(p); got.Number != 4 || got.Sequence != 4 || got.Packages != 2 {
+		t.Errorf("above it: %+v", got)
+	}
+}
+
+// Routes that have the same record are named together.
+func TestRivalsTogether(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.emptyDir(), cid.MustParse("bafkqaaa")
+	h := history{used: true, max: 4, last: &attempt{Sequence: 4, Value: a}}
+	err := rivals(h, []RouteStatus{
+		{Name: "node", Record: &ipnsrecord.Record{Sequence: 5, Value: b}}, {Name: "/www", Record: &ipnsrecord.Record{Sequence: 4, Value: b}},
+		{Name: "/web", Record: &ipnsrecord.Record{Sequence: 5, Value: b}}, {Name: "silent"}, {Name: "ours", Record: &ipnsrecord.Record{Sequence: 4, Value: a}},
+	})
+	want := fmt.Sprintf("node, /web: the network has sequence 5 (bafkqaaa), the journal sequence 4 (%[1]s): %[2]v\n/www: the network has sequence 4 (bafkqaaa), the journal sequence 4 (%[1]s): %[3]v",
+		a, ErrNewer, ipnsrecord.ErrEquivocation)
+	if err == nil || err.Error() != want || !errors.Is(err, ErrNewer) || !errors.Is(err, ipnsrecord.ErrEquivocation) {
+		t.Errorf("%v\nwant %s", err, want)
 	}
 }
 
@@ -296,10 +357,27 @@ func TestRivalAtTheEnd(t *testing.T) {
 	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrNewer) {
 		t.Errorf("beside a journal: %v", err)
 	}
+	key, err := ic.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, ed25519.SeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := ipns.NewRecord(key, path.FromCid(first.CID), math.MaxUint64, first.EOL, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	beyond, err := ipns.MarshalRecord(last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.node.set(func() { w.node.records[first.Name.String()] = beyond })
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrNewer) || !errors.Is(err, ErrSpent) {
+		t.Errorf("beside a journal, out of bounds: %v", err)
+	}
+	w.node.set(func() { w.node.records[first.Name.String()] = raw })
 	if err := w.disk.Remove(journalPath); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrNewer) && !errors.Is(err, ipnsrecord.ErrSequence) {
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrSpent) || !errors.Is(err, ipnsrecord.ErrSequence) {
 		t.Errorf("without a journal: %v", err)
 	}
 }

@@ -80,6 +80,10 @@ var (
 	// ErrNewer is returned when the network has a record that this journal
 	// never saw: the journal is an old copy, or the key is in two hands.
 	ErrNewer = errors.New("the network has a record that this journal does not know")
+	// ErrSpent is returned when a record of our key has the last sequence that there
+	// is, or one beyond: no record can follow it, for ever. It comes with ErrNewer
+	// where the journal does not know that record.
+	ErrSpent = errors.New("no record can follow it")
 	// ErrSigner is returned when the signer is missing or gives no good record.
 	ErrSigner = errors.New("signer unavailable")
 	// ErrUnconfirmed is returned when a record was signed and kept but not read
@@ -319,7 +323,7 @@ func (p *Publisher) Run(ctx context.Context, every time.Duration, report func(Re
 // Lasting says of an error of Publish that running again changes nothing: someone has
 // to look.
 func Lasting(err error) bool {
-	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
+	for _, cause := range []error{ErrNoSequence, ErrNewer, ErrSpent, ErrJournal, ErrOtherLedger, ErrLedgerBehind, index.ErrParameters} {
 		if errors.Is(err, cause) {
 			return true
 		}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -24,6 +26,7 @@ type Result struct {
 	Name      ipns.Name // "/ipns/NAME" is the release
 	Sequence  uint64
 	EOL       time.Time // the record is valid until
+	Due       time.Time // from then on a run signs anew
 	Packages  int
 	Versions  int
 	Signed    bool // a new record was signed; else bytes from before were put again
@@ -56,7 +59,15 @@ func (p *Publisher) Publish(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	return p.publish(ctx, release)
+	result, err := p.publish(ctx, release)
+	if errors.Is(err, ErrIndexBehind) {
+		// The journal began only now, with what the network has: above that, then.
+		if release, _, err = p.build(ctx); err != nil {
+			return result, err
+		}
+		return p.publish(ctx, release)
+	}
+	return result, err
 }
 
 // Republish is Publish for the newest release in the index, without a look at
@@ -115,7 +126,7 @@ func (p *Publisher) publish(ctx context.Context, release index.Release) (result 
 	if err != nil {
 		return result, err
 	}
-	result.Sequence, result.EOL, result.Signed = a.Sequence, a.EOL, signed
+	result.Sequence, result.EOL, result.Due, result.Signed = a.Sequence, a.EOL, p.due(a), signed
 
 	result.Routes, err = p.put(ctx, name, a, info)
 	if readBack(result.Routes, err) {
@@ -148,7 +159,7 @@ func (p *Publisher) confirm(ctx context.Context, j *journal, a attempt, release 
 // ready opens the journal for an intent: nothing stands against a record of
 // release, and its content is whole in the node.
 func (p *Publisher) ready(ctx context.Context, name ipns.Name, network *ipnsrecord.Record, views []RouteStatus, release index.Release) (*journal, error) {
-	j, err := p.openJournal(name, network, views)
+	j, err := p.openJournal(ctx, name, network, views)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +201,7 @@ func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.
 		switch {
 		case errors.Is(v.Error, ipnsrecord.ErrSequence):
 			// Signed by our key and beyond bounds: nothing that we sign would win.
-			return nil, views, fmt.Errorf("%s: %w: %w", v.Name, ErrNewer, v.Error)
+			return nil, views, fmt.Errorf("%s: %w: %w: %w", v.Name, ErrNewer, ErrSpent, v.Error)
 		case v.Record != nil:
 			if best == nil || ipnsrecord.Better(*v.Record, *best) {
 				best = v.Record
@@ -206,7 +217,7 @@ func (p *Publisher) network(ctx context.Context, name ipns.Name) (_ *ipnsrecord.
 // begins one, and where the network says nothing, or a route cannot be read,
 // ErrNoSequence. One that knows no more than what a human said was used at least
 // goes on from the network, too.
-func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
+func (p *Publisher) openJournal(ctx context.Context, name ipns.Name, network *ipnsrecord.Record, views []RouteStatus) (*journal, error) {
 	j, err := openJournal(p.o.FS, p.o.Journal, p.fault)
 	if errors.Is(err, ErrNoJournal) {
 		for _, v := range views {
@@ -217,8 +228,8 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 		if network == nil {
 			return nil, fmt.Errorf("publish %s: %w", name, ErrNoSequence)
 		}
-		p.o.Log.Warn("journal is missing; going on from the network's record", "journal", p.o.Journal, "name", name.String(), "sequence", network.Sequence)
-		if err := create(p.o.FS, p.o.Journal, p.adopted(name, network), p.fault); err != nil {
+		p.o.Log.WarnContext(ctx, "there is no journal; going on from the network's record", "journal", p.o.Journal, "name", name.String(), "sequence", network.Sequence)
+		if err := create(p.o.FS, p.o.Journal, p.adopted(ctx, name, network), p.fault); err != nil {
 			return nil, err
 		}
 		j, err = openJournal(p.o.FS, p.o.Journal, p.fault)
@@ -230,7 +241,7 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 		return nil, errors.Join(err, j.close())
 	}
 	if j.floor && network != nil && network.Sequence > j.max {
-		if err := j.append(p.adopted(name, network)); err != nil {
+		if err := j.append(p.adopted(ctx, name, network)); err != nil {
 			return nil, errors.Join(err, j.close())
 		}
 	}
@@ -238,21 +249,39 @@ func (p *Publisher) openJournal(name ipns.Name, network *ipnsrecord.Record, view
 }
 
 // rivals is rival for each route: one that is behind the others tells of a second
-// value too.
+// value too. Routes that have the same are named together.
 func rivals(h history, views []RouteStatus) error {
 	var all []error
+	var names [][]string
 	for _, v := range views {
-		if err := rival(h, v.Record); err != nil {
-			all = append(all, fmt.Errorf("%s: %w", v.Name, err))
+		err := rival(h, v.Record)
+		if err == nil {
+			continue
 		}
+		i := slices.IndexFunc(all, func(other error) bool { return other.Error() == err.Error() })
+		if i < 0 {
+			i, all, names = len(all), append(all, err), append(names, nil)
+		}
+		names[i] = append(names[i], v.Name)
+	}
+	for i := range all {
+		all[i] = fmt.Errorf("%s: %w", strings.Join(names[i], ", "), all[i])
 	}
 	return errors.Join(all...)
 }
 
-// adopted says that the network's record is the last that was signed.
-func (p *Publisher) adopted(name ipns.Name, network *ipnsrecord.Record) line {
+// adopted says that the network's record is the last that was signed, and, where its
+// release can be read, which number that has: an index that is behind it as well is
+// not published over it.
+func (p *Publisher) adopted(ctx context.Context, name ipns.Name, network *ipnsrecord.Record) line {
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	release, err := index.ReadRelease(ctx, p.o.Node, network.Value)
+	if err != nil {
+		p.o.Log.WarnContext(ctx, "the release of the network's record cannot be read; readers who have it refuse one with a lower number", "cid", network.Value.String(), "error", err)
+	}
 	return line{
-		Op: opAdopted, Format: journalFormat, Time: p.now(), Name: name.String(), Sequence: network.Sequence,
+		Op: opAdopted, Format: journalFormat, Time: p.now(), Name: name.String(), Sequence: network.Sequence, Release: release.Number,
 		Value: network.Value.String(), EOL: network.EOL, TTL: network.TTL, Record: network.Raw,
 	}
 }
@@ -301,7 +330,7 @@ func (p *Publisher) record(j *journal, name ipns.Name, network *ipnsrecord.Recor
 func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Record, release index.Release) (attempt, error) {
 	now := p.now()
 	if a := j.last; a != nil && !a.Abandoned {
-		if a.Value == release.Root && a.EOL.Sub(now) > p.o.Lifetime/2 {
+		if a.Value == release.Root && now.Before(p.due(*a)) {
 			return *a, nil
 		}
 		if a.Confirmed.IsZero() {
@@ -319,10 +348,14 @@ func (p *Publisher) intend(j *journal, name ipns.Name, network *ipnsrecord.Recor
 		EOL: now.Add(p.o.Lifetime).Truncate(time.Second), TTL: p.o.TTL, V2Only: p.o.V2Only,
 	}
 	if a.Sequence >= ipnsrecord.MaxSequence {
-		return attempt{}, fmt.Errorf("publish %s: %w: %d", name, ipnsrecord.ErrSequence, a.Sequence)
+		return attempt{}, fmt.Errorf("publish %s: %w: %w: %d", name, ErrSpent, ipnsrecord.ErrSequence, a.Sequence)
 	}
 	return a, j.append(a.intent(name, now))
 }
+
+// due is from when on the release of a is signed anew: half of the lifetime that
+// records have now is left of it.
+func (p *Publisher) due(a attempt) time.Time { return a.EOL.Add(-p.o.Lifetime / 2) }
 
 // intent is the line that says what a is to say.
 func (a attempt) intent(name ipns.Name, now time.Time) line {

@@ -125,6 +125,9 @@ func (r httpRouter) do(ctx context.Context, method string, name ipns.Name, body 
 	resp, err := r.client.Do(req)
 	if err != nil {
 		cancel()
+		if full := (*url.Error)(nil); errors.As(err, &full) {
+			err = full.Err // whoever reports it names the route
+		}
 		return nil, err
 	}
 	resp.Body = cancelBody{resp.Body, cancel}
@@ -308,7 +311,11 @@ func (p *Publisher) put(ctx context.Context, name ipns.Name, a attempt, info ipf
 		}, backoff.WithBackOff(p.retry()), backoff.WithMaxTries(p.readTries))
 		if routes[i].ReadBack = err == nil; err != nil {
 			routes[i].Error, errs[i] = err.Error(), fmt.Errorf("%s: %w", ways[i], err)
-			if routes[i].Put != "" {
+			switch routes[i].Put {
+			case "":
+			case err.Error():
+				errs[i] = fmt.Errorf("%s: put and read back: %w", ways[i], err)
+			default:
 				errs[i] = fmt.Errorf("%s: put: %s; read back: %w", ways[i], routes[i].Put, err)
 			}
 		}

@@ -15,14 +15,16 @@ import (
 
 // Status is what is published, and what the next Publish would do.
 type Status struct {
-	Name      ipns.Name
-	Release   index.Release // the newest in the index; its Number is 0 where there is none
-	Behind    bool          // see Behind
-	Sequence  uint64        // the newest in the journal, 0 where there is none
-	Value     cid.Cid       // under that sequence
-	EOL       time.Time
-	Remaining time.Duration // until EOL; negative once it has passed
-	Confirmed time.Time     // when it was read back; zero: not yet
+	Name       ipns.Name
+	Release    index.Release // the newest in the index; its Number is 0 where there is none
+	Age        time.Duration // since it was built
+	Behind     bool          // see Behind
+	Sequence   uint64        // the newest in the journal, 0 where there is none
+	Value      cid.Cid       // under that sequence
+	EOL        time.Time
+	Remaining  time.Duration // until EOL; negative once it has passed
+	SigningDue time.Time     // from then on a run signs the same release anew; zero where there is no record
+	Confirmed  time.Time     // when it was read back; zero: not yet
 	// Network is the best record that the node or a route has; nil where none has one.
 	Network  *ipnsrecord.Record
 	Routes   []RouteStatus // what each has, the node first
@@ -43,8 +45,12 @@ const heldShown = 1000
 func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	var s Status
 	var err error
+	now := p.now()
 	if s.Release, err = p.o.Index.Head(); err != nil && !errors.Is(err, index.ErrNoRelease) {
 		return s, fmt.Errorf("status: %w", err)
+	}
+	if s.Release.Number > 0 {
+		s.Age = now.Sub(s.Release.Created)
 	}
 	if s.Behind, err = p.Behind(); err != nil {
 		s.Problem = err
@@ -71,7 +77,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	}
 	if a := h.last; a != nil {
 		s.Sequence, s.Value, s.EOL, s.Confirmed = a.Sequence, a.Value, a.EOL, a.Confirmed
-		s.Remaining = a.EOL.Sub(p.now())
+		s.Remaining, s.SigningDue = a.EOL.Sub(now), p.due(*a)
 	}
 	if s.Name = p.o.IPNSName; !s.Name.Equal(ipns.Name{}) {
 		if s.Network, s.Routes, err = p.network(ctx, s.Name); err != nil {
@@ -89,7 +95,7 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 	switch {
 	case s.Behind || s.Release.Number == 0 || h.passed(s.Release):
 		s.Next = "build"
-	case a == nil || a.Abandoned || a.Record == nil || a.Value != s.Release.Root || s.Remaining <= p.o.Lifetime/2:
+	case a == nil || a.Abandoned || a.Record == nil || a.Value != s.Release.Root || !now.Before(s.SigningDue):
 		s.Next = "sign"
 	case a.Confirmed.IsZero():
 		s.Next = "put"
