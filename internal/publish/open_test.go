@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -191,7 +192,7 @@ func TestImport(t *testing.T) {
 		t.Errorf("now there is one: %v", err)
 	}
 	// Later somebody knows.
-	if again, err := Import(keys, "default", journal, private, &n); err != nil || again != key {
+	if again, err := Import(keys, "default", journal, private, &n); err != nil || !reflect.DeepEqual(again, key) {
 		t.Errorf("with a sequence: %+v, %v", again, err)
 	}
 	h, _, err := readJournal(vfs.Default, journal)
