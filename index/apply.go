@@ -23,7 +23,7 @@ import (
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
 // all or nothing of it, but for blocks that nothing leads to. With Batch.More
 // there is no release yet: entries and sources alone move. Where the list, what a
-// bare gateway shows, Next, Peers and Snapshot are as the newest release has them
+// bare gateway shows, Names, Next, Peers and Snapshot are as the newest release has them
 // there is no new release; Sources move all the same, and changed is false. The
 // first Apply always makes a release, if of an empty list, and so does one whose
 // Batch.After this index does not have.
@@ -100,7 +100,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if snapshotMoved {
 		snapshot = batch.Snapshot
 	}
-	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
@@ -150,7 +150,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
 		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
-		Policy: ix.policy, Next: batch.Next, Peers: batch.Peers,
+		Policy: ix.policy, Names: batch.Names, Next: batch.Next, Peers: batch.Peers,
 	}
 	if err := m.commit(ctx, &r); err != nil {
 		return Release{}, false, err

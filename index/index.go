@@ -124,11 +124,12 @@ type Release struct {
 	Sources    []Source
 	Parameters Parameters
 	Policy     string   // the curation policy's name
-	Next       string   // hash of the successor's public key, "" where none is promised
+	Names      []string // IPNS names that the registry had, the oldest first, and has; nil for the one that the release is read under
+	Next       string   // hash of the public key that follows the last of them, "" where none is promised
 	Peers      []string // multiaddrs to dial
 }
 
-// Batch is what Apply does at once. Next and Peers are what is to hold from now
+// Batch is what Apply does at once. Names, Next and Peers are what is to hold from now
 // on, not changes; the same is true of Sources.
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
@@ -137,6 +138,7 @@ type Batch struct {
 	// release that Collect leaves has them.
 	Blocks  []blocks.Block
 	Sources []Source
+	Names   []string
 	Next    string
 	Peers   []string
 	Now     time.Time
@@ -145,7 +147,7 @@ type Batch struct {
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Next, Peers, Now, After and AfterRoot are the last
+	// durable all the same. Names, Next, Peers, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

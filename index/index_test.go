@@ -290,10 +290,15 @@ func TestApplyMakesNoReleaseForNothing(t *testing.T) {
 	if r := apply(true, 4); r.List != first.List {
 		t.Error("the list depends on the peers")
 	}
-	if rs := collect(t, ix.Releases(t.Context())); len(rs) != 4 || rs[3].Number != 4 {
+	batch.Names = []string{"k51old", "k51new"}
+	if r := apply(true, 5); r.List != first.List || !slices.Equal(r.Names, batch.Names) {
+		t.Errorf("a rotation: %+v", r)
+	}
+	apply(false, 5)
+	if rs := collect(t, ix.Releases(t.Context())); len(rs) != 5 || rs[4].Number != 5 {
 		t.Errorf("Releases: %v", rs)
 	}
-	for _, err := range ix.Blocks(t.Context(), 4, 5) {
+	for _, err := range ix.Blocks(t.Context(), 5, 6) {
 		if !errors.Is(err, ErrNoRelease) {
 			t.Errorf("NewBlocks of no release: %v", err)
 		}

@@ -233,7 +233,7 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		return fmt.Errorf("read release %s: %w", r.Value, err)
 	}
 	m.dial(release.Peers)
-	state, err = ipnsrecord.AcceptRelease(state, r.Value, release.Number, release.Next)
+	state, err = ipnsrecord.AcceptRelease(state, ipnsrecord.Release{Root: r.Value, Number: release.Number, Next: release.Next})
 	if err != nil {
 		return m.refuse(ctx, r, err)
 	}
