@@ -3,17 +3,30 @@ package mirror
 import (
 	"errors"
 	"net/http"
+
+	"github.com/ipfs/boxo/ipns"
 )
 
 // Admin is the handler for the command's own socket: GET /status gives Status,
 // POST /sync does one round of Sync and gives Status too, or 502 with the
-// cause. It must never be reachable from outside.
+// cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. It must never be reachable from outside.
 func (m *Mirror) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		sendJSON(w, r, http.StatusOK, m.Status(r.Context()))
 	})
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
+		if text := r.FormValue("follow"); text != "" {
+			name, err := ipns.NameFromString(text)
+			if err != nil {
+				sendError(w, r, http.StatusBadRequest, err.Error())
+				return
+			}
+			if err := m.FollowTo(r.Context(), name); err != nil {
+				sendError(w, r, http.StatusConflict, err.Error())
+				return
+			}
+		}
 		switch err := m.Sync(r.Context()); {
 		case err == nil:
 			sendJSON(w, r, http.StatusOK, m.Status(r.Context()))

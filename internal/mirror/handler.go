@@ -167,7 +167,7 @@ func (m *Mirror) serveRoot(w http.ResponseWriter, r *http.Request) {
 		Packages int    `json:"doc_count"`
 		Release  uint64 `json:"update_seq"`
 		Root     string `json:"root"`
-	}{m.o.Name.String(), h.Release.Packages, h.Release.Number, h.Release.Root.String()})
+	}{m.following().String(), h.Release.Packages, h.Release.Number, h.Release.Root.String()})
 }
 
 // noAdvisories is npm's reply to an audit that found nothing.

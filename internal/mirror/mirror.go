@@ -45,6 +45,8 @@ var (
 	ErrNotSynced = errors.New("the registry's list has not been synced yet")
 	// ErrUnavailable is returned for content that no source gave in time.
 	ErrUnavailable = errors.New("content is not available from any source")
+	// ErrNoSuccessor is returned by FollowTo for a name that was not promised.
+	ErrNoSuccessor = errors.New("not the successor that was promised")
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("the mirror is closed")
 )
@@ -97,8 +99,10 @@ type Origin interface {
 // Options say what a mirror serves and from where. Name and Dir are required,
 // and a Node or one Gateway.
 type Options struct {
-	Dir      string // state; made when absent
-	FS       vfs.FS // nil: the operating system's
+	Dir string // state; made when absent
+	FS  vfs.FS // nil: the operating system's
+	// Name is the one to begin with. Where the state came to follow its successor,
+	// it goes on with that; either name opens it.
 	Name     ipns.Name
 	Node     NodeReader // nil: gateways only, whose blocks are then kept in Dir
 	Gateways []Gateway  // in order of preference
@@ -183,6 +187,8 @@ type Mirror struct {
 	obtained  map[cid.Cid]struct{}  // tarballs that came by Origin since start; under checkedMu
 
 	stats stats
+
+	wrote func() // a test's: the high-water mark is durable; nil otherwise
 }
 
 // Open opens the state in o.Dir, or begins one, and serves at once what it

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
@@ -59,7 +60,7 @@ func (m *Mirror) interval() time.Duration {
 	if d == 0 {
 		d = defaultInterval
 		if high := m.high.Load(); high.Record != nil {
-			if r, _ := ipnsrecord.Check(m.o.Name, high.Record, m.o.Now()); r.TTL > 0 {
+			if r, _ := ipnsrecord.Check(m.following(), high.Record, m.o.Now()); r.TTL > 0 {
 				d = min(max(r.TTL, 5*time.Second), 5*time.Minute)
 			}
 		}
@@ -87,6 +88,9 @@ func (m *Mirror) Sync(ctx context.Context) error {
 	}
 	err := m.round(ctx)
 	if ctx.Err() == nil {
+		err = m.succession(ctx, err)
+	}
+	if ctx.Err() == nil {
 		m.stats.mu.Lock()
 		m.stats.failure = ""
 		if err != nil {
@@ -102,8 +106,10 @@ func (m *Mirror) Sync(ctx context.Context) error {
 func (m *Mirror) round(ctx context.Context) error {
 	resolving, cancel := context.WithTimeout(ctx, resolveDeadline)
 	defer cancel()
-	answers, pending := m.resolve(resolving)
+	name := m.following()
+	answers, pending := m.resolve(resolving, name)
 	followed := false
+	var expired ipnsrecord.Record // the best of those
 	var errs []error
 	for pending > 0 {
 		var seen []answer
@@ -114,7 +120,7 @@ func (m *Mirror) round(ctx context.Context) error {
 			if followed && ctx.Err() == nil {
 				return errors.Join(errs...)
 			}
-			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", m.o.Name, ErrNoRecord, resolving.Err()))...)
+			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", name, ErrNoRecord, resolving.Err()))...)
 		}
 		for more := true; more; {
 			select {
@@ -137,6 +143,9 @@ func (m *Mirror) round(ctx context.Context) error {
 			seen = append(seen[:at], seen[at+1:]...)
 			if a.err != nil {
 				m.log.DebugContext(ctx, "route gave no record", "route", a.route, "error", a.err)
+				if errors.Is(a.err, ipnsrecord.ErrExpired) && ipnsrecord.Better(a.expired, expired) {
+					expired = a.expired
+				}
 				if !followed {
 					errs = append(errs, fmt.Errorf("%s: %w", a.route, a.err))
 				}
@@ -156,10 +165,30 @@ func (m *Mirror) round(ctx context.Context) error {
 			}
 		}
 	}
+	if !followed {
+		m.hear(ctx, expired)
+	}
 	if !followed && len(errs) == 0 {
 		return ErrNoRecord
 	}
 	return errors.Join(errs...)
+}
+
+// hear takes up the successor that an expired record's release announces: the name
+// before is renewed for a while only, and this mirror was off for longer. Nothing
+// else of it counts.
+func (m *Mirror) hear(ctx context.Context, r ipnsrecord.Record) {
+	held := m.high.Load()
+	if r.Raw == nil || held.Next == "" || held.Successor != "" {
+		return
+	}
+	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, r.Value)
+	if err == nil {
+		err = m.announced(ctx, held.State, ipnsrecord.Release{Root: r.Value, Number: release.Number, Names: release.Names, Next: release.Next})
+	}
+	if err != nil {
+		m.log.DebugContext(ctx, "an expired record's release tells nothing", "name", held.Name, "error", err)
+	}
 }
 
 // answer is what one route said, checked.
@@ -167,21 +196,23 @@ type answer struct {
 	route  string
 	record ipnsrecord.Record
 	err    error
+	// expired is the record where that is all that is wrong with it.
+	expired ipnsrecord.Record
 }
 
-// resolve asks the node and every gateway at once. Each gives one answer before
+// resolve asks the node and every gateway for name at once. Each gives one answer before
 // or soon after ctx ends.
-func (m *Mirror) resolve(ctx context.Context) (<-chan answer, int) {
+func (m *Mirror) resolve(ctx context.Context, name ipns.Name) (<-chan answer, int) {
 	type route struct {
 		name string
 		ask  func(context.Context) ([]byte, error)
 	}
 	var routes []route
 	if m.o.Node != nil {
-		routes = append(routes, route{"node", func(ctx context.Context) ([]byte, error) { return m.o.Node.Record(ctx, m.o.Name) }})
+		routes = append(routes, route{"node", func(ctx context.Context) ([]byte, error) { return m.o.Node.Record(ctx, name) }})
 	}
 	for _, g := range m.o.Gateways {
-		routes = append(routes, route{"gateway " + g.URL(), func(ctx context.Context) ([]byte, error) { return g.Record(ctx, m.o.Name) }})
+		routes = append(routes, route{"gateway " + g.URL(), func(ctx context.Context) ([]byte, error) { return g.Record(ctx, name) }})
 	}
 	answers := make(chan answer, len(routes))
 	for _, r := range routes {
@@ -189,11 +220,11 @@ func (m *Mirror) resolve(ctx context.Context) (<-chan answer, int) {
 			a := answer{route: r.name}
 			raw, err := r.ask(ctx)
 			if err == nil {
-				a.record, err = ipnsrecord.Check(m.o.Name, raw, m.o.Now())
+				a.record, err = ipnsrecord.Check(name, raw, m.o.Now())
 			}
 			if a.err = err; err != nil {
 				a.err = fmt.Errorf("%w: %w", ErrNoRecord, err)
-				a.record = ipnsrecord.Record{}
+				a.record, a.expired = ipnsrecord.Record{}, a.record
 			}
 			answers <- a
 		}) {
@@ -218,27 +249,38 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	m.stats.checked = m.o.Now()
 	m.stats.mu.Unlock()
 	if state != held.State || held.Record == nil {
-		if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
+		if err := m.keepHighWater(held.moved(state, r.Raw)); err != nil {
 			return err
 		}
 	}
 	current := m.head.Load()
-	if current != nil && current.Release.Root.Equals(r.Value) {
+	served := current != nil && current.Release.Root.Equals(r.Value)
+	if served && state.Root == r.Value.String() {
 		return nil
 	}
 
-	g := dag{m: m, kind: directories}
-	release, err := index.ReadRelease(ctx, g, r.Value)
-	if err != nil {
-		return fmt.Errorf("read release %s: %w", r.Value, err)
+	var release index.Release
+	if served { // under the name before, and not held to this one's state yet
+		release = current.Release
+	} else {
+		if release, err = index.ReadRelease(ctx, dag{m: m, kind: directories}, r.Value); err != nil {
+			return fmt.Errorf("read release %s: %w", r.Value, err)
+		}
+		m.dial(release.Peers)
 	}
-	m.dial(release.Peers)
-	state, err = ipnsrecord.AcceptRelease(state, ipnsrecord.Release{Root: r.Value, Number: release.Number, Next: release.Next})
+	said := ipnsrecord.Release{Root: r.Value, Number: release.Number, Names: release.Names, Next: release.Next}
+	accepted, err := ipnsrecord.AcceptRelease(state, said)
 	if err != nil {
-		return m.refuse(ctx, r, err)
+		return m.refuse(ctx, r, errors.Join(err, m.announced(ctx, state, said)))
 	}
-	if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
+	if accepted.Successor != state.Successor {
+		m.log.WarnContext(ctx, "the registry's key was followed by the one that was promised", "name", state.Name, "successor", accepted.Successor)
+	}
+	if err := m.keepHighWater(held.moved(accepted, r.Raw)); err != nil {
 		return err
+	}
+	if served {
+		return nil
 	}
 	got, err := m.syncList(ctx, r.Value)
 	for _, refused := range got.Refused {
@@ -250,6 +292,18 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
 		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
+}
+
+// announced takes up the successor of a release that is not followed itself: it fits
+// the pin, and so nobody but the owner can have said it first.
+func (m *Mirror) announced(ctx context.Context, state ipnsrecord.State, said ipnsrecord.Release) error {
+	after, err := ipnsrecord.Announce(state, said)
+	if err != nil || state.Next == "" || after == state {
+		return nil // why is said already
+	}
+	m.log.WarnContext(ctx, "the registry's key was followed by the one that was promised", "name", state.Name, "successor", after.Successor)
+	held := m.high.Load()
+	return m.keepHighWater(held.moved(after, held.Record))
 }
 
 // refuse counts a record that must not be followed, keeps the evidence, and
