@@ -35,6 +35,8 @@ type Rotation struct {
 	// Seal is of the successor, and of who follows it; the zero Seal is the
 	// identity beside the keys.
 	Seal Seal
+	// Identities open the successor, beside the identity beside the keys.
+	Identities []age.Identity
 }
 
 // Rotate puts the successor that was promised in the place of a key, which stays
@@ -50,23 +52,23 @@ type Rotation struct {
 //
 // Errors: ErrNoKey, ErrNoSuccessor, ErrSuccessor, ErrNext, ErrSealed, ErrCorrupt,
 // those of ReadPrivate, of Add where the successor is elsewhere, and begin's.
-func Rotate(ctx context.Context, dir, name string, r Rotation, begin func(ipns.Name) error, identities ...age.Identity) (Key, error) {
+func Rotate(ctx context.Context, dir, name string, r Rotation, begin func(ipns.Name) error) (Key, error) {
 	if err := ctx.Err(); err != nil {
 		return Key{}, err
 	}
-	key, err := rotate(dir, name, r, begin, identities, func(string) error { return nil })
+	key, err := rotate(dir, name, r, begin, func(string) error { return nil })
 	if err != nil {
 		return Key{}, fmt.Errorf("rotate key %q: %w", name, err)
 	}
 	return key, nil
 }
 
-func rotate(dir, name string, r Rotation, begin func(ipns.Name) error, identities []age.Identity, fault func(step string) error) (Key, error) {
+func rotate(dir, name string, r Rotation, begin func(ipns.Name) error, fault func(step string) error) (Key, error) {
 	key, p, err := find(dir, name)
 	if err != nil {
 		return Key{}, err
 	}
-	successor, private, err := r.successor(key, identities)
+	successor, private, err := r.successor(key)
 	if err != nil {
 		return Key{}, err
 	}
@@ -141,7 +143,7 @@ func rotate(dir, name string, r Rotation, begin func(ipns.Name) error, identitie
 }
 
 // successor gives the successor's name, and its private key where that comes here.
-func (r Rotation) successor(key Key, identities []age.Identity) (ipns.Name, ed25519.PrivateKey, error) {
+func (r Rotation) successor(key Key) (ipns.Name, ed25519.PrivateKey, error) {
 	switch {
 	case r.Signer != nil:
 		if err := r.Signer.try(r.Public); err != nil {
@@ -150,7 +152,7 @@ func (r Rotation) successor(key Key, identities []age.Identity) (ipns.Name, ed25
 		name, err := NameOf(r.Public)
 		return name, nil, err
 	case r.File == "":
-		private, err := key.openSuccessor(identities)
+		private, err := key.openSuccessor(r.Identities)
 		if errors.Is(err, os.ErrNotExist) {
 			return ipns.Name{}, nil, fmt.Errorf("%s: %w", key.SuccessorFile, ErrNoSuccessor)
 		}
@@ -164,7 +166,7 @@ func (r Rotation) successor(key Key, identities []age.Identity) (ipns.Name, ed25
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return ipns.Name{}, nil, err
 	}
-	private, err := ReadPrivate(r.File, append(own, identities...)...)
+	private, err := ReadPrivate(r.File, append(own, r.Identities...)...)
 	if err != nil {
 		return ipns.Name{}, nil, err
 	}

@@ -236,7 +236,7 @@ func TestRotateCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 		n, where := 0, ""
-		_, err = rotate(dir, "main", Rotation{Until: overlapEnds}, noJournal, nil, func(step string) error {
+		_, err = rotate(dir, "main", Rotation{Until: overlapEnds}, noJournal, func(step string) error {
 			if n++; n-1 == at {
 				where = step
 				return crash

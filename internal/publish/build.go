@@ -62,8 +62,8 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	h, _, err := readJournal(p.o.FS, p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := p.spoken()
+	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
 	if err := p.settleRolledBack(before.Number); err != nil {
@@ -78,7 +78,7 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Peers, p.o.Peers)
+	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Names, p.names()) || !slices.Equal(before.Peers, p.o.Peers)
 	// A snapshot that is due is of the list as it stands, for the release that
 	// comes.
 	var snapshot index.Snapshot
@@ -193,7 +193,7 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 func (p *Publisher) batch(cursor ledger.Seq, newest made) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
-		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(),
+		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Now: p.now(),
 		After: newest.number, AfterRoot: newest.root,
 	}
 }
@@ -406,6 +406,9 @@ func (q *putter) put(ctx context.Context) error {
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
+	}
+	if p.pushed == release.Root {
+		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 	}
 	if err := p.push(ctx, j, release); err != nil {
 		if ctx.Err() != nil {

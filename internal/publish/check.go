@@ -398,8 +398,8 @@ const atOnce = 8
 
 // release reads the newest pinned release from the node.
 func (c *checker) release(ctx context.Context) error {
-	h, _, err := readJournal(c.p.o.FS, c.p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := c.p.spoken()
+	if err != nil {
 		return err
 	}
 	root := h.pinned.root

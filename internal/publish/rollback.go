@@ -91,8 +91,8 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if err != nil {
 		return index.Release{}, back, err
 	}
-	h, _, err := readJournal(p.o.FS, p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := p.spoken()
+	if err != nil {
 		return index.Release{}, back, err
 	}
 	differences, err := p.wayBack(ctx, now, old)
