@@ -487,7 +487,7 @@ nothing here can tell.`,
 				return err
 			}
 			p := publish.New(publish.Options{
-				Registry: key.Name, Signer: signer, Journal: dir.Journal(key.Name), Log: r.Logger(cmd.ErrOrStderr(), false),
+				Registry: key.Name, Signer: signer, Journal: journalOf(dir, key), Log: r.Logger(cmd.ErrOrStderr(), false),
 			})
 			record, err := p.SignDraft(draft)
 			if errors.Is(err, ipnsrecord.ErrEquivocation) {
@@ -565,7 +565,7 @@ refused.`,
 			journal := ""
 			key, err := keyOf(dir, name)
 			if err == nil {
-				journal = dir.Journal(key.Name)
+				journal = journalOf(dir, key)
 			} else if !errors.Is(err, ipnskeys.ErrNoKey) {
 				return err
 			}

@@ -84,10 +84,10 @@ func Configure(cmd *cobra.Command, environ []string) error {
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
 	"agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
-	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
-	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network", "newest", "no-deps", "node",
-	"once", "output", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
-	"signatures", "since", "state", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch",
+	"fetch", "follow", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
+	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-tarball", "metadata-only", "name", "network", "newest", "next", "no-deps", "node",
+	"once", "output", "overlap", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
+	"signatures", "since", "state", "successor", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named
