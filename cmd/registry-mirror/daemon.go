@@ -25,6 +25,9 @@ type source struct {
 	ipfs     bool
 	share    bool
 	gateways []string
+	// follow and successor are what sync is told of the name that follows.
+	follow    string
+	successor ipns.Name
 }
 
 func (s *source) bind(cmd *cobra.Command) {
@@ -177,6 +180,11 @@ func (s *source) syncOnce(ctx context.Context, cmd *cobra.Command, name string) 
 		return status, err
 	}
 	defer func() { err = errors.Join(err, close()) }()
+	if s.follow != "" {
+		if err := m.FollowTo(ctx, s.successor); err != nil {
+			return m.Status(ctx), err
+		}
+	}
 	for end := time.Now().Add(patience); ; {
 		err = m.Sync(ctx)
 		if !s.ipfs || !errors.Is(err, mirror.ErrNoRecord) || time.Now().After(end) {

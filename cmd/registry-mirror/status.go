@@ -37,15 +37,25 @@ func syncCommand(common *cli.Common) *cobra.Command {
 		Use:   "sync [NAME]",
 		Short: "Resolve the name and bring the list up to date now",
 		Long: `Asks the running daemon to resolve its name at once; where none runs, does it
-for NAME (or the one registry in this state) and ends.`,
+for NAME (or the one registry in this state) and ends.
+
+A registry whose key was followed by its successor has another name, which its
+releases announce. Where none of them can come any more, since the old key is in other
+hands, --follow says that name. It is taken only where it is the one that was promised.`,
 		Example: `  registry-mirror sync
-  registry-mirror sync --ipfs k51...`,
+  registry-mirror sync --ipfs k51...
+  registry-mirror sync --follow k51...               # its successor, as its owner told you`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := state.Dir(common.State)
 			path := dir.Socket("registry-mirror")
 			var status mirror.Status
 			var err error
+			if s.follow != "" {
+				if s.successor, err = parseName(s.follow); err != nil {
+					return err
+				}
+			}
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
 			} else {
@@ -69,6 +79,7 @@ for NAME (or the one registry in this state) and ends.`,
 		},
 	}
 	s.bind(cmd)
+	cmd.Flags().StringVar(&s.follow, "follow", "", "name that the registry has now; it must be the successor that was promised")
 	return cmd
 }
 
@@ -114,9 +125,12 @@ func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Sta
 		if err != nil {
 			return status, err
 		}
-		if status.Name != name.String() {
+		if status.Name != name.String() && status.Told != name.String() {
 			return status, fmt.Errorf("sync %s: %w, %s", name, errOtherName, status.Name)
 		}
+	}
+	if s.follow != "" {
+		return ask(cmd.Context(), path, http.MethodPost, "/sync?follow="+s.successor.String())
 	}
 	return ask(cmd.Context(), path, http.MethodPost, "/sync")
 }
@@ -155,6 +169,12 @@ func summed(s mirror.Status) statusJSON {
 
 func printStatus(w io.Writer, s mirror.Status) error {
 	fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
+	if s.Told != "" {
+		fmt.Fprintf(w, "told      /ipns/%s, whose promised successor that is\n", s.Told)
+	}
+	if s.Successor != "" {
+		fmt.Fprintf(w, "successor /ipns/%s is announced as promised; no record of it yet\n", s.Successor)
+	}
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
@@ -166,6 +186,9 @@ func printStatus(w io.Writer, s mirror.Status) error {
 			stale = " (expired: what is held is served all the same)"
 		}
 		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
+	}
+	if s.Equivocations > 0 {
+		fmt.Fprintf(w, "refused   %s that the owner does not sign; mirror/NAME/evidence has them\n", cli.Count(int(s.Equivocations), "record"))
 	}
 	if s.Error != "" {
 		fmt.Fprintf(w, "problem   %s\n", s.Error)

@@ -113,6 +113,6 @@ func (m *Mirror) FollowTo(ctx context.Context, name ipns.Name) error {
 	if err != nil {
 		return fmt.Errorf("follow %s: %w: %w", name, ErrNoSuccessor, err)
 	}
-	m.log.WarnContext(ctx, "a person says which name follows, and it is the one that was promised", "name", state.Name, "successor", state.Successor)
+	m.log.WarnContext(ctx, "told which name follows, and it is the one that was promised", "name", state.Name, "successor", state.Successor)
 	return m.keepHighWater(held.moved(state, held.Record))
 }
