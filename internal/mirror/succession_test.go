@@ -174,6 +174,42 @@ func TestSuccessionWhileOff(t *testing.T) {
 	}
 }
 
+// A mirror that begins in the overlap has no promise to hold the first word to.
+func TestSuccessionFirstWord(t *testing.T) {
+	w, first, second, third := newHouse(t)
+	root := w.rotated(first, second, third, "is-odd")
+	w.put(first, root, 6, day)
+	w.put(second, root, 1, day)
+	for _, s := range []signer{first, second} {
+		m := w.synced(func(o *Options) { o.Name = s.name })
+		serves(t, m, "is-odd")
+		if high := m.high.Load(); high.Name != second.name.String() || high.Next != third.promise(t) || (high.Told != "") != s.name.Equal(first.name) {
+			t.Errorf("by %s: %+v", s.name, high)
+		}
+	}
+}
+
+// A state that a mirror left which knew of no successor is gone on with.
+func TestHighWaterBefore(t *testing.T) {
+	w, first, second, third := newHouse(t)
+	fs := vfs.NewMem()
+	m := w.synced(func(o *Options) { o.FS = fs })
+	old, err := json.Marshal(map[string]any{
+		"format": 1, "name": first.name.String(), "sequence": 5, "value": w.release.String(), "eol": w.now.Add(day),
+		"number": 8, "root": w.release.String(), "next": second.promise(t), "record": w.record,
+	})
+	check(t, err)
+	check(t, m.Close())
+	check(t, writeDurably(fs, "mirror", "highwater.json", old))
+	root := w.rotated(first, second, third, "is-odd")
+	w.put(first, root, 6, day)
+	w.put(second, root, 1, day)
+	m = w.synced(func(o *Options) { o.FS = fs })
+	if s := m.Status(t.Context()); s.Name != second.name.String() {
+		t.Errorf("status %+v", s)
+	}
+}
+
 // A thief has the key of today. Whatever he says, no mirror that saw the owner's
 // promise follows him, and each follows the owner once he rotates.
 func TestThief(t *testing.T) {
