@@ -72,7 +72,15 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	touched, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "", &now)
+	parameters := ix.Parameters()
+	if batch.Gateway != "" {
+		if parameters.Gateway == "" {
+			return Release{}, false, fmt.Errorf("%w: it has nothing for gateways", ErrParameters)
+		}
+		parameters.Gateway = batch.Gateway
+	}
+	moved := parameters != ix.Parameters()
+	touched, err := writeEntries(b, batch.Changes, parameters.Gateway != "", &now)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -100,7 +108,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if snapshotMoved {
 		snapshot = batch.Snapshot
 	}
-	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && !snapshotMoved && !moved && batch.Next == old.Next && slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
 		if sourcesMoved {
 			err = b.Commit(pebble.Sync)
@@ -128,7 +136,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	same = same && m.list.list() == old.List
 	m.front = m.list.root
 	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
-	if ix.parameters.Gateway != "" && (shown || !same) {
+	if parameters.Gateway != "" && (shown || !same) {
 		if shown, err = m.makeFront(ctx); err != nil {
 			return Release{}, false, err
 		}
@@ -149,12 +157,18 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
-		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
+		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: parameters,
 		Policy: ix.policy, Names: batch.Names, Next: batch.Next, Peers: batch.Peers,
+	}
+	if moved {
+		if err := writeParameters(b, parameters); err != nil {
+			return Release{}, false, err
+		}
 	}
 	if err := m.commit(ctx, &r); err != nil {
 		return Release{}, false, err
 	}
+	ix.parameters.Store(&parameters)
 	ix.log.InfoContext(ctx, "made a release", "number", r.Number, "root", r.Root.String(),
 		"packages", r.Packages, "versions", r.Versions, "changes", len(batch.Changes))
 	return r, true, nil

@@ -103,7 +103,7 @@ type Source struct {
 
 // Parameters are what the list depends on beside the set of packages, but for
 // Gateway, on which depends what a bare gateway shows. They are chosen when an
-// index is made.
+// index is made, and but for Gateway (Batch) stay.
 type Parameters struct {
 	Fanout    int    `json:"fanout"`            // of the root; 256
 	DirLimit  int    `json:"dir_limit"`         // bytes up to which other directories are basic; 32768
@@ -141,13 +141,17 @@ type Batch struct {
 	Names   []string
 	Next    string
 	Peers   []string
+	// Gateway is the registry's URL (Parameters) from this release on, for an index
+	// that has one already; "" leaves it. What its entries have for gateways is the
+	// caller's to have brought to it.
+	Gateway string
 	Now     time.Time
 	// Snapshot is shown to readers from now on; the zero value leaves the one
 	// that the newest release shows.
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Names, Next, Peers, Now, After and AfterRoot are the last
+	// durable all the same. Names, Next, Peers, Gateway, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

@@ -79,6 +79,11 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
 	due := pending || first || h.passed(before) || before.Next != p.o.Next || !slices.Equal(before.Names, p.names()) || !slices.Equal(before.Peers, p.o.Peers)
+	if remade, err := p.remakePages(ctx, cursor, h.newest); err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	} else if remade {
+		due, pending = true, true
+	}
 	// A snapshot that is due is of the list as it stands, for the release that
 	// comes.
 	var snapshot index.Snapshot
@@ -193,7 +198,7 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 func (p *Publisher) batch(cursor ledger.Seq, newest made) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
-		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Now: p.now(),
+		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Gateway: p.gateway, Now: p.now(),
 		After: newest.number, AfterRoot: newest.root,
 	}
 }

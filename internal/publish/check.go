@@ -325,6 +325,12 @@ func (c *checker) rolledBack(ctx context.Context, note Withheld, e index.Entry) 
 		return nil, err
 	case note.Release < c.oldest: // its directories were collected, and told the rest
 		want.Versions, want.Gateway = e.Versions, e.Gateway
+	default:
+		if r, err := c.p.o.Index.Release(note.Release); err != nil {
+			return nil, err
+		} else if r.Parameters.Gateway != c.p.o.Index.Parameters().Gateway {
+			want.Gateway = e.Gateway // its page is another's name, and was made anew since
+		}
 	}
 	return differs(e, want, fmt.Sprintf("rolled back by release %d, it is", note.Release)), nil
 }

@@ -429,7 +429,10 @@ func (w *world) start(change ...func(*Options)) (p *Publisher, stop func()) {
 	w.t.Helper()
 	io := IndexOptions("", w.signer.IPNSName())
 	io.FS = w.disk
-	ix, err := index.OpenOrCreate("state/index", io)
+	ix, err := index.Open("state/index", index.Options{FS: w.disk}) // which may have a gateway of a later name
+	if errors.Is(err, index.ErrNoIndex) {
+		ix, err = index.Create("state/index", io)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -48,9 +48,8 @@ func IndexOptions(gatewayOrigin string, name ipns.Name) index.Options {
 // OpenIndex opens the index of the registry name, or makes it as IndexOptions
 // says. An index keeps the gateway origin that it was made with, or that it was
 // made without one: "" takes that, another origin is index.ErrParameters, and so
-// is another name where there is an origin, but for the registry's former ones: what
-// bare gateways are shown names the one that the index was made with until it is made
-// anew. An origin that cannot be one is ErrOrigin, and nothing is opened.
+// is another name where there is an origin, but for the registry's former ones: the
+// next Build brings what bare gateways are shown to the one that it has. An origin that cannot be one is ErrOrigin, and nothing is opened.
 func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger, former ...ipns.Name) (*index.Index, error) {
 	if err := checkOrigin(gatewayOrigin); err != nil {
 		return nil, fmt.Errorf("open index of %s: %w", name, err)

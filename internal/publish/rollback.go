@@ -105,6 +105,10 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if len(differences) == 0 {
 		return now, back, nil
 	}
+	dirs, err := p.pagesBack(ctx, differences, old.Parameters.Gateway)
+	if err != nil {
+		return index.Release{}, back, err
+	}
 	if err := p.checkpoint(ctx); err != nil {
 		return index.Release{}, back, err
 	}
@@ -118,6 +122,7 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 		return index.Release{}, back, err
 	}
 	batch := p.batch(cursor, h.newest)
+	batch.Blocks = dirs
 	for _, d := range differences {
 		c := d.Change()
 		if batch.Changes = append(batch.Changes, c); c.Delete {

@@ -224,6 +224,11 @@ func TestRotatedPowerCuts(t *testing.T) {
 	if n := len(steps) - slices.Index(steps, "confirmed synced"); n < 9 {
 		t.Errorf("%d steps under the old name: %q", n, steps)
 	}
+	for _, want := range []string{"pages durable", "pages applied"} {
+		if !slices.Contains(steps, want) {
+			t.Errorf("step %q was not passed", want)
+		}
+	}
 	for i, step := range steps {
 		t.Run(fmt.Sprintf("%d %s", i, step), func(t *testing.T) {
 			w, first := rotated(t)
@@ -249,6 +254,9 @@ func TestRotatedPowerCuts(t *testing.T) {
 			r := after.publish(p)
 			if r.Release.List != list || r.Former[0].Problem != nil {
 				t.Errorf("%+v", r)
+			}
+			if _, _, found := after.check(p); found != "" {
+				t.Errorf("check: %s", found)
 			}
 			for _, s := range []Signer{first.Signer, testSigner(t, 2)} {
 				if got := after.record(s); got.Value != r.CID {
@@ -383,4 +391,91 @@ func TestOpenIndexRotated(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	ix.Close()
+}
+
+// What bare gateways are shown names the name that the registry has, for what was
+// rolled back or is withheld in part too, and is what the ledger gives. A page that
+// the node lost holds nothing up.
+func TestRotatedPages(t *testing.T) {
+	for _, spoil := range []bool{false, true} {
+		t.Run(fmt.Sprintf("lost=%v", spoil), func(t *testing.T) {
+			w, p, stop := motley(t)
+			before := map[string]index.Entry{}
+			for e, err := range p.o.Index.Entries(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				before[string(e.Name)] = e
+			}
+			if spoil {
+				files, err := index.ReadPackage(t.Context(), p.o.Index, before["left-pad"].Gateway.CID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.node.set(func() {
+					delete(w.node.durable, string(files.Index.CID.Hash()))
+					delete(w.node.fresh, string(files.Index.CID.Hash()))
+				})
+			}
+			stop()
+			if err := CreateJournal(w.disk, JournalOf(journalPath, 2)); err != nil {
+				t.Fatal(err)
+			}
+			first := Former{w.signer.IPNSName(), w.signer, journalPath, w.clock.Now().Add(30 * day)}
+			p, stop = w.startRotated(first)
+			defer stop()
+			p.pageSize = 2
+			old, own := first.IPNSName.String(), testSigner(t, 2).IPNSName().String()
+			if spoil {
+				// Its page is in the release, which is then not whole, as before.
+				if _, err := p.Publish(t.Context()); err != nil && !errors.Is(err, ErrIncomplete) {
+					t.Fatal(err)
+				}
+			} else {
+				w.publish(p)
+			}
+			if got := p.o.Index.Parameters().Gateway; got != DefaultGatewayOrigin+"/ipns/"+own {
+				t.Errorf("the gateway is %q", got)
+			}
+			for e, err := range p.o.Index.Entries(t.Context()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e.CID != before[string(e.Name)].CID {
+					t.Errorf("%s moved in the list", e.Name)
+				}
+				if spoil && e.Name == "left-pad" {
+					if e != before[string(e.Name)] {
+						t.Errorf("the lost page: %+v", e)
+					}
+					continue
+				}
+				page := string(w.document(e.Gateway.CID, "index.html"))
+				if strings.Contains(page, old) || !strings.Contains(page, "/ipns/"+own+"/"+string(e.Name)+"/-/") {
+					t.Errorf("page of %s: %s", e.Name, page)
+				}
+			}
+			if spoil {
+				return
+			}
+			if _, _, found := w.check(p); found != "" {
+				t.Errorf("check: %s", found)
+			}
+			if again := w.publish(p); again.Signed {
+				t.Errorf("again: %+v", again)
+			}
+			// And what comes back from a release of the former name.
+			w.rollback(p, 2)
+			e, err := p.o.Index.Entry("twig")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if page := string(w.document(e.Gateway.CID, "index.html")); strings.Contains(page, old) || !strings.Contains(page, own) {
+				t.Errorf("page of what came back: %s", page)
+			}
+			if _, _, found := w.check(p); found != "" {
+				t.Errorf("check after the rollback: %s", found)
+			}
+		})
+	}
 }
