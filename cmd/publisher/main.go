@@ -81,6 +81,7 @@ var causes = []cli.Cause{
 	{Is: publish.ErrSigned, Code: cli.CodeFailed, Hint: "`publisher record put` puts a signed record again; the next one can be drafted once half of its lifetime is over"},
 	{Is: publish.ErrOvertaken, Code: codeRule, Hint: "`publisher record draft` drafts a record for the newest release"},
 	{Is: publish.ErrNotDrafted, Code: codeRule, Hint: "`publisher record draft` prints the draft that is to be signed"},
+	{Is: publish.ErrNotKept, Code: cli.CodeUsage, Hint: "`publisher key show` lists them, and until when each is kept up"},
 	{Is: publish.ErrLifetime, Code: codeRule, Hint: "is the clock right, here and where it was drafted? nothing was signed"},
 	{Is: publish.ErrDraft, Code: cli.CodeUsage, Hint: "sign the file that `publisher record draft` wrote, as it is"},
 	{Is: ipnsrecord.ErrExpired, Code: codeRule, Hint: "is the clock right? what has expired is drafted and signed anew"},

@@ -412,7 +412,7 @@ func (p *Publisher) content(ctx context.Context, j *journal, release index.Relea
 	if j.pinned.root == release.Root {
 		return nil
 	}
-	if p.pushed == release.Root {
+	if p.pushed.Defined() && p.pushed == release.Root {
 		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 	}
 	if err := p.push(ctx, j, release); err != nil {

@@ -112,6 +112,10 @@ func TestPublishRotated(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
+	if _, err := p.DraftFormer(t.Context(), first.IPNSName); !errors.Is(err, ErrSigned) {
+		t.Errorf("draft for the old name: %v", err)
+	}
+
 	// Past the overlap the old name stays as it is, and runs out.
 	w.clock.add(31 * day)
 	w.ledger.hold(t, "is-even", []string{"1.0.0"}, "1.0.0")
@@ -121,6 +125,9 @@ func TestPublishRotated(t *testing.T) {
 	}
 	if s, err = p.Status(t.Context()); err != nil || !s.Former[0].Ended || s.Former[0].Problem != nil {
 		t.Errorf("status %+v, %v", s, err)
+	}
+	if _, err := p.DraftFormer(t.Context(), first.IPNSName); !errors.Is(err, ErrNotKept) {
+		t.Errorf("draft for a name that is given up: %v", err)
 	}
 	w.node.once(t)
 }
