@@ -120,6 +120,7 @@ func (m *Mirror) round(ctx context.Context) error {
 			if followed && ctx.Err() == nil {
 				return errors.Join(errs...)
 			}
+			m.hear(ctx, expired)
 			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", name, ErrNoRecord, resolving.Err()))...)
 		}
 		for more := true; more; {
