@@ -23,8 +23,8 @@ import (
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
 // all or nothing of it, but for blocks that nothing leads to. With Batch.More
 // there is no release yet: entries and sources alone move. Where the list, what a
-// bare gateway shows, Next, Peers, Policy and Snapshot are as the newest release has
-// them there is no new release; Sources, Held and Mark move all the same, and changed
+// bare gateway shows, Names, Next, Peers, Policy and Snapshot are as the newest release
+// has them there is no new release; Sources, Held and Mark move all the same, and changed
 // is false. The
 // first Apply always makes a release, if of an empty list, and so does one whose
 // Batch.After this index does not have.
@@ -73,7 +73,15 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err != nil {
 		return Release{}, false, err
 	}
-	touched, err := writeEntries(b, batch.Changes, ix.parameters.Gateway != "", &now)
+	parameters := ix.Parameters()
+	if batch.Gateway != "" {
+		if parameters.Gateway == "" {
+			return Release{}, false, fmt.Errorf("%w: it has nothing for gateways", ErrParameters)
+		}
+		parameters.Gateway = batch.Gateway
+	}
+	gatewayMoved := parameters != ix.Parameters()
+	touched, err := writeEntries(b, batch.Changes, parameters.Gateway != "", &now)
 	if err != nil {
 		return Release{}, false, err
 	}
@@ -111,7 +119,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if snapshotMoved {
 		snapshot = batch.Snapshot
 	}
-	same := !first && !passed && !snapshotMoved && batch.Next == old.Next && batch.Policy == old.Policy && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && !snapshotMoved && !gatewayMoved && batch.Next == old.Next && batch.Policy == old.Policy && slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
 		if moved {
 			err = b.Commit(pebble.Sync)
@@ -139,7 +147,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	same = same && m.list.list() == old.List
 	m.front = m.list.root
 	shown := pending > 0 || slices.ContainsFunc(touched, func(t touch) bool { return t.shown })
-	if ix.parameters.Gateway != "" && (shown || !same) {
+	if parameters.Gateway != "" && (shown || !same) {
 		if shown, err = m.makeFront(ctx); err != nil {
 			return Release{}, false, err
 		}
@@ -160,12 +168,18 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	r := Release{
 		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
-		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: ix.parameters,
-		Policy: batch.Policy, Next: batch.Next, Peers: batch.Peers,
+		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: parameters,
+		Policy: batch.Policy, Names: batch.Names, Next: batch.Next, Peers: batch.Peers,
+	}
+	if gatewayMoved {
+		if err := writeParameters(b, parameters); err != nil {
+			return Release{}, false, err
+		}
 	}
 	if err := m.commit(ctx, &r); err != nil {
 		return Release{}, false, err
 	}
+	ix.parameters.Store(&parameters)
 	ix.log.InfoContext(ctx, "made a release", "number", r.Number, "root", r.Root.String(),
 		"packages", r.Packages, "versions", r.Versions, "changes", len(batch.Changes))
 	return r, true, nil

@@ -168,7 +168,7 @@ func TestStoreFormat1(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	raw, err := json.Marshal(formatRow{1, ix.parameters})
+	raw, err := json.Marshal(formatRow{1, ix.Parameters()})
 	newRow := func(number uint64, c cid.Cid) error {
 		return ix.db.Set(append(numbered('n', number), c.KeyString()...), nil, nil)
 	}
@@ -186,7 +186,7 @@ func TestStoreFormat1(t *testing.T) {
 	}
 	defer ix.Close()
 	row, err := readFormat(ix.db)
-	if err != nil || row.Format != storeFormat || row.Parameters != ix.parameters {
+	if err != nil || row.Format != storeFormat || row.Parameters != ix.Parameters() {
 		t.Errorf("%+v, %v", row, err)
 	}
 	var keys []string

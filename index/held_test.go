@@ -119,7 +119,7 @@ func TestStoreFormat4(t *testing.T) {
 	if _, _, err := ix.Apply(t.Context(), Batch{Changes: []Change{put(t, "@s/c", 0)}, More: true}); err != nil {
 		t.Fatal(err)
 	}
-	raw, err := json.Marshal(formatRow{4, ix.parameters})
+	raw, err := json.Marshal(formatRow{4, ix.Parameters()})
 	if err := errors.Join(err, ix.db.Set([]byte{rowFormat}, raw, nil), ix.Close()); err != nil {
 		t.Fatal(err)
 	}

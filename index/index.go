@@ -103,7 +103,7 @@ type Source struct {
 
 // Parameters are what the list depends on beside the set of packages, but for
 // Gateway, on which depends what a bare gateway shows. They are chosen when an
-// index is made.
+// index is made, and but for Gateway (Batch) stay.
 type Parameters struct {
 	Fanout    int    `json:"fanout"`            // of the root; 256
 	DirLimit  int    `json:"dir_limit"`         // bytes up to which other directories are basic; 32768
@@ -124,12 +124,13 @@ type Release struct {
 	Sources    []Source
 	Parameters Parameters
 	Policy     string   // which curation policy it follows, "" for none
-	Next       string   // hash of the successor's public key, "" where none is promised
+	Names      []string // IPNS names that the registry had, the oldest first, and has; nil for the one that the release is read under
+	Next       string   // hash of the public key that follows the last of them, "" where none is promised
 	Peers      []string // multiaddrs to dial
 }
 
-// Batch is what Apply does at once. Next, Peers and Policy are what is to hold from
-// now on, not changes; the same is true of Sources and Mark.
+// Batch is what Apply does at once. Names, Next, Peers and Policy are what is to hold
+// from now on, not changes; the same is true of Sources and Mark.
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
 	Changes []Change
@@ -137,9 +138,14 @@ type Batch struct {
 	// release that Collect leaves has them.
 	Blocks  []blocks.Block
 	Sources []Source
+	Names   []string
 	Next    string
 	Peers   []string
 	Policy  string // for release.json: which curation policy the list follows; "" for none
+	// Gateway is the registry's URL (Parameters) from this release on, for an index
+	// that has one already; "" leaves it. What its entries have for gateways is the
+	// caller's to have brought to it.
+	Gateway string
 	Now     time.Time
 	// Held is what is held of packages from now on; of several for one name the last
 	// counts, and of one that is not named it stays as it is.
@@ -151,7 +157,7 @@ type Batch struct {
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Next, Peers, Policy, Now, After and AfterRoot are the last
+	// durable all the same. Names, Next, Peers, Policy, Gateway, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

@@ -290,13 +290,68 @@ func TestApplyMakesNoReleaseForNothing(t *testing.T) {
 	if r := apply(true, 4); r.List != first.List {
 		t.Error("the list depends on the peers")
 	}
-	if rs := collect(t, ix.Releases(t.Context())); len(rs) != 4 || rs[3].Number != 4 {
+	batch.Names = []string{"k51old", "k51new"}
+	if r := apply(true, 5); r.List != first.List || !slices.Equal(r.Names, batch.Names) {
+		t.Errorf("a rotation: %+v", r)
+	}
+	apply(false, 5)
+	if rs := collect(t, ix.Releases(t.Context())); len(rs) != 5 || rs[4].Number != 5 {
 		t.Errorf("Releases: %v", rs)
 	}
-	for _, err := range ix.Blocks(t.Context(), 4, 5) {
+	for _, err := range ix.Blocks(t.Context(), 5, 6) {
 		if !errors.Is(err, ErrNoRelease) {
 			t.Errorf("NewBlocks of no release: %v", err)
 		}
+	}
+}
+
+// Another URL for gateways comes with the release that has it, and stays.
+func TestApplyMovesGateway(t *testing.T) {
+	const before, after = "http://gateway.example.test/ipns/old", "http://gateway.example.test/ipns/new"
+	dir := t.TempDir()
+	ix, err := Create(dir, Options{Documents: "d", Gateway: before})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := Batch{Now: epoch, Gateway: before, Changes: []Change{put(t, "a", 0)}}
+	first, _, err := ix.Apply(t.Context(), batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch.Gateway, batch.More = after, true
+	if _, _, err := ix.Apply(t.Context(), batch); err != nil || ix.Parameters().Gateway != before {
+		t.Errorf("before there is a release: %+v, %v", ix.Parameters(), err)
+	}
+	batch.More = false
+	r, changed, err := ix.Apply(t.Context(), batch)
+	if err != nil || !changed || r.Number != 2 || r.List != first.List || r.Parameters.Gateway != after || ix.Parameters().Gateway != after {
+		t.Errorf("%+v, %v, %v", r, changed, err)
+	}
+	if _, changed, err = ix.Apply(t.Context(), batch); err != nil || changed {
+		t.Errorf("again: %v, %v", changed, err)
+	}
+	if err := ix.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, Options{Documents: "d", Gateway: before}); !errors.Is(err, ErrParameters) {
+		t.Errorf("opened with the one before: %v", err)
+	}
+	if ix, err = Open(dir, Options{Documents: "d", Gateway: after}); err != nil {
+		t.Fatal(err)
+	}
+	if was, err := ix.Release(1); err != nil || was.Parameters.Gateway != before {
+		t.Errorf("release 1: %+v, %v", was, err)
+	}
+	if err := ix.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	if ix, err = Create(t.TempDir(), Options{Documents: "d"}); err != nil {
+		t.Fatal(err)
+	}
+	defer ix.Close()
+	if _, _, err := ix.Apply(t.Context(), Batch{Now: epoch, Gateway: after}); !errors.Is(err, ErrParameters) {
+		t.Errorf("an index without one: %v", err)
 	}
 }
 

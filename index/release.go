@@ -27,6 +27,7 @@ type document struct {
 	Versions   int          `json:"versions"`
 	Sources    []Source     `json:"sources,omitempty"`
 	Policy     string       `json:"policy,omitempty"`
+	Names      []string     `json:"names,omitempty"`
 	Next       string       `json:"next,omitempty"`
 	Peers      []string     `json:"peers,omitempty"`
 	Root       string       `json:"root,omitempty"` // in the store's row only
@@ -44,7 +45,7 @@ func encodeRelease(r Release, root bool) ([]byte, error) {
 		Format: r.Format, Number: r.Number, Created: r.Created.UTC().Format(time.RFC3339),
 		Previous: text(r.Previous), List: listDocument{text(r.List.Root), text(r.List.Overflow)},
 		Parameters: r.Parameters, Packages: r.Packages, Versions: r.Versions,
-		Sources: r.Sources, Policy: r.Policy, Next: r.Next, Peers: r.Peers,
+		Sources: r.Sources, Policy: r.Policy, Names: r.Names, Next: r.Next, Peers: r.Peers,
 	}
 	if root {
 		d.Root = text(r.Root)
@@ -81,7 +82,7 @@ func decodeRelease(raw []byte) (Release, error) {
 	}
 	r := Release{
 		Format: d.Format, Number: d.Number, Parameters: d.Parameters, Packages: d.Packages, Versions: d.Versions,
-		Sources: d.Sources, Policy: d.Policy, Next: d.Next, Peers: d.Peers,
+		Sources: d.Sources, Policy: d.Policy, Names: d.Names, Next: d.Next, Peers: d.Peers,
 	}
 	created, err := time.Parse(time.RFC3339, d.Created)
 	r.Created = created.UTC()

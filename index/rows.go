@@ -108,12 +108,12 @@ func checkEmpty(db *pebble.DB) error {
 	return nil
 }
 
-func writeParameters(db *pebble.DB, p Parameters) error {
+func writeParameters(to pebble.Writer, p Parameters) error {
 	raw, err := json.Marshal(formatRow{storeFormat, p})
 	if err != nil {
 		return err
 	}
-	return db.Set([]byte{rowFormat}, raw, pebble.Sync)
+	return to.Set([]byte{rowFormat}, raw, pebble.Sync)
 }
 
 // upgrade brings the rows of earlier formats up to this one: of the rows "n number

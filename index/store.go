@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -74,7 +75,7 @@ type Index struct {
 	// writerOptions are for tables.
 	writerOptions sstable.WriterOptions
 	log           *slog.Logger
-	parameters    Parameters
+	parameters    atomic.Pointer[Parameters] // Apply replaces it
 	chunk         int
 
 	// apply is held by Apply from its first read to the synced write.
@@ -177,7 +178,8 @@ func OpenOrCreate(dir string, o Options) (*Index, error) {
 }
 
 func newIndex(db *pebble.DB, held lockedDir, o Options, p Parameters) *Index {
-	ix := &Index{db: db, dir: held, tables: readerOptions(o), writerOptions: writerOptions(o, db), log: o.Log, parameters: p, chunk: o.chunk}
+	ix := &Index{db: db, dir: held, tables: readerOptions(o), writerOptions: writerOptions(o, db), log: o.Log, chunk: o.chunk}
+	ix.parameters.Store(&p)
 	ix.idle.L = &ix.mu
 	return ix
 }
@@ -216,7 +218,7 @@ func (ix *Index) end() {
 }
 
 // Parameters are those that the index was created with.
-func (ix *Index) Parameters() Parameters { return ix.parameters }
+func (ix *Index) Parameters() Parameters { return *ix.parameters.Load() }
 
 // Head returns the newest release, ErrNoRelease before the first.
 func (ix *Index) Head() (Release, error) {
@@ -353,7 +355,8 @@ func (ix *Index) check(ctx context.Context, snap *pebble.Snapshot, report func(r
 	if err != nil && !first {
 		return err
 	}
-	rows := rowCheck{snap: snap, oldest: from, gateway: ix.parameters.Gateway != "", isCopy: isCopy, parameters: ix.parameters}
+	parameters := ix.Parameters()
+	rows := rowCheck{snap: snap, oldest: from, gateway: parameters.Gateway != "", isCopy: isCopy, parameters: parameters}
 	if err := rows.checkRows(ctx, report); err != nil || first {
 		return err
 	}

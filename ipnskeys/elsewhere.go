@@ -87,17 +87,23 @@ func Add(dir, name string, public ed25519.PublicKey, has Elsewhere) (Key, error)
 }
 
 func add(dir, name string, public ed25519.PublicKey, has Elsewhere) (Key, error) {
-	if has.kind() == "" {
-		return Key{}, ErrSigner
-	}
-	signer, err := has.reach(public)
-	if err != nil {
-		return Key{}, err
-	}
-	if _, err := signer.Sign(nil, []byte("registry-mirror: a signature to see who signs"), crypto.Hash(0)); err != nil {
+	if err := has.try(public); err != nil {
 		return Key{}, err
 	}
 	return place(dir, name, public, nil, &has, Seal{})
+}
+
+// try has a message signed that is no record.
+func (e *Elsewhere) try(public ed25519.PublicKey) error {
+	if k := e.kind(); k != SignerAgent && k != SignerCommand {
+		return ErrSigner
+	}
+	signer, err := e.reach(public)
+	if err != nil {
+		return err
+	}
+	_, err = signer.Sign(nil, []byte("registry-mirror: a signature to see who signs"), crypto.Hash(0))
+	return err
 }
 
 // reach gives the signer, having seen that it is there. Error: ErrAway.

@@ -15,6 +15,8 @@
 //	                     where an agent or a command signs
 //	NAME/successor.age   the private key that follows it, sealed; best moved
 //	                     to another machine, since it is needed only to rotate
+//	NAME/key-2.age       the same of the second key, once Rotate put it in the
+//	NAME/successor-2.age place of the first, and so on; key.age stays
 //
 // Sealing to an identity file beside the keys protects a backup or a disk that
 // holds only one of the two. It does not protect from who can read both.
@@ -56,6 +58,14 @@ var (
 	// ErrNotHere is returned where a private key would have to be at hand, of a
 	// key that an agent or a command signs for.
 	ErrNotHere = errors.New("the private key is not here: an agent or a command signs with it")
+	// ErrNoSuccessor is returned by Rotate when the successor's private key is not
+	// where Mint put it, and nobody said where it is.
+	ErrNoSuccessor = errors.New("the successor's private key is not here")
+	// ErrSuccessor is returned by Rotate for another key than the one promised.
+	ErrSuccessor = errors.New("not the successor that was promised")
+	// ErrNext is returned by Rotate for a public key that cannot follow: the
+	// registry has it, or had it.
+	ErrNext = errors.New("a key that this registry has, or had, cannot follow")
 	// ErrUnsafe is what every *UnsafeError is.
 	ErrUnsafe = errors.New("a secret file that others may reach")
 )
@@ -69,7 +79,18 @@ const (
 
 	maxSecret = 64 << 10 // bytes of any file read here
 	format    = 1
+	// rotatedFormat is of a public.json that speaks of former keys: what knows
+	// format 1 alone would look for the key in the wrong file.
+	rotatedFormat = 2
 )
+
+// numbered is the file's name for the key of that number, 1 for the first.
+func numbered(file string, number int) string {
+	if number == 1 {
+		return file
+	}
+	return fmt.Sprintf("%s-%d.age", strings.TrimSuffix(file, ".age"), number)
+}
 
 var keyName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
@@ -77,6 +98,10 @@ var keyName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 type Key struct {
 	Name     string
 	IPNSName ipns.Name
+	// Number is 1 for the key that was minted, imported or added, and one more
+	// after each Rotate. Former are those before it, the oldest first.
+	Number int
+	Former []Former
 	// Next commits to the successor: ipnsrecord.Commitment of its name.
 	Next    string
 	Created time.Time
@@ -93,6 +118,27 @@ type Key struct {
 	SuccessorFile string // the sealed successor; need not be there any more
 	// IdentityFile opens both; "" where they are sealed to something else.
 	IdentityFile string
+}
+
+// Former is a key that was followed by its successor.
+type Former struct {
+	Number   int // 1 for the first
+	IPNSName ipns.Name
+	Created  time.Time
+	Until    time.Time // its records are renewed until then
+
+	Signer  string // as Key's
+	Command string
+	File    string // the sealed private key; "" where it was never here
+}
+
+// Names are the IPNS names that the registry had, the oldest first, and has.
+func (k Key) Names() []ipns.Name {
+	names := make([]ipns.Name, 0, len(k.Former)+1)
+	for _, f := range k.Former {
+		names = append(names, f.IPNSName)
+	}
+	return append(names, k.IPNSName)
 }
 
 // BackupCommand is the one shell command that backs up this key, its successor
@@ -129,7 +175,19 @@ type description struct {
 	Identity bool `json:"identity,omitempty"`
 	// Signer says who signs; nil for a key whose private part is here.
 	Signer *Elsewhere `json:"signer,omitempty"`
+	// Former are the keys before, the oldest first.
+	Former []formerDescription `json:"former,omitempty"`
 }
+
+type formerDescription struct {
+	IPNSName ipns.Name  `json:"ipns_name"`
+	Created  time.Time  `json:"created"`
+	Until    time.Time  `json:"until"`
+	Signer   *Elsewhere `json:"signer,omitempty"`
+}
+
+// number is Key.Number.
+func (p description) number() int { return len(p.Former) + 1 }
 
 func (p description) write(path string) error {
 	raw, err := json.MarshalIndent(p, "", "  ")
@@ -322,12 +380,16 @@ func find(dir, name string) (Key, description, error) {
 	if err := json.Unmarshal(raw, &p); err != nil {
 		return Key{}, p, fmt.Errorf("%s: %w: %w", publicFile, ErrCorrupt, err)
 	}
-	if p.Format != format || p.Name != name || p.IPNSName.Equal(ipns.Name{}) || len(p.Next) != 64 {
+	want := format
+	if len(p.Former) > 0 {
+		want = rotatedFormat
+	}
+	if p.Format != want || p.Name != name || p.IPNSName.Equal(ipns.Name{}) || len(p.Next) != 64 {
 		return Key{}, p, fmt.Errorf("%s: %w", publicFile, ErrCorrupt)
 	}
 	key := Key{
 		Name: name, IPNSName: p.IPNSName, Next: p.Next, Created: p.Created,
-		Signer: p.Signer.kind(), Dir: abs, SuccessorFile: filepath.Join(home, successorFile),
+		Number: p.number(), Signer: p.Signer.kind(), Dir: abs, SuccessorFile: filepath.Join(home, numbered(successorFile, p.number())),
 	}
 	if key.Signer == "" {
 		return Key{}, p, fmt.Errorf("%s: it names no signer: %w", publicFile, ErrCorrupt)
@@ -336,10 +398,22 @@ func find(dir, name string) (Key, description, error) {
 		return Key{}, p, fmt.Errorf("%s: %w: %w", publicFile, ErrCorrupt, err)
 	}
 	if key.Signer == SignerFile {
-		key.File = filepath.Join(home, keyFile)
+		key.File = filepath.Join(home, numbered(keyFile, key.Number))
 	}
 	if key.Signer == SignerCommand {
 		key.Command = p.Signer.String()
+	}
+	for i, f := range p.Former {
+		was := Former{Number: i + 1, IPNSName: f.IPNSName, Created: f.Created, Until: f.Until, Signer: f.Signer.kind()}
+		switch was.Signer {
+		case "":
+			return Key{}, p, fmt.Errorf("%s: it names no signer of %s: %w", publicFile, f.IPNSName, ErrCorrupt)
+		case SignerFile:
+			was.File = filepath.Join(home, numbered(keyFile, was.Number))
+		case SignerCommand:
+			was.Command = f.Signer.String()
+		}
+		key.Former = append(key.Former, was)
 	}
 	if p.Identity {
 		key.IdentityFile = filepath.Join(abs, identityFile)
@@ -367,18 +441,54 @@ func load(dir, name string, identities []age.Identity) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if key.Signer != SignerFile {
-		public, err := publicKey(key.IPNSName)
+	return key.signer(p.Signer, identities)
+}
+
+// LoadFormer is Load for a key that was followed by its successor, by its IPNS
+// name. Further error: ErrNoKey, where the key name never had it.
+func LoadFormer(ctx context.Context, dir, name string, former ipns.Name, identities ...age.Identity) (*Signer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	signer, err := loadFormer(dir, name, former, identities)
+	if err != nil {
+		return nil, fmt.Errorf("load former key %s of %q in %s: %w", former, name, dir, err)
+	}
+	return signer, nil
+}
+
+func loadFormer(dir, name string, former ipns.Name, identities []age.Identity) (*Signer, error) {
+	key, p, err := find(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range key.Former {
+		if f.IPNSName.Equal(former) {
+			return key.as(f).signer(p.Former[i].Signer, identities)
+		}
+	}
+	return nil, ErrNoKey
+}
+
+// as is the key as it was while it was f.
+func (k Key) as(f Former) Key {
+	k.IPNSName, k.Signer, k.File = f.IPNSName, f.Signer, f.File
+	return k
+}
+
+func (k Key) signer(has *Elsewhere, identities []age.Identity) (*Signer, error) {
+	if k.Signer != SignerFile {
+		public, err := publicKey(k.IPNSName)
 		if err != nil {
 			return nil, err
 		}
-		there, err := p.Signer.reach(public)
+		there, err := has.reach(public)
 		if err != nil {
 			return nil, err
 		}
 		return NewSigner(there)
 	}
-	private, err := key.open(identities)
+	private, err := k.open(identities)
 	if err != nil {
 		return nil, err
 	}

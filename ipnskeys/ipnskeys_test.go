@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -126,7 +127,7 @@ func TestMint(t *testing.T) {
 		t.Error(err)
 	}
 	keys, err := List(dir)
-	if err != nil || len(keys) != 2 || keys[0].Name != "another" || keys[1] != key {
+	if err != nil || len(keys) != 2 || keys[0].Name != "another" || !reflect.DeepEqual(keys[1], key) {
 		t.Errorf("list is %+v (%v)", keys, err)
 	}
 }

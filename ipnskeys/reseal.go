@@ -22,19 +22,19 @@ type Resealed struct {
 	// Tried says that the new seal was opened again, by what it was sealed with or
 	// by one of the identities given.
 	Tried bool
-	// Left says that there is a successor's file which nothing given opens, and
-	// that stayed as it was.
+	// Left says that there is a successor's file, or a former key's, which nothing
+	// given opens, and that stayed as it was.
 	Left bool
 }
 
-// Reseal seals a key, and its successor where that is here and opens, to
-// another seal. identities, and the identity beside the keys, open what is
+// Reseal seals a key, and its successor and the keys before it where those are
+// here and open, to another seal. identities, and the identity beside the keys, open what is
 // there; one that opens the new seal too shows that it can be opened. Copies and backups made before stay sealed as they were. Errors:
 // Load's; after one, what was sealed anew stays so, and a further Reseal ends it.
 //
 // Law: all new seals are durable, and were opened again where that can be done,
 // before the first takes its place; each takes it by one rename, the
-// successor's first, then public.json, then the key's. A crash leaves of each
+// successor's first, then the former keys', then public.json, then the key's. A crash leaves of each
 // file the old one or the new one, never none; and Load tries the identity
 // beside the keys whatever public.json says.
 func Reseal(ctx context.Context, dir, name string, to Seal, identities ...age.Identity) (Resealed, error) {
@@ -58,18 +58,34 @@ func reseal(dir, name string, to Seal, identities []age.Identity, fault func(ste
 	var r Resealed
 	sealed := map[string]ed25519.PrivateKey{} // by the file's name
 	if key.Signer == SignerFile {
-		if sealed[keyFile], err = key.open(identities); err != nil {
+		if sealed[filepath.Base(key.File)], err = key.open(identities); err != nil {
 			return Resealed{}, err
 		}
 	}
+	maybe := func(path string, private ed25519.PrivateKey, err error) error {
+		switch {
+		case err == nil:
+			sealed[filepath.Base(path)] = private
+		case errors.Is(err, ErrSealed):
+			r.Left = true
+		case !errors.Is(err, os.ErrNotExist):
+			return err
+		}
+		return nil
+	}
 	successor, err := key.openSuccessor(identities)
-	switch {
-	case err == nil:
-		sealed[successorFile], r.Successor = successor, true
-	case errors.Is(err, ErrSealed):
-		r.Left = true
-	case !errors.Is(err, os.ErrNotExist):
+	r.Successor = err == nil
+	if err := maybe(key.SuccessorFile, successor, err); err != nil {
 		return Resealed{}, err
+	}
+	for _, f := range key.Former {
+		if f.Signer != SignerFile {
+			continue
+		}
+		private, err := key.as(f).open(identities)
+		if err := maybe(f.File, private, err); err != nil {
+			return Resealed{}, err
+		}
 	}
 	if len(sealed) == 0 {
 		return Resealed{}, ErrNotHere
@@ -111,7 +127,11 @@ func reseal(dir, name string, to Seal, identities []age.Identity, fault func(ste
 	if err := fault("sealed"); err != nil {
 		return Resealed{}, err
 	}
-	for _, file := range []string{successorFile, publicFile, keyFile} {
+	order := []string{filepath.Base(key.SuccessorFile)}
+	for _, f := range key.Former {
+		order = append(order, numbered(keyFile, f.Number))
+	}
+	for _, file := range append(order, publicFile, numbered(keyFile, key.Number)) {
 		if sealed[file] == nil && file != publicFile {
 			continue
 		}

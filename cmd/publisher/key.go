@@ -20,24 +20,39 @@ import (
 
 // keyJSON is what may be shown of a key.
 type keyJSON struct {
-	Name        string    `json:"name"`
-	IPNSName    string    `json:"ipns_name"`
-	Fingerprint string    `json:"fingerprint"`
-	PublicKey   string    `json:"public_key"`
-	Next        string    `json:"next"`
-	Created     time.Time `json:"created"`
-	Signer      string    `json:"signer"`
-	Command     string    `json:"command,omitempty"`
-	File        string    `json:"file,omitempty"`
-	Successor   string    `json:"successor_file"`
-	Identity    string    `json:"identity_file,omitempty"`
-	Backup      string    `json:"backup_command"`
+	Name        string       `json:"name"`
+	IPNSName    string       `json:"ipns_name"`
+	Fingerprint string       `json:"fingerprint"`
+	PublicKey   string       `json:"public_key"`
+	Next        string       `json:"next"`
+	Created     time.Time    `json:"created"`
+	Signer      string       `json:"signer"`
+	Command     string       `json:"command,omitempty"`
+	File        string       `json:"file,omitempty"`
+	Successor   string       `json:"successor_file"`
+	Identity    string       `json:"identity_file,omitempty"`
+	Backup      string       `json:"backup_command"`
+	Number      int          `json:"number"`
+	Former      []formerJSON `json:"former,omitempty"`
+}
+
+// formerJSON is what may be shown of a key that was followed by its successor.
+type formerJSON struct {
+	IPNSName string    `json:"ipns_name"`
+	Created  time.Time `json:"created"`
+	Until    time.Time `json:"until"`
+	Signer   string    `json:"signer"`
+	File     string    `json:"file,omitempty"`
 }
 
 func show(k ipnskeys.Key) keyJSON {
+	var former []formerJSON
+	for _, f := range k.Former {
+		former = append(former, formerJSON{f.IPNSName.String(), f.Created, f.Until, f.Signer, f.File})
+	}
 	return keyJSON{
 		k.Name, k.IPNSName.String(), k.Fingerprint, k.PublicKey, k.Next, k.Created, k.Signer, k.Command,
-		k.File, k.SuccessorFile, k.IdentityFile, k.BackupCommand(),
+		k.File, k.SuccessorFile, k.IdentityFile, k.BackupCommand(), k.Number, former,
 	}
 }
 
@@ -63,8 +78,19 @@ func printKey(w io.Writer, k ipnskeys.Key) error {
 		opened = "an identity that is elsewhere, or a passphrase"
 	}
 	fmt.Fprintf(w, "opened by   %s\n", opened)
+	for _, f := range k.Former {
+		fmt.Fprintf(w, "former      %s, %s\n", f.IPNSName, keptUp(f.Until))
+	}
 	_, err := fmt.Fprintf(w, "back up     %s\n", k.BackupCommand())
 	return err
+}
+
+// keptUp says until when a former name is.
+func keptUp(until time.Time) string {
+	if time.Now().Before(until) {
+		return "kept up until " + until.Local().Format(time.DateTime)
+	}
+	return "given up on " + until.Local().Format(time.DateTime)
 }
 
 func (r *registry) printKey(cmd *cobra.Command, k ipnskeys.Key) error {
@@ -80,7 +106,7 @@ func (r *registry) printTaken(cmd *cobra.Command, k ipnskeys.Key) error {
 	if err := r.printKey(cmd, k); err != nil || r.JSON {
 		return err
 	}
-	if _, err := os.Lstat(state.Dir(r.State).Journal(r.name)); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(journalOf(state.Dir(r.State), k)); errors.Is(err, os.ErrNotExist) {
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), "sequence    unknown: the first publish asks the network for the last one")
 		return err
 	}
@@ -88,9 +114,9 @@ func (r *registry) printTaken(cmd *cobra.Command, k ipnskeys.Key) error {
 }
 
 func keyCommand(r *registry) *cobra.Command {
-	cmd := &cobra.Command{Use: "key", Short: "Mint, show, move and seal the keys that sign releases"}
+	cmd := &cobra.Command{Use: "key", Short: "Mint, show, move, seal and rotate the keys that sign releases"}
 	cmd.AddCommand(keyNewCommand(r), keyListCommand(r), keyShowCommand(r), keyImportCommand(r), keyAddCommand(r),
-		keyExportCommand(r), keyResealCommand(r))
+		keyExportCommand(r), keyResealCommand(r), keyRotateCommand(r))
 	return cmd
 }
 
@@ -138,6 +164,9 @@ func keyListCommand(r *registry) *cobra.Command {
 			}
 			for _, k := range list {
 				fmt.Fprintf(cmd.OutOrStdout(), "%-16s %s\n", k.Name, k.IPNSName)
+				for _, f := range k.Former {
+					fmt.Fprintf(cmd.OutOrStdout(), "%-16s   before: %s, %s\n", "", f.IPNSName, keptUp(f.Until))
+				}
 			}
 			return nil
 		},

@@ -58,7 +58,7 @@ rollback shows. One that was collected can be told of, and not rolled back to.`,
 			if err != nil && !errors.Is(err, index.ErrNoRelease) {
 				return err
 			}
-			releases := publish.Log(cmd.Context(), ix, nil, state.Dir(r.State).Journal(r.name))
+			releases := publish.Log(cmd.Context(), ix, nil, r.journals()...)
 			return printAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases, oldest), releaseJSON.line, nil, nil)
 		},
 	}

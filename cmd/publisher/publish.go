@@ -209,5 +209,14 @@ func printResult(w io.Writer, result publish.Result) error {
 			return err
 		}
 	}
+	for _, f := range result.Former {
+		what := fmt.Sprintf("record %d, valid until %s, read back", f.Sequence, f.EOL.Local().Format(time.DateTime))
+		if f.Problem != nil {
+			what = f.Problem.Error()
+		}
+		if _, err := fmt.Fprintf(w, "former /ipns/%s (until %s): %s\n", f.Name, f.Until.Local().Format(time.DateTime), what); err != nil {
+			return err
+		}
+	}
 	return nil
 }

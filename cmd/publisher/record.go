@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -320,8 +321,10 @@ func (r *registry) nameOf(c ipnsrecord.Contents, raw []byte, file string) (ipns.
 		return ipns.Name{}, "", err
 	}
 	for _, k := range keys {
-		if _, err := ipnsrecord.Check(k.IPNSName, raw, time.Time{}); !errors.Is(err, ipnsrecord.ErrSignature) && c.V2 != nil {
-			return k.IPNSName, byKey, nil
+		for _, name := range k.Names() {
+			if _, err := ipnsrecord.Check(name, raw, time.Time{}); !errors.Is(err, ipnsrecord.ErrSignature) && c.V2 != nil {
+				return name, byKey, nil
+			}
 		}
 	}
 	return ipns.Name{}, "", nil
@@ -399,7 +402,7 @@ func writeOutput(path string, data []byte) error {
 func draftCommand(r *registry) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "draft",
+		Use:   "draft [NAME]",
 		Short: "Build a release, and write down the record that is to be signed",
 		Long: `Does what publish does but for the signing: builds a release if the ledger moved,
 makes sure that the node has all of it, keeps in the journal what is to be signed, and
@@ -407,17 +410,33 @@ writes that as a draft. It needs keys/NAME/public.json of the key, and not the k
 
 Until a newer release, or until half of the lifetime is over, it is the same draft each
 time. After that its sequence is abandoned: put refuses what was signed for it. Where the
-newest release has a signed record it ends with 1: there is nothing to sign.`,
+newest release has a signed record it ends with 1: there is nothing to sign.
+
+NAME is a name that the registry had before its key was rotated, and that is still kept
+up: it points at the same release, by a record and a draft of its own.`,
 		Example: `  publisher record draft --output release.draft
+  publisher record draft k51... --output former.draft     # for the name before a rotation
   publisher record draft | ssh vault publisher record sign - | publisher record put -`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := r.checkRecord(); err != nil {
 				return err
 			}
+			var former *ipns.Name
+			if len(args) == 1 {
+				name, err := parseName(args[0])
+				if err != nil {
+					return err
+				}
+				former = &name
+			}
 			var draft publish.Draft
 			err := r.with(cmd, build, func(ctx context.Context, o *opened) (err error) {
-				draft, err = o.Draft(ctx)
+				if former == nil || former.Equal(o.key.IPNSName) {
+					draft, err = o.Draft(ctx)
+				} else {
+					draft, err = o.DraftFormer(ctx, *former)
+				}
 				return err
 			})
 			if err != nil {
@@ -478,16 +497,26 @@ nothing here can tell.`,
 				return fmt.Errorf("sign %s: %w", args[0], err)
 			}
 			dir := state.Dir(r.State)
-			key, err := keyOf(dir, draft.Name)
+			key, number, err := keyOf(dir, draft.Name)
 			if err != nil {
 				return err
 			}
-			signer, err := r.loadKey(cmd.Context(), key)
-			if err != nil {
+			var signer publish.Signer
+			if number < key.Number {
+				r.name = key.Name
+				identities, err := r.opening(cmd.Context()).Read(key.Name)
+				if err != nil {
+					return err
+				}
+				signer, err = ipnskeys.LoadFormer(cmd.Context(), key.Dir, key.Name, draft.Name, identities...)
+				if err != nil {
+					return err
+				}
+			} else if signer, err = r.loadKey(cmd.Context(), key); err != nil {
 				return err
 			}
 			p := publish.New(publish.Options{
-				Registry: key.Name, Signer: signer, Journal: dir.Journal(key.Name), Log: r.Logger(cmd.ErrOrStderr(), false),
+				Registry: key.Name, Signer: signer, Journal: publish.JournalOf(dir.Journal(key.Name), number), Log: r.Logger(cmd.ErrOrStderr(), false),
 			})
 			record, err := p.SignDraft(draft)
 			if errors.Is(err, ipnsrecord.ErrEquivocation) {
@@ -521,17 +550,17 @@ nothing here can tell.`,
 
 // keyOf finds the key of an IPNS name, opening nothing. Where there is none it is
 // ipnskeys.ErrNoKey.
-func keyOf(dir state.Dir, name ipns.Name) (ipnskeys.Key, error) {
+func keyOf(dir state.Dir, name ipns.Name) (k ipnskeys.Key, number int, err error) {
 	keys, err := ipnskeys.List(dir.Keys())
 	if err != nil {
-		return ipnskeys.Key{}, err
+		return ipnskeys.Key{}, 0, err
 	}
 	for _, k := range keys {
-		if k.IPNSName.Equal(name) {
-			return k, nil
+		if at := slices.IndexFunc(k.Names(), name.Equal); at >= 0 {
+			return k, at + 1, nil
 		}
 	}
-	return ipnskeys.Key{}, cli.Hint(fmt.Errorf("key of %s: %w", name, ipnskeys.ErrNoKey), "`publisher key list` says which names this state can sign for")
+	return ipnskeys.Key{}, 0, cli.Hint(fmt.Errorf("key of %s: %w", name, ipnskeys.ErrNoKey), "`publisher key list` says which names this state can sign for")
 }
 
 func putCommand(r *registry) *cobra.Command {
@@ -563,9 +592,9 @@ refused.`,
 			}
 			dir := state.Dir(r.State)
 			journal := ""
-			key, err := keyOf(dir, name)
+			key, number, err := keyOf(dir, name)
 			if err == nil {
-				journal = dir.Journal(key.Name)
+				journal = publish.JournalOf(dir.Journal(key.Name), number)
 			} else if !errors.Is(err, ipnskeys.ErrNoKey) {
 				return err
 			}

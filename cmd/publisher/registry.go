@@ -9,8 +9,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
+	"filippo.io/age"
 	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/go-cid"
 	"github.com/spf13/cobra"
@@ -103,9 +105,10 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if o.key, err = r.find(dir); err != nil {
 		return nil, err
 	}
+	former := r.former(ctx, dir, o.key)
 	switch purpose {
 	case renew:
-		signer = lateSigner{o.key, func() (publish.Signer, error) { return r.loadKey(ctx, o.key) }}
+		signer = lateSigner{o.key.IPNSName, func() (publish.Signer, error) { return r.loadKey(ctx, o.key) }}
 	case sign, rollback:
 		if signer, err = r.loadKey(ctx, o.key); err != nil {
 			return nil, err
@@ -132,7 +135,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if purpose == look || purpose == rollback || purpose == renew || purpose == tidy {
 		ix, err = index.Open(dir.Index(r.name), index.Options{Log: log})
 	} else {
-		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log)
+		ix, err = publish.OpenIndex(dir.Index(r.name), r.gatewayOrigin, o.key.IPNSName, log, o.key.Names()[:o.key.Number-1]...)
 	}
 	if err != nil {
 		return nil, err
@@ -151,8 +154,8 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		stage = "checking"
 	}
 	o.Publisher = publish.New(publish.Options{
-		Registry: r.name, Policy: r.policy, PolicyName: r.policyName, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next,
-		Journal: dir.Journal(r.name), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Log: log,
+		Registry: r.name, Policy: r.policy, PolicyName: r.policyName, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next, Former: former,
+		Journal: journalOf(dir, o.key), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})
@@ -181,13 +184,52 @@ type awayNode struct {
 func (n awayNode) Record(context.Context, ipns.Name) ([]byte, error) { return nil, n.err }
 func (awayNode) Close() error                                        { return nil }
 
+// journalOf is where the journal of a registry's key lies.
+func journalOf(dir state.Dir, k ipnskeys.Key) string {
+	return publish.JournalOf(dir.Journal(k.Name), k.Number)
+}
+
+// journals are those of all keys that the registry had and has, in order. Where it has
+// no key it may have had one.
+func (r *registry) journals() []string {
+	dir := state.Dir(r.State)
+	all := []string{dir.Journal(r.name)}
+	if k, err := ipnskeys.Find(dir.Keys(), r.name); err == nil {
+		for n := 2; n <= k.Number; n++ {
+			all = append(all, publish.JournalOf(all[0], n))
+		}
+	}
+	return all
+}
+
+// former are the keys that the registry had before. They are opened only where they
+// must sign, with what opens the key; a passphrase is asked for once.
+func (r *registry) former(ctx context.Context, dir state.Dir, k ipnskeys.Key) []publish.Former {
+	identities := sync.OnceValues(func() ([]age.Identity, error) { return r.opening(ctx).Read(k.Name) })
+	all := make([]publish.Former, len(k.Former))
+	for i, f := range k.Former {
+		load := func() (publish.Signer, error) {
+			with, err := identities()
+			if err != nil {
+				return nil, err
+			}
+			return ipnskeys.LoadFormer(ctx, k.Dir, k.Name, f.IPNSName, with...)
+		}
+		all[i] = publish.Former{
+			IPNSName: f.IPNSName, Signer: lateSigner{f.IPNSName, load},
+			Journal: publish.JournalOf(dir.Journal(k.Name), f.Number), Until: f.Until,
+		}
+	}
+	return all
+}
+
 // lateSigner opens a key when something is to be signed.
 type lateSigner struct {
-	key  ipnskeys.Key
+	name ipns.Name
 	load func() (publish.Signer, error)
 }
 
-func (s lateSigner) IPNSName() ipns.Name { return s.key.IPNSName }
+func (s lateSigner) IPNSName() ipns.Name { return s.name }
 
 func (s lateSigner) Sign(value cid.Cid, seq uint64, eol time.Time, ttl time.Duration) ([]byte, error) {
 	signer, err := s.load()

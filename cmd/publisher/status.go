@@ -108,6 +108,17 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 			fmt.Fprintf(w, "route     %s has sequence %d, until %s\n", route.Name, route.Sequence, route.EOL.Local().Format(time.DateTime))
 		}
 	}
+	for _, f := range s.Former {
+		fmt.Fprintf(w, "former    /ipns/%s: ", f.Name)
+		switch {
+		case f.Ended:
+			fmt.Fprintf(w, "not renewed since %s\n", f.Until.Local().Format(time.DateTime))
+		case f.Problem != "":
+			fmt.Fprintf(w, "kept up until %s, but: %s\n", f.Until.Local().Format(time.DateTime), f.Problem)
+		default:
+			fmt.Fprintf(w, "kept up until %s, sequence %d\n", f.Until.Local().Format(time.DateTime), f.Sequence)
+		}
+	}
 	if s.Problem != "" {
 		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Problem, "\n", "; "))
 	}

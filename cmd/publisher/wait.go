@@ -46,7 +46,11 @@ func (r *registry) waiting(ctx context.Context, f func() error) error {
 			}
 		}
 		dir := state.Dir(r.State)
-		for _, lock := range []string{dir.Journal(r.name) + ".lock", filepath.Join(dir.Index(r.name), "LOCK")} {
+		journal := dir.Journal(r.name)
+		if k, err := r.find(dir); err == nil {
+			journal = journalOf(dir, k)
+		}
+		for _, lock := range []string{journal + ".lock", filepath.Join(dir.Index(r.name), "LOCK")} {
 			if who, ok := state.Holder(lock); ok {
 				return cli.Hint(err, upRuns+", as --wait 30s does: "+who.String()+" has it")
 			}

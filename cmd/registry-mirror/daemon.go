@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -27,6 +28,9 @@ type source struct {
 	gateways                                      []string
 	upstream, address                             string
 	maxStale                                      time.Duration
+	// follow and successor are what sync is told of the name that follows.
+	follow    string
+	successor ipns.Name
 }
 
 func (s *source) bind(cmd *cobra.Command) {
@@ -309,6 +313,11 @@ func (s *source) syncOnce(ctx context.Context, cmd *cobra.Command, args []string
 		return status, err
 	}
 	defer func() { err = errors.Join(err, close()) }()
+	if s.follow != "" {
+		if err := m.FollowTo(ctx, s.successor); err != nil {
+			return m.Status(ctx), err
+		}
+	}
 	for end := time.Now().Add(patience); ; {
 		err = m.Sync(ctx)
 		if !s.ipfs || !errors.Is(err, mirror.ErrNoRecord) || time.Now().After(end) {

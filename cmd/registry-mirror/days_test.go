@@ -42,7 +42,7 @@ func TestThirtyDays(t *testing.T) {
 	ctx, log := t.Context(), slog.New(slog.DiscardHandler)
 	registry := npmtest.New(t, clitest.Archive)
 	dir := state.Dir(t.TempDir())
-	s := &upSettings{Common: &cli.Common{State: string(dir)}, upstream: registry.URL, name: "main", notices: io.Discard}
+	s := &upSettings{Common: &cli.Common{State: string(dir), Settings: &cli.Settings{}}, upstream: registry.URL, name: "main", notices: io.Discard}
 	h := &house{}
 	defer func() {
 		if err := h.Close(); err != nil {

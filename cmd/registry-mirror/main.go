@@ -47,6 +47,7 @@ var causes = []cli.Cause{
 	{Is: errNotRunning, Code: cli.CodeAway, Hint: "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`"},
 	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
 	{Is: mirror.ErrNoRecord, Code: cli.CodeAway, Hint: "nobody reachable knows this name: dial a peer of the publisher with --peer, or ask a gateway with --gateway"},
+	{Is: mirror.ErrNoSuccessor, Code: cli.CodeFailed, Hint: "it is not the name that the releases promised: ask the registry's owner by another way, or begin anew with `registry-mirror daemon` and that name"},
 	{Is: publish.ErrNoSequence, Code: cli.CodeFailed, Hint: "restore the journal of this registry from a backup, or use a new --state"},
 	{Is: publish.ErrSpent, Code: cli.CodeFailed, Hint: "whoever signed that had the key, and the name is lost: begin another with a new --name, and tell your readers"},
 	{Is: publish.ErrNewer, Code: cli.CodeFailed, Hint: "is this state restored from a backup, or its key in use elsewhere? nothing was signed"},

@@ -93,6 +93,13 @@ func (r report) print(w io.Writer, asJSON bool) error {
 		where = "local only: no peers yet"
 	}
 	fmt.Fprintf(w, "  record     sequence %d, valid until %s, %s\n", r.Sequence, r.EOL.Local().Format(time.DateTime), where)
+	for _, f := range r.Former {
+		what := fmt.Sprintf("put too until %s", f.Until.Local().Format(time.DateTime))
+		if f.Problem != nil {
+			what = "not put: " + f.Problem.Error()
+		}
+		fmt.Fprintf(w, "  former     /ipns/%s, %s\n", f.Name, what)
+	}
 	if len(r.Peers) > 0 {
 		fmt.Fprintf(w, "  peer       %s\n", r.Peers[0])
 	}

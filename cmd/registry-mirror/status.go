@@ -41,14 +41,29 @@ func syncCommand(common *cli.Common) *cobra.Command {
 		Short: "Resolve the names and bring the lists up to date now",
 		Long: `Asks the running daemon to resolve its names at once; where none runs, does it
 for the registries that were added and for each ADDRESS (or the one registry in this
-state) and ends.`,
+state) and ends.
+
+A registry whose key was followed by its successor has another name, which its
+releases announce. Where none of them can come any more, since the old key is in other
+hands, --follow says that name. It is taken only where it is the one that was promised.`,
 		Example: `  registry-mirror sync
-  registry-mirror sync --ipfs k51...`,
+  registry-mirror sync --ipfs k51...
+  registry-mirror sync --follow k51...               # its successor, as its owner told you`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := state.Dir(common.State)
 			path := dir.Socket("registry-mirror")
 			var status mirror.TableStatus
 			var err error
+			if s.follow != "" {
+				at, err := parseAddress(s.follow)
+				if err == nil && at.root.Defined() {
+					err = fmt.Errorf("%q is one release, and not a name: %w", s.follow, errNoAddress)
+				}
+				if err != nil {
+					return fmt.Errorf("--follow: %w", err)
+				}
+				s.successor = at.name
+			}
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
 			} else if args, err = oneName(dir, args); err == nil {
@@ -76,6 +91,7 @@ state) and ends.`,
 		},
 	}
 	s.bind(cmd)
+	cmd.Flags().StringVar(&s.follow, "follow", "", "name that the registry has now; it must be the successor that was promised")
 	return cmd
 }
 
@@ -127,10 +143,16 @@ func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Tab
 			if err != nil {
 				return status, err
 			}
-			if !slices.ContainsFunc(status.Registries, func(r mirror.RegistryStatus) bool { return shown(r.Name) == at.String() }) {
+			is := func(r mirror.RegistryStatus) bool {
+				return shown(r.Name) == at.String() || r.Told != "" && shown(r.Told) == at.String()
+			}
+			if !slices.ContainsFunc(status.Registries, is) {
 				return status, fmt.Errorf("sync %s: %w, %s", at, errOtherName, shown(status.Registries[0].Name))
 			}
 		}
+	}
+	if s.follow != "" {
+		return ask(cmd.Context(), path, http.MethodPost, "/sync?follow="+s.successor.String())
 	}
 	return ask(cmd.Context(), path, http.MethodPost, "/sync")
 }
@@ -226,6 +248,12 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 
 func printOne(w io.Writer, s mirror.Status) error {
 	fmt.Fprintf(w, "name      %s\n", shown(s.Name))
+	if s.Told != "" {
+		fmt.Fprintf(w, "told      /ipns/%s, whose promised successor that is\n", s.Told)
+	}
+	if s.Successor != "" {
+		fmt.Fprintf(w, "successor /ipns/%s is announced as promised; no record of it yet\n", s.Successor)
+	}
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
@@ -237,6 +265,9 @@ func printOne(w io.Writer, s mirror.Status) error {
 			stale = " (expired: what is held is served all the same)"
 		}
 		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
+	}
+	if s.Equivocations > 0 {
+		fmt.Fprintf(w, "refused   %s that the owner does not sign; mirror/NAME/evidence has them\n", cli.Count(int(s.Equivocations), "record"))
 	}
 	if s.Error != "" {
 		fmt.Fprintf(w, "problem   %s\n", s.Error)

@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -263,15 +265,32 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	if err != nil {
 		return err
 	}
-	signer, err := ipnskeys.Opening{
+	identities, err := ipnskeys.Opening{
 		Identities: s.identities, Credentials: os.Getenv("CREDENTIALS_DIRECTORY"),
 		Passphrase: func() (string, error) { return cli.ReadPassphrase(ctx, "Passphrase of the key "+s.name+": ") },
-	}.Load(ctx, dir.Keys(), s.name)
+	}.Read(s.name)
 	if err != nil {
 		return err
 	}
+	signer, err := ipnskeys.Load(ctx, dir.Keys(), s.name, identities...)
+	if err != nil {
+		return err
+	}
+	former := make([]publish.Former, len(h.key.Former))
+	for i, f := range h.key.Former {
+		former[i] = publish.Former{IPNSName: f.IPNSName, Journal: publish.JournalOf(dir.Journal(s.name), f.Number), Until: f.Until}
+		if !time.Now().Before(f.Until) {
+			continue
+		}
+		// Without it that name is not kept up, which is said, and nothing else.
+		if before, err := ipnskeys.LoadFormer(ctx, dir.Keys(), s.name, f.IPNSName, identities...); err == nil {
+			former[i].Signer = before
+		} else {
+			log.WarnContext(ctx, "a former key does not open", "name", f.IPNSName.String(), "error", err)
+		}
+	}
 	if h.index, err = state.Open(ctx, dir, "publisher", index.ErrLocked, func() (*index.Index, error) {
-		return publish.OpenIndex(dir.Index(s.name), s.origin, h.key.IPNSName, log)
+		return publish.OpenIndex(dir.Index(s.name), s.origin, h.key.IPNSName, log, h.key.Names()[:h.key.Number-1]...)
 	}); err != nil {
 		return err
 	}
@@ -281,8 +300,8 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		return cli.Usagef("%s: %s: %w", s.Settings.File, cli.PolicyTable(s.name), err)
 	}
 	h.publisher = publish.New(publish.Options{
-		Registry: s.name, Policy: rules, PolicyName: called, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
-		Journal: dir.Journal(s.name), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
+		Registry: s.name, Policy: rules, PolicyName: called, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next, Former: former,
+		Journal: publish.JournalOf(dir.Journal(s.name), h.key.Number), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
 	})
 	return s.openPull(h, rules)
@@ -394,15 +413,40 @@ func (h *house) nothing(list []missing) error {
 	return cli.Hint(fmt.Errorf("nothing of what is selected can be had from %s: %s", h.registry, list[0]), "`follower remove NAME` takes a misspelt name out of the selection")
 }
 
-func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, log *slog.Logger) (err error) {
-	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, Log: log}
-	if h.pull != nil {
-		o.Origin = h.pull
+// openMirror opens the mirror that this state has of the registry, if under a former
+// name, which it then follows to the one that the registry has.
+func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, log *slog.Logger) error {
+	names := h.key.Names()
+	for _, begun := range names {
+		last := begun.Equal(result.Name)
+		if _, err := os.Stat(dir.Mirror(begun.String())); err != nil && !last {
+			continue
+		}
+		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, Log: log}
+		if h.pull != nil {
+			o.Origin = h.pull
+		}
+		m, err := mirror.Open(o)
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(names, func(n ipns.Name) bool { return n.String() == m.Status(ctx).Name })
+		if at >= 0 && at < len(names)-1 {
+			err = m.FollowTo(ctx, names[at+1])
+		}
+		if errors.Is(err, mirror.ErrNoSuccessor) && !last { // it never saw the promise
+			if err := m.Close(); err != nil {
+				return err
+			}
+			continue
+		}
+		h.mirror = m
+		h.own(m.Close)
+		if err != nil {
+			return err
+		}
+		break
 	}
-	if h.mirror, err = mirror.Open(o); err != nil {
-		return err
-	}
-	h.own(h.mirror.Close)
 	return h.mirror.Sync(ctx)
 }
 

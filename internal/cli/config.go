@@ -178,10 +178,10 @@ func (s *Settings) fillOne(f *pflag.Flag, flags *pflag.FlagSet, name string, tab
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
 	"accept-stale", "agent", "all", "allow-private", "ask-passphrase", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
-	"fetch", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
-	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "metrics", "name", "network", "newest", "no-deps", "no-upstream", "node",
-	"offline", "once", "output", "package", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
-	"signatures", "since", "state", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch", "witness",
+	"fetch", "follow", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
+	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "metrics", "name", "network", "newest", "next", "no-deps", "no-upstream", "node",
+	"offline", "once", "output", "overlap", "package", "peer", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
+	"signatures", "since", "state", "successor", "tarball-host", "ttl", "upstream", "v2-only", "verbose", "wait", "watch", "witness",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,8 +49,8 @@ var (
 	// second release under one number: IPNS permits the first, and both mean
 	// that the key is in two hands.
 	ErrEquivocation = errors.New("two values under one number")
-	// ErrSuccessor is returned for a release that announces another successor
-	// key than the one pinned.
+	// ErrSuccessor is returned for what announces another successor key than the
+	// one pinned, or a name that is not the pinned one's.
 	ErrSuccessor = errors.New("announces another successor key than the one pinned")
 )
 
@@ -167,8 +168,8 @@ func Better(a, b Record) bool {
 }
 
 // State is how far a reader has followed one name: its high-water mark. The
-// zero State has accepted nothing. It only ever moves by Accept and
-// AcceptRelease, and is kept outside any cache.
+// zero State has accepted nothing. It only ever moves by Accept, AcceptRelease,
+// Announce and Succeed, and is kept outside any cache.
 type State struct {
 	Name     string    `json:"name,omitempty"`  // base36, "k51…"
 	Sequence uint64    `json:"sequence"`        // highest accepted
@@ -177,6 +178,9 @@ type State struct {
 	Number   uint64    `json:"number"`          // highest release number accepted
 	Root     string    `json:"root,omitempty"`  // CID of that release
 	Next     string    `json:"next,omitempty"`  // pinned commitment to the successor key
+	// Successor is the name that Next commits to, once it was announced: the one
+	// to follow as soon as there is a record of it.
+	Successor string `json:"successor,omitempty"`
 }
 
 // Accept moves s to a record that Check found good, or says why it must not:
@@ -200,28 +204,129 @@ func Accept(s State, r Record) (State, error) {
 	return s, nil
 }
 
-// AcceptRelease moves s to the release that lies at root, or says why it must
-// not: ErrRollback for a lower number, ErrEquivocation for another release of
-// the same number, ErrSuccessor for an announcement that differs from the one
-// pinned. The first announcement seen is pinned (trust on first use); a release
-// without one changes nothing about it. On an error s is returned unchanged.
-func AcceptRelease(s State, root cid.Cid, number uint64, next string) (State, error) {
+// Release is what a reader holds a release to its state by.
+type Release struct {
+	Root   cid.Cid
+	Number uint64
+	// Names are the names that the registry had, the oldest first, and last the one
+	// that it has from this release on; none means the one that it was read under.
+	Names []string
+	// Next commits to the successor of the last name's key; "" promises none.
+	Next string
+}
+
+// AcceptRelease moves s to a release, or says why it must not: ErrRollback for a
+// lower number, ErrEquivocation for another release of the same number, and
+// Announce's errors. On an error s is returned unchanged.
+func AcceptRelease(s State, r Release) (State, error) {
+	root := r.Root.String()
 	if s.Root != "" {
 		switch {
-		case number < s.Number:
-			return s, fmt.Errorf("release %d after %d: %w", number, s.Number, ErrRollback)
-		case number == s.Number && root.String() != s.Root:
-			return s, fmt.Errorf("release %d is %s and %s: %w", number, s.Root, root, ErrEquivocation)
+		case r.Number < s.Number:
+			return s, fmt.Errorf("release %d after %d: %w", r.Number, s.Number, ErrRollback)
+		case r.Number == s.Number && root != s.Root:
+			return s, fmt.Errorf("release %d is %s and %s: %w", r.Number, s.Root, root, ErrEquivocation)
 		}
 	}
-	if next != "" && s.Next != "" && next != s.Next {
-		return s, fmt.Errorf("release %d: %w: %s, not %s", number, ErrSuccessor, next, s.Next)
+	after, err := Announce(s, r)
+	if err != nil {
+		return s, err
 	}
-	s.Number, s.Root = number, root.String()
+	after.Number, after.Root = r.Number, root
+	return after, nil
+}
+
+// Announce takes up what r says of the key that follows, or says why it must not,
+// whether or not r itself may be followed: ErrSuccessor for another promise than
+// the one pinned, for a name that is not the one promised, and for names among
+// which the followed one is not, or is twice. On an error s is returned unchanged.
+//
+// What a release promises of a name is its Next where that name is the last of its
+// Names, else the name behind it. The first promise seen is pinned (trust on first
+// use), and never another of the same name; a release without one changes
+// nothing. So a thief of the key may announce what he likes, and moves no reader
+// that saw the owner's promise. A name that fits the pin needs no further proof:
+// nobody but the owner knew it.
+//
+// Where nothing is pinned and the followed name is not among Names, the release is
+// of another registry's key, to which somebody gave a name of his own: it promises
+// nothing of that name.
+func Announce(s State, r Release) (State, error) {
+	promise, heir := r.Next, ""
+	if len(r.Names) > 0 {
+		at := slices.Index(r.Names, s.Name)
+		switch {
+		case at < 0 && s.Next == "":
+			return s, nil
+		case at < 0:
+			return s, fmt.Errorf("release %d: %w: it is of %s, not of %s", r.Number, ErrSuccessor, r.Names[len(r.Names)-1], s.Name)
+		case slices.Contains(r.Names[at+1:], s.Name):
+			return s, fmt.Errorf("release %d: %w: it names %s twice", r.Number, ErrSuccessor, s.Name)
+		case at < len(r.Names)-1:
+			heir = r.Names[at+1]
+			var err error
+			if promise, err = commitmentOf(heir); err != nil {
+				return s, fmt.Errorf("release %d: %w: %w", r.Number, ErrSuccessor, err)
+			}
+		}
+	}
+	if promise != "" && s.Next != "" && promise != s.Next {
+		if heir != "" {
+			return s, fmt.Errorf("release %d: %w: %s is not of %s", r.Number, ErrSuccessor, heir, s.Next)
+		}
+		return s, fmt.Errorf("release %d: %w: %s, not %s", r.Number, ErrSuccessor, promise, s.Next)
+	}
 	if s.Next == "" {
-		s.Next = next
+		s.Next = promise
+	}
+	if heir != "" {
+		s.Successor = heir
 	}
 	return s, nil
+}
+
+// Told is Announce for a name that a person says is the successor's. It needs a
+// pin: ErrSuccessor where there is none.
+func Told(s State, name ipns.Name) (State, error) {
+	promise, err := Commitment(name)
+	switch {
+	case err != nil:
+		return s, fmt.Errorf("%w: %w", ErrSuccessor, err)
+	case s.Next == "":
+		return s, fmt.Errorf("%w: no release of %s promised one yet", ErrSuccessor, s.Name)
+	case promise != s.Next:
+		return s, fmt.Errorf("%w: %s is not of %s", ErrSuccessor, name, s.Next)
+	}
+	s.Successor = name.String()
+	return s, nil
+}
+
+// Succeed begins the state of the successor that s announced with a record of it
+// that Check found good, or says why it must not: ErrName for a record of another
+// name, ErrSuccessor where the pin is not of it, or for one of former, the names
+// followed before. Nothing of s is in what it begins: whoever has the old key may
+// have run its numbers up, and what it promised was of its own successor. On an
+// error s is returned unchanged.
+func Succeed(s State, former []string, r Record) (State, error) {
+	name := r.Name.String()
+	if s.Successor == "" || name != s.Successor {
+		return s, fmt.Errorf("%w: %s, not %q", ErrName, name, s.Successor)
+	}
+	if _, err := Told(s, r.Name); err != nil {
+		return s, err
+	}
+	if name == s.Name || slices.Contains(former, name) {
+		return s, fmt.Errorf("%w: %s was followed before", ErrSuccessor, name)
+	}
+	return Accept(State{}, r)
+}
+
+func commitmentOf(text string) (string, error) {
+	name, err := ipns.NameFromString(text)
+	if err != nil || name.String() != text {
+		return "", fmt.Errorf("%.100q is no IPNS name", text)
+	}
+	return Commitment(name)
 }
 
 // Commitment is what release.json promises of the key that will follow: the

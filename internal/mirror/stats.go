@@ -32,7 +32,12 @@ type BytesBySource struct {
 
 // Status is what `registry-mirror status` shows. Counts are since the start.
 type Status struct {
-	Name    string    `json:"name"` // IPNS name; "/ipfs/CID" of a frozen release
+	Name string `json:"name"` // IPNS name that is followed; "/ipfs/CID" of a frozen release
+	// Told is the name that this mirror was opened with, where its successor is
+	// followed now; Successor one that was announced and has no record yet.
+	Told      string `json:"told,omitempty"`
+	Successor string `json:"successor,omitempty"`
+
 	Synced  time.Time `json:"synced,omitzero"`
 	Release Release   `json:"release,omitzero"`
 	Record  Record    `json:"record,omitzero"`
@@ -121,7 +126,9 @@ func (m *Mirror) Status(ctx context.Context) Status {
 			Created: h.Release.Created, Packages: h.Release.Packages, Versions: h.Release.Versions,
 		}
 	}
-	if high := m.high.Load(); high.Value != "" {
+	high := m.high.Load()
+	s.Told, s.Successor = high.Told, high.Successor
+	if high.Value != "" {
 		s.Record = Record{Sequence: high.Sequence, Value: high.Value, EOL: high.EOL}
 		s.Stale = m.o.Now().After(high.EOL)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/index"
@@ -69,7 +70,7 @@ func (m *Mirror) Refresh() {
 // route is one way to the name's record.
 type route struct {
 	name string
-	ask  func(context.Context) ([]byte, error)
+	ask  func(context.Context, ipns.Name) ([]byte, error)
 	// cached says that others keep the record for its TTL on this way: asking
 	// more often is a burden to them and no use.
 	cached bool
@@ -109,7 +110,7 @@ func (m *Mirror) longest() time.Duration {
 		return m.o.Interval
 	}
 	if high := m.high.Load(); high.Record != nil {
-		if r, _ := ipnsrecord.Check(m.o.Name, high.Record, m.o.Now()); r.TTL > 0 {
+		if r, _ := ipnsrecord.Check(m.following(), high.Record, m.o.Now()); r.TTL > 0 {
 			return min(max(r.TTL, 5*time.Second), 5*time.Minute)
 		}
 	}
@@ -150,13 +151,13 @@ func (m *Mirror) dueAt(now time.Time) (due []*route) {
 	return due
 }
 
-// waysTo lists the routes to the name's record: the node and every gateway.
+// waysTo lists the routes to records: the node and every gateway.
 func waysTo(o Options) (routes []*route) {
 	if o.Node != nil {
-		routes = append(routes, &route{name: "node", ask: func(ctx context.Context) ([]byte, error) { return o.Node.Record(ctx, o.Name) }})
+		routes = append(routes, &route{name: "node", ask: o.Node.Record})
 	}
 	for _, g := range o.Gateways {
-		routes = append(routes, &route{name: "gateway " + g.URL(), cached: true, ask: func(ctx context.Context) ([]byte, error) { return g.Record(ctx, o.Name) }})
+		routes = append(routes, &route{name: "gateway " + g.URL(), cached: true, ask: g.Record})
 	}
 	return routes
 }
@@ -191,6 +192,9 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 		err = m.frozen(ctx)
 	} else {
 		err = m.round(ctx, routes)
+	}
+	if ctx.Err() == nil {
+		err = m.succession(ctx, err)
 	}
 	if ctx.Err() == nil {
 		m.stats.mu.Lock()
@@ -229,7 +233,7 @@ func (m *Mirror) Address() string {
 	if m.o.Root.Defined() {
 		return "/ipfs/" + m.o.Root.String()
 	}
-	return "/ipns/" + m.o.Name.String()
+	return "/ipns/" + m.following().String()
 }
 
 // name is what a Status calls it.
@@ -240,8 +244,9 @@ func (m *Mirror) name() string { return strings.TrimPrefix(m.Address(), "/ipns/"
 func (m *Mirror) round(ctx context.Context, routes []*route) error {
 	resolving, cancel := context.WithTimeout(ctx, resolveDeadline)
 	defer cancel()
+	name := m.following()
 	began := time.Now()
-	answers := m.resolve(resolving, routes)
+	answers := m.resolve(resolving, routes, name)
 	pending := len(routes)
 	waiting := slices.Clone(routes)
 	defer func() {
@@ -250,6 +255,7 @@ func (m *Mirror) round(ctx context.Context, routes []*route) error {
 		}
 	}()
 	followed, known := false, len(routes) < len(m.routes) && m.confirmed()
+	var expired ipnsrecord.Record // the best of those
 	var errs []error
 	for pending > 0 {
 		var seen []answer
@@ -260,7 +266,8 @@ func (m *Mirror) round(ctx context.Context, routes []*route) error {
 			if (followed || known) && ctx.Err() == nil {
 				return errors.Join(errs...)
 			}
-			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", m.o.Name, ErrNoRecord, resolving.Err()))...)
+			m.hear(ctx, expired)
+			return errors.Join(append(errs, fmt.Errorf("resolve %s: %w: %w", name, ErrNoRecord, resolving.Err()))...)
 		}
 		for more := true; more; {
 			select {
@@ -287,6 +294,9 @@ func (m *Mirror) round(ctx context.Context, routes []*route) error {
 			seen = append(seen[:at], seen[at+1:]...)
 			if a.err != nil {
 				m.log.DebugContext(ctx, "route gave no record", "route", a.route.name, "error", a.err)
+				if errors.Is(a.err, ipnsrecord.ErrExpired) && ipnsrecord.Better(a.expired, expired) {
+					expired = a.expired
+				}
 				if !followed && !known {
 					errs = append(errs, fmt.Errorf("%s: %w", a.route.name, a.err))
 				}
@@ -306,6 +316,9 @@ func (m *Mirror) round(ctx context.Context, routes []*route) error {
 			}
 		}
 	}
+	if !followed {
+		m.hear(ctx, expired)
+	}
 	if !followed && !known && len(errs) == 0 {
 		return ErrNoRecord
 	}
@@ -319,30 +332,49 @@ func (m *Mirror) confirmed() bool {
 	return !m.stats.checked.IsZero() && m.o.Now().Sub(m.stats.checked) < 2*m.longest()
 }
 
+// hear takes up the successor that an expired record's release announces: the name
+// before is renewed for a while only, and this mirror was off for longer. Nothing
+// else of it counts.
+func (m *Mirror) hear(ctx context.Context, r ipnsrecord.Record) {
+	held := m.high.Load()
+	if r.Raw == nil || held.Next == "" || held.Successor != "" {
+		return
+	}
+	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, r.Value)
+	if err == nil {
+		err = m.announced(ctx, held.State, ipnsrecord.Release{Root: r.Value, Number: release.Number, Names: release.Names, Next: release.Next})
+	}
+	if err != nil {
+		m.log.DebugContext(ctx, "an expired record's release tells nothing", "name", held.Name, "error", err)
+	}
+}
+
 // answer is what one route said, checked.
 type answer struct {
 	route  *route
 	record ipnsrecord.Record
 	err    error
+	// expired is the record where that is all that is wrong with it.
+	expired ipnsrecord.Record
 }
 
-// resolve asks routes at once. Each gives one answer before or soon after ctx
-// ends.
-func (m *Mirror) resolve(ctx context.Context, routes []*route) <-chan answer {
+// resolve asks routes for name at once. Each gives one answer before or soon after
+// ctx ends.
+func (m *Mirror) resolve(ctx context.Context, routes []*route, name ipns.Name) <-chan answer {
 	answers := make(chan answer, len(routes))
 	for _, r := range routes {
 		if !m.spawn(func() {
 			a := answer{route: r}
-			raw, err := r.ask(ctx)
+			raw, err := r.ask(ctx, name)
 			if err == nil {
-				a.record, err = ipnsrecord.Check(m.o.Name, raw, m.o.Now())
+				a.record, err = ipnsrecord.Check(name, raw, m.o.Now())
 				if m.o.AcceptStale && errors.Is(err, ipnsrecord.ErrExpired) {
 					err = nil
 				}
 			}
 			if a.err = err; err != nil {
 				a.err = fmt.Errorf("%w: %w", ErrNoRecord, err)
-				a.record = ipnsrecord.Record{}
+				a.record, a.expired = ipnsrecord.Record{}, a.record
 			}
 			answers <- a
 		}) {
@@ -367,28 +399,39 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	m.stats.checked = m.o.Now()
 	m.stats.mu.Unlock()
 	if state != held.State || held.Record == nil {
-		if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
+		if err := m.keepHighWater(held.moved(state, r.Raw)); err != nil {
 			return err
 		}
 		m.handOn(ctx)
 	}
 	current := m.head.Load()
-	if current != nil && current.Release.Root.Equals(r.Value) {
+	served := current != nil && current.Release.Root.Equals(r.Value)
+	if served && state.Root == r.Value.String() {
 		return nil
 	}
 
-	g := dag{m: m, kind: directories}
-	release, err := index.ReadRelease(ctx, g, r.Value)
-	if err != nil {
-		return fmt.Errorf("read release %s: %w", r.Value, err)
+	var release index.Release
+	if served { // under the name before, and not held to this one's state yet
+		release = current.Release
+	} else {
+		if release, err = index.ReadRelease(ctx, dag{m: m, kind: directories}, r.Value); err != nil {
+			return fmt.Errorf("read release %s: %w", r.Value, err)
+		}
+		m.dial(release.Peers)
 	}
-	m.dial(release.Peers)
-	state, err = ipnsrecord.AcceptRelease(state, r.Value, release.Number, release.Next)
+	said := ipnsrecord.Release{Root: r.Value, Number: release.Number, Names: release.Names, Next: release.Next}
+	accepted, err := ipnsrecord.AcceptRelease(state, said)
 	if err != nil {
-		return m.refuse(ctx, r, err)
+		return m.refuse(ctx, r, errors.Join(err, m.announced(ctx, state, said)))
 	}
-	if err := m.keepHighWater(&highWater{State: state, Record: bytes.Clone(r.Raw)}); err != nil {
+	if accepted.Successor != state.Successor {
+		m.log.WarnContext(ctx, "the registry's key was followed by the one that was promised", "name", state.Name, "successor", accepted.Successor)
+	}
+	if err := m.keepHighWater(held.moved(accepted, r.Raw)); err != nil {
 		return err
+	}
+	if served {
+		return nil
 	}
 	got, err := m.syncList(ctx, r.Value)
 	for _, refused := range got.Refused {
@@ -411,21 +454,41 @@ func (m *Mirror) handOn(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, localDeadline)
 	defer cancel()
-	if err := keeper.KeepRecord(ctx, m.o.Name, high.Record); err != nil && ctx.Err() == nil {
+	if err := keeper.KeepRecord(ctx, m.following(), high.Record); err != nil && ctx.Err() == nil {
 		m.log.WarnContext(ctx, "the node does not hand on the record", "error", err)
 	}
+}
+
+// announced takes up the successor of a release that is not followed itself: it fits
+// the pin, and so nobody but the owner can have said it first.
+func (m *Mirror) announced(ctx context.Context, state ipnsrecord.State, said ipnsrecord.Release) error {
+	after, err := ipnsrecord.Announce(state, said)
+	if err != nil || state.Next == "" || after == state {
+		return nil // why is said already
+	}
+	m.log.WarnContext(ctx, "the registry's key was followed by the one that was promised", "name", state.Name, "successor", after.Successor)
+	held := m.high.Load()
+	return m.keepHighWater(held.moved(after, held.Record))
 }
 
 // refuse counts a record that must not be followed, keeps the evidence, and
 // returns the cause.
 func (m *Mirror) refuse(ctx context.Context, r ipnsrecord.Record, cause error) error {
+	again := bytes.Equal(r.Raw, m.refused) // however often it is given, it counts once
+	m.refused = r.Raw
 	switch {
 	case errors.Is(cause, ipnsrecord.ErrEquivocation), errors.Is(cause, ipnsrecord.ErrSuccessor):
+		if again {
+			return cause
+		}
 		m.stats.equivocations.Add(1)
-		return errors.Join(cause, m.keepEvidence(r, cause))
-	case errors.Is(cause, ipnsrecord.ErrRollback) && !bytes.Equal(r.Raw, m.refused):
-		m.stats.rollbacks.Add(1) // once, however often it is given
-		m.refused = r.Raw
+		err := m.keepEvidence(r, cause)
+		if err != nil {
+			m.refused = nil // to keep it the next time
+		}
+		return errors.Join(cause, err)
+	case errors.Is(cause, ipnsrecord.ErrRollback) && !again:
+		m.stats.rollbacks.Add(1)
 	}
 	return cause
 }

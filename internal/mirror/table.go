@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ipfs/boxo/ipns"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -230,6 +231,20 @@ func (t *Table) Sync(ctx context.Context) error {
 		})
 	}
 	g.Wait()
+	return errors.Join(errs...)
+}
+
+// FollowTo is Mirror.FollowTo of the registry to whose mirror that name was
+// promised: ErrNoSuccessor where it was to none.
+func (t *Table) FollowTo(ctx context.Context, name ipns.Name) error {
+	var errs []error
+	for _, r := range t.rows {
+		err := r.Mirror.FollowTo(ctx, name)
+		if err == nil || !errors.Is(err, ErrNoSuccessor) {
+			return err
+		}
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 

@@ -70,6 +70,8 @@ type world struct {
 	number  uint64
 	peers   []string
 	next    string
+	names   []string          // that release.json names
+	records map[string][]byte // of other names than w.name
 	big     map[string][]byte // tarballs put in the place of the registry's, by file
 	files   map[string]cid.Cid
 	docs    map[string]cid.Cid // packument.json.gz by package
@@ -218,6 +220,9 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 		"parameters": map[string]any{"fanout": 256, "dir_limit": 32768, "documents": "sections-64k-16k-gzip-1"},
 		"packages":   packages, "versions": packages, "peers": w.peers, "next": w.next,
 	}
+	if w.names != nil {
+		said["names"] = w.names
+	}
 	if w.release.Defined() {
 		said["previous"] = w.release.String()
 	} else if w.number > 1 {
@@ -328,13 +333,25 @@ func (n *fakeNode) Put(_ context.Context, blks []blocks.Block) error {
 	return nil
 }
 
-func (n *fakeNode) Record(context.Context, ipns.Name) ([]byte, error) {
+func (n *fakeNode) Record(_ context.Context, name ipns.Name) ([]byte, error) {
 	n.w.mu.Lock()
 	defer n.w.mu.Unlock()
-	if n.w.record == nil || n.alone {
+	if n.alone {
 		return nil, ipfs.ErrNotFound
 	}
-	return n.w.record, nil
+	return n.w.recordOf(name)
+}
+
+// recordOf needs w.mu.
+func (w *world) recordOf(name ipns.Name) ([]byte, error) {
+	raw := w.record
+	if !name.Equal(w.name) {
+		raw = w.records[name.String()]
+	}
+	if raw == nil {
+		return nil, ipfs.ErrNotFound
+	}
+	return raw, nil
 }
 
 func (n *fakeNode) Connect(_ context.Context, addr string) error {
@@ -404,10 +421,10 @@ func (g *fakeGateway) Record(ctx context.Context, name ipns.Name) ([]byte, error
 	g.asked.Add(1)
 	g.w.mu.Lock()
 	defer g.w.mu.Unlock()
-	if g.w.record == nil || g.none {
+	if g.none {
 		return nil, ipfs.ErrNotFound
 	}
-	return g.w.record, nil
+	return g.w.recordOf(name)
 }
 
 // open opens a mirror of the world with its node, unless change says otherwise.

@@ -67,8 +67,8 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	h, _, err := readJournal(p.o.FS, p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := p.spoken()
+	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
 	if err := p.settleRolledBack(before.Number); err != nil {
@@ -85,6 +85,11 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	}
 	r := run{p: p, newest: h.newest, cursor: cursor, release: before}
 	if r.curation, err = p.curation(); err == nil {
+		var remade bool
+		remade, err = p.remakePages(ctx, cursor, h.newest, r.curation) // the policy as it was: that has not moved yet
+		pending = pending || remade
+	}
+	if err == nil {
 		err = p.change(&r.curation, cursor)
 	}
 	if err != nil {
@@ -94,7 +99,7 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	r.due = pending || first || h.passed(before) || before.Next != p.o.Next || before.Policy != r.label() || !slices.Equal(before.Peers, p.o.Peers) ||
+	r.due = pending || first || h.passed(before) || before.Next != p.o.Next || before.Policy != r.label() || !slices.Equal(before.Names, p.names()) || !slices.Equal(before.Peers, p.o.Peers) ||
 		len(r.From) > 0 || len(waiting) > 0
 	// A snapshot that is due is of the list as it stands, for the release that
 	// comes.
@@ -241,7 +246,7 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 func (p *Publisher) batch(cursor ledger.Seq, newest made, c curation) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
-		Next:    p.o.Next, Peers: p.o.Peers, Now: p.now(), Policy: c.label(), Mark: c.mark.String(),
+		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Gateway: p.gateway, Now: p.now(), Policy: c.label(), Mark: c.mark.String(),
 		After: newest.number, AfterRoot: newest.root,
 	}
 }
@@ -460,6 +465,9 @@ func (q *putter) put(ctx context.Context) error {
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
 	if j.pinned.root == release.Root {
 		return nil
+	}
+	if p.pushed.Defined() && p.pushed == release.Root {
+		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 	}
 	if err := p.push(ctx, j, release); err != nil {
 		if ctx.Err() != nil {

@@ -364,6 +364,12 @@ func (c *checker) rolledBack(ctx context.Context, note Withheld, e index.Entry) 
 		return nil, err
 	case note.Release < c.oldest: // its directories were collected, and told the rest
 		want.Versions, want.Gateway = e.Versions, e.Gateway
+	default:
+		if r, err := c.p.o.Index.Release(note.Release); err != nil {
+			return nil, err
+		} else if r.Parameters.Gateway != c.p.o.Index.Parameters().Gateway {
+			want.Gateway = e.Gateway // its page is another's name, and was made anew since
+		}
 	}
 	return differs(e, want, fmt.Sprintf("rolled back by release %d, it is", note.Release)), nil
 }
@@ -464,8 +470,8 @@ const atOnce = 8
 
 // release reads the newest pinned release from the node.
 func (c *checker) release(ctx context.Context) error {
-	h, _, err := readJournal(c.p.o.FS, c.p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := c.p.spoken()
+	if err != nil {
 		return err
 	}
 	root := h.pinned.root

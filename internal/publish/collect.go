@@ -105,8 +105,8 @@ func (p *Publisher) retained(ctx context.Context) (keep uint64, err error) {
 	if err != nil || p.o.Retain <= 0 {
 		return oldest, err
 	}
-	h, _, err := readJournal(p.o.FS, p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := p.spoken()
+	if err != nil {
 		return 0, err
 	}
 	needed := h.newest.number // those that readers may be sent to
@@ -115,6 +115,15 @@ func (p *Publisher) retained(ctx context.Context) (keep uint64, err error) {
 	}
 	if h.last != nil {
 		needed = min(needed, h.last.Release)
+	}
+	for _, f := range p.overlapping() {
+		was, _, err := readJournal(p.o.FS, f.Journal)
+		if err != nil && !errors.Is(err, ErrNoJournal) {
+			return 0, err
+		}
+		if was.last != nil {
+			needed = min(needed, was.last.Release)
+		}
 	}
 	since, n := p.now().Add(-p.o.Retain), 0
 	for r, err := range p.o.Index.Log(ctx) {

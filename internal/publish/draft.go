@@ -11,6 +11,7 @@ import (
 	"github.com/ipfs/boxo/ipns"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 )
 
@@ -30,6 +31,9 @@ var (
 	// ErrNotDrafted is returned by Put for a record that says what the journal
 	// intends, but not with the same end of life, TTL, form or bytes.
 	ErrNotDrafted = errors.New("not the record that the journal intends")
+	// ErrNotKept is returned by DraftFormer for a name that the registry never had,
+	// or that is not kept up any more.
+	ErrNotKept = errors.New("not a former name of this registry that is kept up")
 	// ErrLifetime is returned by SignDraft for a draft that would be valid for
 	// longer than MaxLifetime.
 	ErrLifetime = errors.New("a record would be valid for too long")
@@ -131,14 +135,42 @@ func (a attempt) String() string {
 // next is used. Publish, where there is a key, signs the same intent to the same
 // bytes. With ErrSigned there is nothing to sign, and the Draft is of the record
 // that was. Further errors: Publish's, but for the signer's and the putting.
-func (p *Publisher) Draft(ctx context.Context) (d Draft, err error) {
+func (p *Publisher) Draft(ctx context.Context) (Draft, error) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
-	name := p.o.IPNSName
 	release, _, err := p.build(ctx)
 	if err != nil {
 		return Draft{}, err
 	}
+	return p.draft(ctx, release)
+}
+
+// DraftFormer is Draft for a name that the registry had before and whose overlap has
+// not ended: it is to point at the same release. Further error: ErrNotKept.
+func (p *Publisher) DraftFormer(ctx context.Context, name ipns.Name) (Draft, error) {
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	for _, f := range p.overlapping() {
+		if !f.IPNSName.Equal(name) {
+			continue
+		}
+		release, _, err := p.build(ctx)
+		if err != nil {
+			return Draft{}, err
+		}
+		h, err := p.spoken()
+		if err != nil {
+			return Draft{}, err
+		}
+		q := p.as(f)
+		q.pushed = h.pinned.root
+		return q.draft(ctx, release)
+	}
+	return Draft{}, fmt.Errorf("draft for %s: %w", name, ErrNotKept)
+}
+
+func (p *Publisher) draft(ctx context.Context, release index.Release) (d Draft, err error) {
+	name := p.o.IPNSName
 	network, views, err := p.network(ctx, name)
 	if err != nil {
 		return Draft{}, err

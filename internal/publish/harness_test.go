@@ -45,7 +45,8 @@ type memNode struct {
 	records map[string][]byte   // the network's best, by name
 	puts    map[uint64][]string // by sequence, every value put
 	putRaws map[uint64][][]byte
-	spoilt  map[string]bool // blocks that are held, with other bytes, until they are put again
+	said    map[string][][]byte // by name and sequence, every record put
+	spoilt  map[string]bool     // blocks that are held, with other bytes, until they are put again
 	peers   int
 	gateway *httptest.Server
 
@@ -57,6 +58,7 @@ func newNode(t testing.TB) *memNode {
 	n := &memNode{
 		durable: map[string]blocks.Block{}, fresh: map[string]blocks.Block{}, pins: map[string][]cid.Cid{},
 		spoilt: map[string]bool{}, records: map[string][]byte{}, puts: map[uint64][]string{}, putRaws: map[uint64][][]byte{},
+		said: map[string][][]byte{},
 	}
 	n.gateway = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.mu.Lock()
@@ -196,6 +198,8 @@ func (n *memNode) PutRecord(_ context.Context, name ipns.Name, raw []byte) error
 	if !slices.Contains(n.puts[r.Sequence], r.Value.String()) {
 		n.puts[r.Sequence] = append(n.puts[r.Sequence], r.Value.String())
 	}
+	which := fmt.Sprintf("%s/%d", name, r.Sequence)
+	n.said[which] = append(n.said[which], raw)
 	n.putRaws[r.Sequence] = append(n.putRaws[r.Sequence], raw)
 	var best ipnsrecord.Record
 	if old := n.records[name.String()]; old != nil {
@@ -425,7 +429,10 @@ func (w *world) start(change ...func(*Options)) (p *Publisher, stop func()) {
 	w.t.Helper()
 	io := IndexOptions("", w.signer.IPNSName())
 	io.FS = w.disk
-	ix, err := index.OpenOrCreate("state/index", io)
+	ix, err := index.Open("state/index", index.Options{FS: w.disk}) // which may have a gateway of a later name
+	if errors.Is(err, index.ErrNoIndex) {
+		ix, err = index.Create("state/index", io)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +36,16 @@ var (
 	// ErrLocked is returned when another process publishes by this journal.
 	ErrLocked = errors.New("another process is publishing")
 )
+
+// JournalOf is where the journal of a registry's key lies: that of its first key
+// where it was always, and those that followed beside it, by their numbers
+// (ipnskeys.Key).
+func JournalOf(first string, number int) string {
+	if number <= 1 {
+		return first
+	}
+	return first + "-" + strconv.Itoa(number)
+}
 
 // maxLine bounds one journal line in bytes; a record takes about 600.
 const maxLine = 64 << 10
@@ -97,6 +109,29 @@ type history struct {
 type made struct {
 	number uint64
 	root   cid.Cid
+}
+
+// spoken is what the journal adds up to, with the newest release of all that the
+// journals of former keys speak of too, and what those have pinned where this one
+// has nothing yet. Where there is no journal it is nothing.
+func (p *Publisher) spoken() (history, error) {
+	h, _, err := readJournal(p.o.FS, p.o.Journal)
+	if err != nil && !errors.Is(err, ErrNoJournal) {
+		return h, err
+	}
+	for _, f := range slices.Backward(p.o.Former) {
+		was, _, err := readJournal(p.o.FS, f.Journal)
+		if err != nil && !errors.Is(err, ErrNoJournal) {
+			return h, err
+		}
+		if was.newest.number > h.newest.number {
+			h.newest = was.newest
+		}
+		if !h.pinned.root.Defined() {
+			h.pinned = was.pinned
+		}
+	}
+	return h, nil
 }
 
 // passed says that r is older than the newest release, or another of its number.

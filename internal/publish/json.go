@@ -51,9 +51,25 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		Via      string `json:"via,omitempty"`
 		Error    string `json:"error,omitempty"`
 	}
-	routes := make([]route, len(r.Routes))
-	for i, one := range r.Routes {
-		routes[i] = route(one)
+	routesOf := func(all []Route) []route {
+		routes := make([]route, len(all))
+		for i, one := range all {
+			routes[i] = route(one)
+		}
+		return routes
+	}
+	type former struct {
+		Name     string    `json:"name"`
+		Until    time.Time `json:"until"`
+		Sequence uint64    `json:"sequence"`
+		EOL      time.Time `json:"eol,omitzero"`
+		Signed   bool      `json:"signed"`
+		Routes   []route   `json:"routes"`
+		Problem  string    `json:"problem,omitempty"`
+	}
+	var formers []former
+	for _, f := range r.Former {
+		formers = append(formers, former{f.Name.String(), f.Until, f.Sequence, f.EOL, f.Signed, routesOf(f.Routes), errText(f.Problem)})
 	}
 	return json.Marshal(struct {
 		Name       string      `json:"name,omitempty"`
@@ -70,10 +86,18 @@ func (r Result) MarshalJSON() ([]byte, error) {
 		Routes     []route     `json:"routes"`
 		Withheld   []Withheld  `json:"withheld,omitempty"`
 		RolledBack *RolledBack `json:"rolled_back,omitempty"`
+		Former     []former    `json:"former,omitempty"`
 	}{
 		nameText(r.Name), r.Number, cidText(r.CID), listOf(r.Release), r.Packages, r.Versions, r.Sequence, r.EOL, r.Due,
-		r.Signed, r.LocalOnly, routes, r.Withheld, r.RolledBack,
+		r.Signed, r.LocalOnly, routesOf(r.Routes), r.Withheld, r.RolledBack, formers,
 	})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // StatusJSON is Status as the socket and --json give it.
@@ -102,6 +126,20 @@ type StatusJSON struct {
 	Policy     string     `json:"policy,omitempty"`   // of the release
 	HeldMore   bool       `json:"withheld_more,omitempty"`
 	Due        time.Time  `json:"due,omitzero"` // when the first of it comes of age
+	// Former are the names that the registry had before, the oldest first.
+	Former []FormerJSON `json:"former,omitempty"`
+}
+
+// FormerJSON is FormerStatus as the socket and --json give it.
+type FormerJSON struct {
+	Name      string    `json:"name"`
+	Until     time.Time `json:"until"`
+	Ended     bool      `json:"ended"`
+	Sequence  uint64    `json:"sequence"`
+	Value     string    `json:"value,omitempty"`
+	EOL       time.Time `json:"eol,omitzero"`
+	Confirmed time.Time `json:"confirmed,omitzero"`
+	Problem   string    `json:"problem,omitempty"`
 }
 
 // viewJSON is what readers get by one route.
@@ -138,9 +176,10 @@ func (s Status) JSON(registry string) StatusJSON {
 	for _, one := range s.Routes {
 		v.Routes = append(v.Routes, one.json())
 	}
-	if s.Problem != nil {
-		v.Problem = s.Problem.Error()
+	for _, f := range s.Former {
+		v.Former = append(v.Former, FormerJSON{f.Name.String(), f.Until, f.Ended, f.Sequence, cidText(f.Value), f.EOL, f.Confirmed, errText(f.Problem)})
 	}
+	v.Problem = errText(s.Problem)
 	return v
 }
 

@@ -26,15 +26,16 @@ type Logged struct {
 }
 
 // Log yields the releases of an index from the newest to the first, with what the
-// journal says of each; a nil filesystem is the machine's. Where there is no
+// journals say of each, those of the registry's keys from the first to the one that
+// it has; a nil filesystem is the machine's. Where there is no
 // journal nothing was published. It keeps some 100 bytes for each list and
 // release. Errors: ErrJournal, and the index's.
-func Log(ctx context.Context, ix *index.Index, fsys vfs.FS, journal string) iter.Seq2[Logged, error] {
+func Log(ctx context.Context, ix *index.Index, fsys vfs.FS, journals ...string) iter.Seq2[Logged, error] {
 	if fsys == nil {
 		fsys = vfs.Default
 	}
 	return func(yield func(Logged, error) bool) {
-		records, newest, err := published(fsys, journal)
+		records, newest, err := published(fsys, journals)
 		if err != nil {
 			yield(Logged{}, fmt.Errorf("log: %w", err))
 			return
@@ -56,7 +57,7 @@ func Log(ctx context.Context, ix *index.Index, fsys vfs.FS, journal string) iter
 			}
 			l := records[r.Root]
 			l.Release, l.ListOf = r, firsts[r.List]
-			l.Current = l.Sequence > 0 && l.Sequence == newest
+			l.Current = l.Sequence > 0 && r.Root == newest
 			if !yield(l, nil) {
 				return
 			}
@@ -64,26 +65,28 @@ func Log(ctx context.Context, ix *index.Index, fsys vfs.FS, journal string) iter
 	}
 }
 
-// published says of each root the newest record that was signed for it, and what
-// the newest sequence of all is.
-func published(fsys vfs.FS, journal string) (records map[cid.Cid]Logged, newest uint64, err error) {
+// published says of each root the newest record that was signed for it, and which
+// root the newest of all is of.
+func published(fsys vfs.FS, journals []string) (records map[cid.Cid]Logged, newest cid.Cid, err error) {
 	records = map[cid.Cid]Logged{}
-	value := cid.Undef // of the last intent
-	_, _, err = readLines(fsys, journal, func(l line) {
-		switch l.Op {
-		case opIntent:
-			value, _ = cid.Decode(l.Value) // which readLines has checked
-		case opRecord:
-			records[value] = Logged{Sequence: l.Sequence, Signed: l.Time}
-			newest = l.Sequence
-		case opConfirmed:
-			r := records[value]
-			r.Confirmed = l.Time
-			records[value] = r
+	for _, journal := range journals {
+		value := cid.Undef // of the last intent
+		_, _, err = readLines(fsys, journal, func(l line) {
+			switch l.Op {
+			case opIntent:
+				value, _ = cid.Decode(l.Value) // which readLines has checked
+			case opRecord:
+				records[value] = Logged{Sequence: l.Sequence, Signed: l.Time}
+				newest = value
+			case opConfirmed:
+				r := records[value]
+				r.Confirmed = l.Time
+				records[value] = r
+			}
+		})
+		if err != nil && !errors.Is(err, ErrNoJournal) {
+			return records, newest, err
 		}
-	})
-	if errors.Is(err, ErrNoJournal) {
-		err = nil
 	}
-	return records, newest, err
+	return records, newest, nil
 }

@@ -1,11 +1,13 @@
 package publish
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -46,16 +48,29 @@ func IndexOptions(gatewayOrigin string, name ipns.Name) index.Options {
 // OpenIndex opens the index of the registry name, or makes it as IndexOptions
 // says. An index keeps the gateway origin that it was made with, or that it was
 // made without one: "" takes that, another origin is index.ErrParameters, and so
-// is another name where there is an origin. An origin that cannot be one is
-// ErrOrigin, and nothing is opened.
-func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger) (*index.Index, error) {
+// is another name where there is an origin, but for the registry's former ones: the
+// next Build brings what bare gateways are shown to the one that it has. An origin that
+// cannot be one is ErrOrigin, and nothing is opened.
+func OpenIndex(dir, gatewayOrigin string, name ipns.Name, log *slog.Logger, former ...ipns.Name) (*index.Index, error) {
 	if err := CheckOrigin(gatewayOrigin); err != nil {
 		return nil, fmt.Errorf("open index of %s: %w", name, err)
+	}
+	for _, was := range former {
+		if gatewayOrigin == "" || gatewayOrigin == NoGateway {
+			break // what follows takes them all
+		}
+		o := IndexOptions(gatewayOrigin, was)
+		o.Log = log
+		ix, err := index.Open(dir, o)
+		if !errors.Is(err, index.ErrParameters) && !errors.Is(err, index.ErrNoIndex) {
+			return ix, err
+		}
 	}
 	if gatewayOrigin == "" {
 		ix, err := index.Open(dir, index.Options{Log: log})
 		if err == nil {
-			if made := ix.Parameters().Gateway; made != "" && !strings.HasSuffix(made, name.AsPath().String()) {
+			own := func(n ipns.Name) bool { return strings.HasSuffix(ix.Parameters().Gateway, n.AsPath().String()) }
+			if made := ix.Parameters().Gateway; made != "" && !own(name) && !slices.ContainsFunc(former, own) {
 				return nil, errors.Join(fmt.Errorf("open index of %s: %w: gateway %q", name, index.ErrParameters, made), ix.Close())
 			}
 		}
@@ -139,6 +154,58 @@ func Add(keys, name, journal string, public ed25519.PublicKey, has ipnskeys.Else
 	})
 }
 
+// ErrUnpublished is returned by Rotate for a key that followed another and has
+// signed nothing yet: no reader can know it.
+var ErrUnpublished = errors.New("the key that was put in place last has signed nothing yet")
+
+// Rotate puts the promised successor in the place of the key of a registry, whose
+// first key has this journal. The successor's journal begins with it. Nobody
+// publishes meanwhile.
+//
+// Law: the successor is opened and held to the promise, then its journal is
+// durable, then the key is rotated (ipnskeys.Rotate), which one rename does. A crash
+// leaves the key as it was, with at most an empty journal beside its own, or the
+// successor with its journal.
+//
+// Errors: ErrLocked, ErrUnpublished, ErrJournalUsed where the successor has signed
+// already, and those of ipnskeys.Rotate.
+func Rotate(ctx context.Context, keys, name, journal string, r ipnskeys.Rotation) (ipnskeys.Key, error) {
+	return rotate(ctx, keys, name, journal, r, func(string) error { return nil })
+}
+
+func rotate(ctx context.Context, keys, name, journal string, r ipnskeys.Rotation, fault func(step string) error) (key ipnskeys.Key, err error) {
+	before, err := ipnskeys.Find(keys, name)
+	if err != nil {
+		return ipnskeys.Key{}, err
+	}
+	own := JournalOf(journal, before.Number)
+	err = locked(vfs.Default, own, func() error {
+		// Not another's, that came while the lock was waited for.
+		now, err := ipnskeys.Find(keys, name)
+		if err != nil || !now.IPNSName.Equal(before.IPNSName) {
+			return errors.Join(err, fmt.Errorf("rotate key %q: %w", name, ErrLocked))
+		}
+		h, _, err := readJournal(vfs.Default, own)
+		if err != nil && !errors.Is(err, ErrNoJournal) {
+			return err
+		}
+		if before.Number > 1 && !h.used {
+			return fmt.Errorf("rotate key %q: %s: %w", name, before.IPNSName, ErrUnpublished)
+		}
+		key, err = ipnskeys.Rotate(ctx, keys, name, r, func(ipns.Name) error {
+			if err := CreateJournal(vfs.Default, JournalOf(journal, before.Number+1)); err != nil {
+				return err
+			}
+			return fault("journal created")
+		})
+		return err
+	})
+	if err != nil {
+		return ipnskeys.Key{}, err
+	}
+	return key, nil
+}
+
 // take holds the journal's lock throughout, as Mint does: neither finds its
 // journal changed by the other before its key is there.
 func take(keys, name, journal string, id ipns.Name, atLeast *uint64, place func() (ipnskeys.Key, error)) (ipnskeys.Key, error) {
@@ -160,6 +227,8 @@ func take(keys, name, journal string, id ipns.Name, atLeast *uint64, place func(
 				return ipnskeys.Key{}, fmt.Errorf("key %q signs for %s: %w", other.Name, id, ErrKeyTaken)
 			}
 		}
+	case have:
+		journal = JournalOf(journal, key.Number)
 	}
 	err = locked(vfs.Default, journal, func() (err error) {
 		if err := importLocked(vfs.Default, journal, id, atLeast); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -199,7 +200,7 @@ func TestImport(t *testing.T) {
 		t.Errorf("something was begun: %v", err)
 	}
 	// Later somebody knows.
-	if again, err := Import(keys, "default", journal, private, &n); err != nil || again != key {
+	if again, err := Import(keys, "default", journal, private, &n); err != nil || !reflect.DeepEqual(again, key) {
 		t.Errorf("with a sequence: %+v, %v", again, err)
 	}
 	h, _, err := readJournal(vfs.Default, journal)

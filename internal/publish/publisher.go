@@ -120,6 +120,8 @@ type Options struct {
 	PolicyName string
 	// Next commits to the key that will follow the signer's, for release.json.
 	Next string
+	// Former are the keys that the registry had before, the oldest first.
+	Former []Former
 	// Journal is the publication journal's file; see CreateJournal. What was
 	// withheld is listed in "withheld.json" beside it.
 	Journal string
@@ -151,6 +153,15 @@ type Options struct {
 	HTTP       *http.Client // for reading back; a plain one unless set
 }
 
+// Former is a key that the registry had, whose successor has taken its place. Until
+// it ends, the newest release is put under its name too, by a journal of its own.
+type Former struct {
+	IPNSName ipns.Name
+	Signer   Signer // nil where nothing can be signed any more
+	Journal  string
+	Until    time.Time
+}
+
 // Progress is how far a build came.
 type Progress struct {
 	Done  int // packages looked at in this build
@@ -178,6 +189,9 @@ type Publisher struct {
 	// gateway begins the URLs of index.html, "" for none: the index's parameter.
 	gateway string
 	encoder *document.Encoder
+
+	// pushed is a release that another journal of this registry has as pinned.
+	pushed cid.Cid
 
 	turn       sync.Mutex // held by whoever builds or publishes
 	collecting sync.Mutex // held by whoever collects, beside one who publishes
@@ -264,6 +278,40 @@ func New(o Options) *Publisher {
 			return b
 		},
 	}
+}
+
+// as is the publisher for the records of a former key alone.
+func (p *Publisher) as(f Former) *Publisher {
+	q := &Publisher{
+		o: p.o, label: p.label, gateway: p.gateway, encoder: p.encoder,
+		putTries: p.putTries, readTries: p.readTries, retry: p.retry, pageSize: p.pageSize, fault: p.fault,
+	}
+	q.o.Signer, q.o.IPNSName, q.o.Journal, q.o.Former = f.Signer, f.IPNSName, f.Journal, nil
+	return q
+}
+
+// names are what release.json says of the registry's names: nothing where it was
+// never rotated.
+func (p *Publisher) names() []string {
+	if len(p.o.Former) == 0 {
+		return nil
+	}
+	names := make([]string, 0, len(p.o.Former)+1)
+	for _, f := range p.o.Former {
+		names = append(names, f.IPNSName.String())
+	}
+	return append(names, p.o.IPNSName.String())
+}
+
+// overlapping are the former keys whose names are still kept up.
+func (p *Publisher) overlapping() []Former {
+	var all []Former
+	for _, f := range p.o.Former {
+		if p.now().Before(f.Until) {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // Run publishes, then again whenever the ledger moves, at most once in every,

@@ -32,7 +32,7 @@ func (r *reader) accepts() index.Release {
 	}
 	state, err := ipnsrecord.Accept(r.state, record)
 	if err == nil {
-		state, err = ipnsrecord.AcceptRelease(state, record.Value, release.Number, release.Next)
+		state, err = ipnsrecord.AcceptRelease(state, ipnsrecord.Release{Root: record.Value, Number: release.Number, Names: release.Names, Next: release.Next})
 	}
 	if err != nil {
 		r.w.t.Fatal(err)

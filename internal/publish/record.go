@@ -35,6 +35,22 @@ type Result struct {
 	Withheld  []Withheld
 	// RolledBack is what a Rollback did; nil for what is none.
 	RolledBack *RolledBack
+	// Former is what was done under the names that the registry had before, whose
+	// overlap has not ended, the oldest first.
+	Former []FormerResult
+}
+
+// FormerResult is what was done under a former name.
+type FormerResult struct {
+	Name     ipns.Name
+	Until    time.Time // it is kept up
+	Sequence uint64
+	EOL      time.Time
+	Signed   bool
+	Routes   []Route
+	// Problem is why it was not put, or not read back; nil where it was. It stops
+	// nothing: whoever has a stolen key could else stop the registry.
+	Problem error
 }
 
 // Route is what happened on one way to the network.
@@ -95,7 +111,31 @@ func (p *Publisher) Republish(ctx context.Context) (Result, error) {
 // stands, what was signed is put as it stands; or, where the release has moved
 // on or time has run, that sequence is abandoned and the next is used. So there
 // are never two values under one sequence.
-func (p *Publisher) publish(ctx context.Context, release index.Release) (result Result, err error) {
+//
+// Once the record of the registry's name is signed, the same is done under each
+// former name whose overlap has not ended, with its own journal and sequence.
+func (p *Publisher) publish(ctx context.Context, release index.Release) (Result, error) {
+	result, err := p.publishName(ctx, release)
+	if result.Sequence == 0 {
+		return result, err
+	}
+	for _, f := range p.overlapping() {
+		if ctx.Err() != nil {
+			return result, errors.Join(err, ctx.Err())
+		}
+		q := p.as(f)
+		q.pushed = release.Root
+		r, problem := q.publishName(ctx, release)
+		if problem != nil {
+			p.o.Log.WarnContext(ctx, "the release was not put under a former name", "registry", p.o.Registry, "name", f.IPNSName.String(), "until", f.Until, "error", problem)
+		}
+		result.Former = append(result.Former, FormerResult{f.IPNSName, f.Until, r.Sequence, r.EOL, r.Signed, r.Routes, problem})
+	}
+	return result, err
+}
+
+// publishName is publish for one name alone.
+func (p *Publisher) publishName(ctx context.Context, release index.Release) (result Result, err error) {
 	if p.o.Signer == nil {
 		return Result{}, fmt.Errorf("publish %s: %w: none is configured", p.o.Registry, ErrSigner)
 	}
@@ -163,9 +203,12 @@ func (p *Publisher) ready(ctx context.Context, name ipns.Name, network *ipnsreco
 	if err != nil {
 		return nil, err
 	}
-	if err = rivals(j.history, views); err == nil && j.passed(release) {
-		err = fmt.Errorf("release %d (%s), the journal has %d (%s): %w",
-			release.Number, release.Root, j.newest.number, j.newest.root, ErrIndexBehind)
+	if err = rivals(j.history, views); err == nil {
+		var h history
+		if h, err = p.spoken(); err == nil && h.passed(release) {
+			err = fmt.Errorf("release %d (%s), the journal has %d (%s): %w",
+				release.Number, release.Root, h.newest.number, h.newest.root, ErrIndexBehind)
+		}
 	}
 	if err == nil {
 		err = p.content(ctx, j, release)

@@ -105,8 +105,8 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if was := policyOf(old.Policy); was != policyOf(by.label()) {
 		return index.Release{}, back, fmt.Errorf("%w: %s", ErrPolicy, cmp.Or(was, "none"))
 	}
-	h, _, err := readJournal(p.o.FS, p.o.Journal)
-	if err != nil && !errors.Is(err, ErrNoJournal) {
+	h, err := p.spoken()
+	if err != nil {
 		return index.Release{}, back, err
 	}
 	differences, err := p.wayBack(ctx, now, old)
@@ -118,6 +118,10 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	}
 	if len(differences) == 0 {
 		return now, back, nil
+	}
+	dirs, err := p.pagesBack(ctx, differences, old.Parameters.Gateway)
+	if err != nil {
+		return index.Release{}, back, err
 	}
 	if err := p.checkpoint(ctx); err != nil {
 		return index.Release{}, back, err
@@ -132,6 +136,7 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 		return index.Release{}, back, err
 	}
 	batch := p.batch(cursor, h.newest, by)
+	batch.Blocks = dirs
 	for _, d := range differences {
 		c := d.Change()
 		if batch.Changes = append(batch.Changes, c); c.Delete {

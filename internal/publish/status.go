@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
@@ -35,7 +36,42 @@ type Status struct {
 	// heldShown; HeldMore that there are more.
 	Held     []Withheld
 	HeldMore bool
-	Due      time.Time // when the first of them comes of age; zero: none by itself
+	Due      time.Time      // when the first of them comes of age; zero: none by itself
+	Former   []FormerStatus // the keys before, the oldest first
+}
+
+// FormerStatus is what is published under a name that the registry had before.
+type FormerStatus struct {
+	Name      ipns.Name
+	Until     time.Time // it is kept up
+	Ended     bool      // that time has passed: its record is not renewed any more
+	Sequence  uint64    // the newest in its journal, 0 where there is none
+	Value     cid.Cid
+	EOL       time.Time
+	Confirmed time.Time
+	Problem   error // what would stop its next record; nil for nothing, and once it ended
+}
+
+// former asks the network of a name whose overlap has not ended.
+func (p *Publisher) former(ctx context.Context, f Former) (FormerStatus, error) {
+	s := FormerStatus{Name: f.IPNSName, Until: f.Until, Ended: !p.now().Before(f.Until)}
+	h, _, err := readJournal(p.o.FS, f.Journal)
+	if a := h.last; a != nil {
+		s.Sequence, s.Value, s.EOL, s.Confirmed = a.Sequence, a.Value, a.EOL, a.Confirmed
+	}
+	if s.Ended {
+		return s, nil
+	}
+	_, views, netErr := p.network(ctx, f.IPNSName)
+	switch {
+	case netErr != nil && !errors.Is(netErr, ErrNewer):
+		return s, netErr
+	case netErr != nil || err != nil:
+		s.Problem = errors.Join(err, netErr)
+	default:
+		s.Problem = rivals(h, views)
+	}
+	return s, nil
 }
 
 // heldShown bounds what a status says of what a policy keeps out: that may be all there is.
@@ -91,9 +127,16 @@ func (p *Publisher) Status(ctx context.Context) (Status, error) {
 			s.Problem = errors.Join(s.Problem, rivals(h, s.Routes))
 		}
 	}
+	for _, f := range p.o.Former {
+		one, err := p.former(ctx, f)
+		if err != nil {
+			return s, fmt.Errorf("status: %w", err)
+		}
+		s.Former = append(s.Former, one)
+	}
 	a := h.last
 	switch {
-	case s.Behind || s.Release.Number == 0 || h.passed(s.Release):
+	case s.Behind || s.Release.Number == 0 || h.passed(s.Release) || !slices.Equal(s.Release.Names, p.names()):
 		s.Next = "build"
 	case a == nil || a.Abandoned || a.Record == nil || a.Value != s.Release.Root || !now.Before(s.SigningDue):
 		s.Next = "sign"
