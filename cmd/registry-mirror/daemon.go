@@ -19,6 +19,9 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
+// defaultListen is where a registry is served unless it is said otherwise.
+const defaultListen = "127.0.0.1:4873"
+
 // source is what a mirror reads from; daemon and sync share its flags.
 type source struct {
 	*cli.Common
@@ -57,7 +60,7 @@ IPFS node; without, only the gateways that --gateway names.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, close()) }()
-			listeners, url, err := listen(cmd.Context(), address, log)
+			listeners, url, err := cli.Listen(cmd.Context(), address, log)
 			if err != nil {
 				return err
 			}
