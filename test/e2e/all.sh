@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 WORK=${WORK:-$(mktemp -d)}
 export WORK
-for script in up three gateway feed ledgerfeed record kill soak; do
+for script in up three gateway feed ledgerfeed record kill private soak; do
   begin=$SECONDS
   bash "$script.sh"
   printf '%s.sh took %d s\n' "$script" $((SECONDS - begin))
 done
-echo "8 passed, 0 failed"
+echo "9 passed, 0 failed"
