@@ -144,7 +144,8 @@ func (m madeRegistry) print(w io.Writer, key ipnskeys.Key) error {
 	if hereOnly(m.Peers) {
 		fmt.Fprintf(w, "  (this node talks to this machine alone; `--network lan`, when a state is made, is for colleagues on others)\n")
 	}
-	_, err := fmt.Fprintf(w, "and has in .npmrc:\n  %s\n", strings.Join(m.ColleagueNPMRC, "\n  "))
+	fmt.Fprintf(w, "and has in .npmrc:\n  %s\n", strings.Join(m.ColleagueNPMRC, "\n  "))
+	_, err := fmt.Fprintf(w, "\nWho has the name and reaches the node can read what is published.\n")
 	return err
 }
 
@@ -330,6 +331,7 @@ func (r *registry) serve(cmd *cobra.Command, s *serveSettings) (err error) {
 	var told sync.Once
 	served = true
 	group.Go(func() error { return hosted.Serve(ctx, log, registry.Handler(), listeners...) })
+	group.Go(func() error { return registry.Run(ctx) })
 	group.Go(func() error {
 		// Nothing is waited for between two releases: one that is under way gathers
 		// what is published meanwhile for the next.

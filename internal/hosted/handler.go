@@ -40,8 +40,10 @@ const (
 // a token. Reading needs none from this machine, and one from any other.
 func (r *Registry) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.ContentLength != 0 { // also for a body that nobody reads
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(r.patience))
+		}
 		if err := r.route(w, req); err != nil {
-			drain(w, req)
 			r.fail(w, req, err)
 		}
 	})
@@ -245,7 +247,7 @@ func (r *Registry) servePublish(w http.ResponseWriter, req *http.Request, name n
 		return err
 	}
 	defer t.Close()
-	raw, err := split(body(w, req, most), maxDocument, r.o.MaxTarball, t)
+	raw, err := split(r.body(w, req, most), maxDocument, r.o.MaxTarball, t)
 	if err != nil {
 		return cutOff(ctx, err)
 	}
@@ -287,7 +289,7 @@ func (r *Registry) servePublish(w http.ResponseWriter, req *http.Request, name n
 
 // admit takes one of the places for a publication, or gives up.
 func (r *Registry) admit(ctx context.Context) error {
-	wait := time.NewTimer(patience)
+	wait := time.NewTimer(r.patience)
 	defer wait.Stop()
 	select {
 	case r.upload <- struct{}{}:
@@ -345,7 +347,7 @@ func (r *Registry) serveTags(w http.ResponseWriter, req *http.Request, name npm.
 	version := ""
 	switch req.Method {
 	case http.MethodPut:
-		raw, err := io.ReadAll(body(w, req, maxSmall))
+		raw, err := io.ReadAll(r.body(w, req, maxSmall))
 		if err != nil {
 			return cutOff(ctx, err)
 		}
@@ -501,8 +503,8 @@ func base(req *http.Request) (string, error) {
 const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]"
 
 // body is a request's, of at most so many bytes.
-func body(w http.ResponseWriter, req *http.Request, most int64) io.Reader {
-	return &patientReader{in: http.MaxBytesReader(w, req.Body, most), control: http.NewResponseController(w), began: time.Now()}
+func (r *Registry) body(w http.ResponseWriter, req *http.Request, most int64) io.Reader {
+	return &patientReader{in: http.MaxBytesReader(w, req.Body, most), control: http.NewResponseController(w), until: time.Now().Add(r.patience)}
 }
 
 // patientReader gives a client that sends a body patience, and from then on a second
@@ -510,16 +512,17 @@ func body(w http.ResponseWriter, req *http.Request, most int64) io.Reader {
 type patientReader struct {
 	in      io.Reader
 	control *http.ResponseController
-	began   time.Time
+	until   time.Time
 	read    int64
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
 	// A courtesy, as all deadlines here: a connection that has none (a test's) needs none.
-	_ = p.control.SetReadDeadline(p.began.Add(patience + time.Duration(p.read/slowest)*time.Second))
+	_ = p.control.SetReadDeadline(p.until.Add(time.Duration(p.read/slowest) * time.Second))
 	n, err := p.in.Read(b)
-	if p.read += int64(n); err != nil {
-		// One that passed later would look as if the client had gone.
+	if p.read += int64(n); err == io.EOF {
+		// One that passed later would look as if the client had gone. After any other
+		// error it stays: net/http reads what is left of a body that failed.
 		_ = p.control.SetReadDeadline(time.Time{})
 	}
 	return n, err
@@ -541,22 +544,30 @@ func cutOff(ctx context.Context, err error) error {
 }
 
 // drain reads what a client is still sending, within bounds, so that it comes to
-// read the answer.
-func drain(w http.ResponseWriter, req *http.Request) {
+// read the answer. The connection ends with that answer where there is more.
+func (r *Registry) drain(w http.ResponseWriter, req *http.Request) {
+	if req.Context().Err() != nil {
+		return // it has gone, or came too slowly
+	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(drainTime))
-	_, _ = io.CopyN(io.Discard, req.Body, drainBytes)
+	_ = control.SetReadDeadline(time.Now().Add(min(drainTime, r.patience)))
+	if _, err := io.CopyN(io.Discard, req.Body, drainBytes); err != io.EOF {
+		w.Header().Set("Connection", "close")
+		return
+	}
 	_ = control.SetReadDeadline(time.Time{})
 }
 
 // fail answers with what became of a request, in npm's form of an error: clients
 // show the text.
 func (r *Registry) fail(w http.ResponseWriter, req *http.Request, err error) {
-	if req.Context().Err() != nil {
-		panic(http.ErrAbortHandler) // the client has gone
-	}
 	status := http.StatusInternalServerError
 	var chosen statusError
+	// net/http takes a body that came too slowly for a client that has gone.
+	if req.Context().Err() != nil && !(errors.As(err, &chosen) && chosen.status == http.StatusRequestTimeout) {
+		panic(http.ErrAbortHandler)
+	}
+	r.drain(w, req)
 	switch {
 	case errors.As(err, &chosen):
 		status = chosen.status

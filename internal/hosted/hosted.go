@@ -34,11 +34,13 @@ type Ledger interface {
 	Package(ctx context.Context, name npm.Name) (ledger.Package, error)
 	Commit(ctx context.Context, b ledger.Batch) (ledger.Seq, error)
 	Cursor(feed string) (string, bool)
+	Former(ctx context.Context, before time.Time, limit int) ([]ledger.Former, error)
 }
 
 // Node is what is needed of the IPFS node; see ipfs.Node for each.
 type Node interface {
 	Hold(ctx context.Context, label string, roots []cid.Cid) error
+	Unhold(ctx context.Context, label string, roots []cid.Cid) error
 	Put(ctx context.Context, blks []blocks.Block) error
 	Checkpoint(ctx context.Context) error
 	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
@@ -75,6 +77,13 @@ const (
 	storeTime = 5 * time.Minute
 	// releaseTime is how long an answer waits for the release.
 	releaseTime = time.Minute
+	// keepDocuments is how long the node holds a document that its package has no more:
+	// a release that is being made may still be about it.
+	keepDocuments = 24 * time.Hour
+	// letGoEvery is how often those are looked for, and letGoRows how many are let go of
+	// at once.
+	letGoEvery = time.Hour
+	letGoRows  = 1000
 	// maxUnanswered bounds those that are remembered; the oldest go.
 	maxUnanswered = 256
 )
@@ -112,6 +121,8 @@ type Registry struct {
 	failures int           // releases that failed
 	failure  error         // the last one's
 	moved    chan struct{} // closed when one of these changes
+
+	patience time.Duration // fixed after New; tests shorten it
 }
 
 // New makes a registry. Errors: those of Open, and ErrCorrupt for a ledger that is no
@@ -130,7 +141,7 @@ func New(o Options) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		o: o, log: o.Log, encoder: document.NewEncoder(8 << 20), upload: make(chan struct{}, uploads), moved: make(chan struct{}),
+		o: o, log: o.Log, encoder: document.NewEncoder(8 << 20), upload: make(chan struct{}, uploads), moved: make(chan struct{}), patience: patience,
 	}
 	if value, ok := o.Ledger.Cursor(unanswered); ok {
 		if err := json.Unmarshal([]byte(value), &r.open); err != nil {
@@ -138,6 +149,66 @@ func New(o Options) (*Registry, error) {
 		}
 	}
 	return r, nil
+}
+
+// Run lets go of former documents now and then, until ctx ends.
+func (r *Registry) Run(ctx context.Context) error {
+	again := time.NewTicker(letGoEvery)
+	defer again.Stop()
+	for {
+		if err := r.letGo(ctx); err != nil && ctx.Err() == nil {
+			r.log.WarnContext(ctx, "former documents stay", "error", err) // until the next time
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+		}
+	}
+}
+
+// letGo tells the node that it need not hold documents that packages had until
+// keepDocuments ago. Each publication leaves one. What a release that is pinned has of
+// them stays. The order is law:
+//
+//  1. One batch of the ledger gives a package another document, and records the one
+//     before (step 4 of write).
+//  2. Unhold: the node lets go of it.
+//  3. Checkpoint: that is durable.
+//  4. The ledger strikes it.
+//
+// A crash between any two leaves the ledger's record, by which it is done again. None
+// comes back meanwhile: all is done in turn.
+func (r *Registry) letGo(ctx context.Context) error {
+	for {
+		n, err := r.letGoSome(ctx)
+		if err != nil || n < letGoRows {
+			return err
+		}
+	}
+}
+
+func (r *Registry) letGoSome(ctx context.Context) (int, error) {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	rows, err := r.o.Ledger.Former(ctx, r.o.Now().Add(-keepDocuments), letGoRows)
+	if err != nil || len(rows) == 0 {
+		return 0, err
+	}
+	roots := make([]cid.Cid, len(rows))
+	for i, row := range rows {
+		roots[i] = row.CID
+	}
+	if err := r.o.Node.Unhold(ctx, holdLabel, roots); err != nil {
+		return 0, fmt.Errorf("unhold %d roots: %w", len(roots), err)
+	}
+	if err := r.o.Node.Checkpoint(ctx); err != nil {
+		return 0, fmt.Errorf("checkpoint of the node: %w", err)
+	}
+	if _, err := r.o.Ledger.Commit(ctx, ledger.Batch{LetGo: rows}); err != nil {
+		return 0, err
+	}
+	return len(rows), nil
 }
 
 // Released says that a release has been published that has everything up to seq;

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -371,5 +374,86 @@ func TestManyAtOnce(t *testing.T) {
 	var doc struct{ Versions map[string]any }
 	if err := json.Unmarshal(w.want(200, "", "GET", "/@acme%2fthing", "", "").Body.Bytes(), &doc); err != nil || len(doc.Versions) != 13 {
 		t.Errorf("%d versions, %v", len(doc.Versions), err)
+	}
+}
+
+// Former documents are let go of after a while, whatever breaks in between, and
+// nothing that a package has is.
+func TestLetGo(t *testing.T) {
+	fired := map[string]bool{}
+	for _, kept := range []bool{false, true} {
+		for at := 1; ; at++ {
+			w := newWorld(t)
+			for _, v := range []string{"1.0.0", "1.1.0", "1.2.0"} {
+				w.publish(201, "", version("@acme/thing", v, v))
+			}
+			count := func(want int, when string) {
+				t.Helper()
+				held, err := w.store.Package(t.Context(), "@acme/thing")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(w.node.held) != want || !w.node.held[held.Document.CID] || !w.node.held[held.Versions[0].CID] {
+					t.Errorf("%s, step %d: %d roots are held, want %d", when, at, len(w.node.held), want)
+				}
+			}
+			if err := w.r.letGo(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			count(6, "young")
+			w.later = keepDocuments + time.Minute
+			broken := w.arm(at, kept)
+			err := w.r.letGo(t.Context())
+			if broken.fired == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				count(4, "old")
+				break
+			}
+			fired[broken.fired] = true
+			w.crash()
+			if err := w.r.letGo(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			count(4, "after a crash")
+			if rows, err := w.store.Former(t.Context(), w.now(), 10); err != nil || len(rows) > 0 {
+				t.Errorf("step %d: %d rows are left, %v", at, len(rows), err)
+			}
+			w.want(200, "1.2.0", "GET", "/@acme%2fthing", "", "")
+		}
+	}
+	for _, step := range []string{"unhold", "checkpoint", "commit"} {
+		if !fired[step] {
+			t.Errorf("%s never broke", step)
+		}
+	}
+}
+
+// A client that stops in the middle of a body is told so, and its connection ends:
+// here, before it is answered, and for a body that nobody reads.
+func TestSlowClient(t *testing.T) {
+	w := newWorld(t)
+	w.r.patience = 50 * time.Millisecond
+	server := httptest.NewServer(w.r.Handler())
+	defer server.Close()
+	for request, want := range map[string]string{
+		"PUT /@acme%2fthing HTTP/1.1":                          "HTTP/1.1 408 ",
+		"PUT /-/package/@acme%2fthing/dist-tags/next HTTP/1.1": "HTTP/1.1 408 ",
+		"GET /@acme%2fthing HTTP/1.1":                          "",
+	} {
+		c, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "%s\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000\r\n\r\n{", request, w.token)
+		if answer, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(answer), want) {
+			t.Errorf("%s: %q, %v", request, answer, err)
+		}
+		c.Close()
+	}
+	w.publish(201, "", version("@acme/thing", "1.0.0", "")) // no place for a publication is lost
+	if n := len(w.r.upload); n > 0 {
+		t.Errorf("%d places are taken", n)
 	}
 }

@@ -88,6 +88,18 @@ func (n *memNode) Hold(_ context.Context, _ string, roots []cid.Cid) error {
 	})
 }
 
+// Unhold is durable at once: the worst that can be, for whoever holds again too late.
+func (n *memNode) Unhold(_ context.Context, _ string, roots []cid.Cid) error {
+	return n.faults.step("unhold", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, c := range roots {
+			delete(n.held, c)
+		}
+		return nil
+	})
+}
+
 func (n *memNode) Put(_ context.Context, blks []blocks.Block) error {
 	return n.faults.step("put", func() error {
 		n.mu.Lock()
@@ -144,6 +156,7 @@ type world struct {
 	node     *memNode
 	settings string
 	token    string
+	later    time.Duration // that the registry's clock, and the ledger's, is ahead
 	r        *Registry
 	releases bool
 }
@@ -155,7 +168,7 @@ func newWorld(t *testing.T) *world {
 	if w.token, err = Create(w.settings, []string{"@acme", "@lab"}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if w.store, err = ledger.Create("ledger", ledger.Options{FS: w.fs}); err != nil {
+	if w.store, err = ledger.Create("ledger", ledger.Options{FS: w.fs, Now: w.now}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.store.Close() })
@@ -163,9 +176,11 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+func (w *world) now() time.Time { return time.Now().Add(w.later) }
+
 func (w *world) start() {
 	w.t.Helper()
-	r, err := New(Options{Settings: w.settings, Ledger: brittle{w.store, w.node.faults}, Node: w.node, Spool: w.t.TempDir(), MaxTarball: 1 << 20})
+	r, err := New(Options{Settings: w.settings, Ledger: brittle{w.store, w.node.faults}, Node: w.node, Spool: w.t.TempDir(), MaxTarball: 1 << 20, Now: w.now})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -202,7 +217,7 @@ func (w *world) crash() {
 	}
 	w.fs = clone
 	var err error
-	if w.store, err = ledger.Open("ledger", ledger.Options{FS: w.fs}); err != nil {
+	if w.store, err = ledger.Open("ledger", ledger.Options{FS: w.fs, Now: w.now}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { w.store.Close() })
@@ -317,11 +332,4 @@ func zipped(data []byte) []byte {
 	z.Write(data)
 	z.Close()
 	return out.Bytes()
-}
-
-// gone is a client that left.
-func gone(ctx context.Context) context.Context {
-	ctx, cancel := context.WithCancel(ctx)
-	cancel()
-	return ctx
 }
