@@ -141,7 +141,7 @@ func (m madeRegistry) print(w io.Writer, key ipnskeys.Key) error {
 	fmt.Fprintf(w, "\nServe it, for as long as things are published:\n  %s\n", m.Serve)
 	fmt.Fprintf(w, "\nWho publishes has in .npmrc, and types `npm publish`:\n  %s\n", strings.Join(m.NPMRC, "\n  "))
 	fmt.Fprintf(w, "\nA colleague runs a mirror, which needs no token:\n  %s\n", m.ColleagueRuns)
-	if hereOnly(m.Peers) {
+	if loopback(reachable(m.Peers)) {
 		fmt.Fprintf(w, "  (this node talks to this machine alone; `--network lan`, when a state is made, is for colleagues on others)\n")
 	}
 	fmt.Fprintf(w, "and has in .npmrc:\n  %s\n", strings.Join(m.ColleagueNPMRC, "\n  "))
@@ -173,10 +173,17 @@ func npmrc(scopes []string, address, token string) []string {
 // colleague is what another machine's mirror is begun with.
 func colleague(name string, peers []string) string {
 	line := "registry-mirror daemon --ipfs " + name
-	if peer := reachable(peers); peer != "" {
-		line += " --peer " + peer
+	peer := reachable(peers)
+	if peer == "" {
+		return line
 	}
-	return line
+	// A node that need not go beyond asks nobody beyond: names stay here.
+	if m, err := multiaddr.NewMultiaddr(peer); err == nil && manet.IsIPLoopback(m) {
+		line += " --network local"
+	} else if err == nil && manet.IsPrivateAddr(m) {
+		line += " --network lan"
+	}
+	return line + " --peer " + peer
 }
 
 // reachable is the address to give to others: one that other machines can dial,
@@ -193,9 +200,7 @@ func reachable(peers []string) string {
 	return ""
 }
 
-// hereOnly says whether no other machine can dial any of the addresses.
-func hereOnly(peers []string) bool { return loopback(reachable(peers)) }
-
+// loopback says whether only this machine can dial an address.
 func loopback(addr string) bool {
 	m, err := multiaddr.NewMultiaddr(addr)
 	return err == nil && manet.IsIPLoopback(m)
@@ -386,8 +391,9 @@ func (r *registry) tellServing(ctx context.Context, w io.Writer, o *opened, resu
 	fmt.Fprintf(w, "Taking npm publish for %s at %s\n", strings.Join(settings.Scopes, ", "), url)
 	fmt.Fprintf(w, "  name       /ipns/%s\n", name)
 	fmt.Fprintf(w, "  release    %d, %s, %s\n", result.Number, cli.Count(result.Packages, "package"), cli.Count(result.Versions, "version"))
-	fmt.Fprintf(w, "  colleague  %s\n", colleague(name, info.Addrs))
-	_, err = fmt.Fprintf(w, "             and in .npmrc: %s\n", strings.Join(npmrc(settings.Scopes, mirrorListen, ""), " "))
+	rc := func(lines []string) string { return strings.Join(lines, "\n               ") }
+	fmt.Fprintf(w, "  publish    .npmrc:\n               %s\n", rc(npmrc(settings.Scopes, strings.TrimPrefix(url, "http://"), "TOKEN")))
+	_, err = fmt.Fprintf(w, "  colleague  %s\n             .npmrc:\n               %s\n", colleague(name, info.Addrs), rc(npmrc(settings.Scopes, mirrorListen, "")))
 	return err
 }
 

@@ -50,7 +50,7 @@ package() {
 
 say "a colleague's mirror, by the printed line"
 line=$(json init.json o.colleague_runs)
-start "$S/mirror.log" sh -c "exec $line --state '$S/colleague' --network local --listen 127.0.0.1:$mirror"
+start "$S/mirror.log" sh -c "exec $line --state '$S/colleague' --listen 127.0.0.1:$mirror"
 until_ok 30 sh -c "registry-mirror status --state '$S/colleague' --json | grep -q '\"number\": [1-9]'" || { cat mirror.log >&2; fail "the mirror has no list"; }
 
 say "npm publish, and the colleague installs"
