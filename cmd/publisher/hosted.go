@@ -337,6 +337,9 @@ func (r *registry) serve(cmd *cobra.Command, s *serveSettings) (err error) {
 	served = true
 	group.Go(func() error { return hosted.Serve(ctx, log, registry.Handler(), listeners...) })
 	group.Go(func() error { return registry.Run(ctx) })
+	if o.node.Kind == "embedded" && !o.node.Own() {
+		group.Go(func() error { return watchNode(ctx, o.node) })
+	}
 	group.Go(func() error {
 		// Nothing is waited for between two releases: one that is under way gathers
 		// what is published meanwhile for the next.
@@ -359,6 +362,23 @@ func (r *registry) serve(cmd *cobra.Command, s *serveSettings) (err error) {
 		return nil // stopped by hand: the ordinary end
 	}
 	return err
+}
+
+// watchNode returns when the command that has the node has ended. The next start has
+// the node itself.
+func watchNode(ctx context.Context, node *state.Node) error {
+	look := time.NewTicker(2 * time.Second)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
+		}
+		if _, err := node.Info(ctx); errors.Is(err, ipfs.ErrAway) {
+			return cli.Hint(err, "another command had the node, and ended: start `publisher serve` again, and it has the node itself")
+		}
+	}
 }
 
 // releasedSeq is up to where a release has a ledger.

@@ -595,7 +595,11 @@ func (r *Registry) fail(w http.ResponseWriter, req *http.Request, err error) {
 	if status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", "GET, HEAD, PUT")
 	}
-	_ = send(w, req, status, map[string]any{"error": line(err), "success": false})
+	text := line(err)
+	if status == http.StatusInternalServerError { // of this machine's insides
+		text = "the registry could not do this: its log says why"
+	}
+	_ = send(w, req, status, map[string]any{"error": text, "success": false})
 }
 
 // writeWithin gives a client as long for an answer of so many bytes as it would have
