@@ -36,6 +36,7 @@ var allowed = map[string][]string{
 	"index":             {"internal/damage", "internal/npm", "internal/unixfs"},
 	"ipnskeys":          {"internal/ipnsrecord"},
 	// loops
+	"internal/hosted":  {"internal/document", "internal/ledger", "internal/npm", "internal/unixfs"},
 	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/unixfs", "ipnskeys"},
 	"internal/mirror":  {"index", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
@@ -49,7 +50,7 @@ var allowed = map[string][]string{
 
 // keyless are the packages from which no chain of imports may lead to
 // ipnskeys. cmd/registry-mirror is not among them for the sake of `up`.
-var keyless = []string{"cmd/follower", "internal/follow", "internal/mirror", "internal/state", "index", "internal/ipfs"}
+var keyless = []string{"cmd/follower", "internal/follow", "internal/hosted", "internal/mirror", "internal/state", "index", "internal/ipfs"}
 
 // testSupport are imported by tests and by the commands that serve tests.
 var testSupport = []string{"internal/cli/clitest", "internal/couch/couchtest", "internal/loopback", "internal/npm/npmtest", "internal/ipfs/kubod", "internal/ipfs/kubotest", "bench/", "test/"}

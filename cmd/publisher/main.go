@@ -10,6 +10,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/hosted"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -35,11 +36,17 @@ func main() { os.Exit(cli.Main(root(), causes)) }
 // defaultName is the registry that is meant where none is named.
 const defaultName = "main"
 
-const upRuns = "`registry-mirror up` publishes by itself; otherwise wait for the other publisher to end"
+const upRuns = "`registry-mirror up` and `publisher serve` publish by themselves; otherwise wait for the other publisher to end"
 
 const buildsAnew = "with registries/NAME/index moved out of the state, the next `publisher publish` builds and puts all of it anew from the ledger"
 
 var causes = []cli.Cause{
+	{Is: hosted.ErrExists, Code: cli.CodeUsage, Hint: "nothing was changed: `publisher serve` serves it, `publisher token new` makes another token, `publisher key show NAME` shows its key"},
+	{Is: hosted.ErrNoRegistry, Code: cli.CodeUsage, Hint: "`publisher init NAME --scope @SCOPE` makes one; --name names one that is there"},
+	{Is: hosted.ErrCorrupt, Code: cli.CodeFailed, Hint: "restore what is named from a backup of the state"},
+	{Is: hosted.ErrScope, Code: cli.CodeUsage, Hint: "name it with --scope @acme"},
+	{Is: hosted.ErrNoToken, Code: cli.CodeUsage, Hint: "`publisher token list` names them"},
+	{Is: hosted.ErrTooMany, Code: cli.CodeUsage, Hint: "`publisher token revoke ID` takes one away"},
 	{Is: publish.ErrLocked, Code: cli.CodeLocked, Hint: upRuns},
 	{Is: index.ErrLocked, Code: cli.CodeLocked, Hint: upRuns},
 	{Is: ledger.ErrLocked, Code: cli.CodeLocked, Hint: "a follower is just starting on this state; try again"},
@@ -129,6 +136,7 @@ or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked
 		Example: `  publisher key new
   publisher publish
   publisher log
+  publisher init acme --scope @acme && publisher serve   # takes npm publish
   */5 * * * *  publisher publish      # in a crontab: success prints nothing`,
 	}
 	common.Bind(cmd)
@@ -144,7 +152,7 @@ or not what the ledger gives, 64 usage or configuration, 69 node away, 75 locked
 		}
 		return r.curate(r.Settings)
 	}
-	cmd.AddCommand(keyCommand(r), buildCommand(r), publishCommand(r), runCommand(r), republishCommand(r), statusCommand(r), withheldCommand(r), settingsCommand(r),
+	cmd.AddCommand(initCommand(r), serveCommand(r), tokenCommand(r), keyCommand(r), buildCommand(r), publishCommand(r), runCommand(r), republishCommand(r), statusCommand(r), withheldCommand(r), settingsCommand(r),
 		logCommand(r), diffCommand(r), showCommand(r), listCommand(r), rollbackCommand(r), collectCommand(r), checkCommand(r), recordCommand(r), cli.VersionCommand())
 	return cmd
 }

@@ -1,12 +1,23 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha512"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
 	"math"
 	"net"
+	"net/http"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -56,6 +67,7 @@ const archive = `
 //	unlist NAME     takes a package out of the list behind everybody's back
 //	hold REGISTRY   has the registry's index until the script ends, as a publisher does
 //	hold-ledger     has the ledger and answers nobody
+//	npm-publish STATUS URL TOKEN NAME VERSION  sends a version as npm publish does
 func TestScripts(t *testing.T) {
 	clitest.Run(t, archive, map[string]func(*testscript.TestScript, bool, []string){
 		"agent": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -112,7 +124,37 @@ func TestScripts(t *testing.T) {
 			ts.Check(err)
 			ts.Defer(func() { store.Close() })
 		},
+		"npm-publish": npmPublish,
 	})
+}
+
+func npmPublish(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 5 {
+		ts.Fatalf("usage: npm-publish STATUS URL TOKEN NAME VERSION")
+	}
+	name, version := args[3], args[4]
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	w := tar.NewWriter(z)
+	inside := fmt.Sprintf(`{"name":%q,"version":%q}`, name, version)
+	ts.Check(w.WriteHeader(&tar.Header{Name: "package/package.json", Mode: 0o644, Size: int64(len(inside))}))
+	_, err := io.WriteString(w, inside)
+	ts.Check(errors.Join(err, w.Close(), z.Close()))
+	sum := sha512.Sum512(packed.Bytes())
+	encode := base64.StdEncoding.EncodeToString
+	document := fmt.Sprintf(`{"_id":%[1]q,"name":%[1]q,"dist-tags":{"latest":%[2]q},"versions":{%[2]q:{"name":%[1]q,"version":%[2]q,"dist":{"integrity":"sha512-%[3]s"}}},"_attachments":{"%[1]s-%[2]s.tgz":{"data":%[4]q}}}`,
+		name, version, encode(sum[:]), encode(packed.Bytes()))
+	req, err := http.NewRequest(http.MethodPut, args[1]+"/"+strings.Replace(name, "/", "%2f", 1), strings.NewReader(document))
+	ts.Check(err)
+	req.Header.Set("Authorization", "Bearer "+args[2])
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	if strconv.Itoa(resp.StatusCode) != args[0] {
+		ts.Fatalf("%s, want %s: %s", resp.Status, args[0], body)
+	}
 }
 
 // forgeries are records, made of a good one and its key.

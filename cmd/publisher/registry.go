@@ -43,6 +43,7 @@ type registry struct {
 	every         time.Duration  // its schedule, or how often to publish at most
 	policy        *policy.Policy // nil: as its index has it
 	policyName    string
+	store         *ledger.Store // of serve, which owns the ledger; nil for others
 }
 
 func bindRoutes(cmd *cobra.Command, r *registry) {
@@ -66,6 +67,7 @@ func witness(text string) (publish.Witness, error) {
 // opened is a publisher with all that it works on.
 type opened struct {
 	*publish.Publisher
+	node     *state.Node
 	key      ipnskeys.Key
 	progress *cli.Progress
 	away     error          // why there is no node to look at; nil where there is one
@@ -126,7 +128,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 			return nil, err
 		}
 	}
-	source, err := openLedger(ctx, dir)
+	source, err := r.openLedger(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +151,7 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		return nil, err
 	}
 	own(node.Close)
+	o.node, _ = node.(*state.Node) // nil where it is away
 	stage := "building"
 	if purpose == rollback {
 		stage = "checking"
@@ -284,8 +287,21 @@ type closingLedger interface {
 	Close() error
 }
 
-// openLedger asks the running follower, else opens its ledger.
-func openLedger(ctx context.Context, dir state.Dir) (closingLedger, error) {
-	return state.ReachLedger(ctx, dir, func(c *ledger.Client) closingLedger { return c },
-		func() (closingLedger, error) { return ledger.Open(dir.Ledger(), ledger.Options{}) })
+// lent is a ledger that stays open.
+type lent struct{ *ledger.Store }
+
+func (lent) Close() error { return nil }
+
+// openLedger asks who owns the registry's ledger, else opens it: the registry's own
+// where it is one that is published to, the follower's otherwise.
+func (r *registry) openLedger(ctx context.Context, dir state.Dir) (closingLedger, error) {
+	ask := func(c *ledger.Client) closingLedger { return c }
+	switch {
+	case r.store != nil:
+		return lent{r.store}, nil
+	case dir.IsHosted(r.name):
+		return state.ReachHostedLedger(ctx, dir, r.name, ask,
+			func() (closingLedger, error) { return ledger.Open(dir.HostedLedger(r.name), ledger.Options{}) })
+	}
+	return state.ReachLedger(ctx, dir, ask, func() (closingLedger, error) { return ledger.Open(dir.Ledger(), ledger.Options{}) })
 }

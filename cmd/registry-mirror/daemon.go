@@ -21,6 +21,9 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
+// defaultListen is where a registry is served unless it is said otherwise.
+const defaultListen = "127.0.0.1:4873"
+
 // source is what a mirror reads from; daemon and sync share its flags.
 type source struct {
 	*cli.Common
@@ -61,7 +64,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 				return err
 			}
 			defer func() { err = errors.Join(err, close()) }()
-			listeners, url, err := listen(cmd.Context(), s.address, log)
+			listeners, url, err := cli.Listen(cmd.Context(), s.address, log)
 			if err != nil {
 				return err
 			}

@@ -141,7 +141,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if socket.Alive(ctx, dir.Socket("follower")) {
 		return errRuns
 	}
-	listeners, url, err := listen(ctx, s.address, log) // first: an address in use is known before any work
+	listeners, url, err := cli.Listen(ctx, s.address, log) // first: an address in use is known before any work
 	if err != nil {
 		return err
 	}

@@ -135,6 +135,9 @@ func (n *Node) KeepRecord(ctx context.Context, name ipns.Name, record []byte) er
 	return nil
 }
 
+// Own says whether the node runs in this process, and so as long as it.
+func (n *Node) Own() bool { return n.stop != nil }
+
 // Close stops answering the others, then closes the node.
 func (n *Node) Close() error {
 	var served error

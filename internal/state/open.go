@@ -37,11 +37,26 @@ func (d Dir) OpenLedger(ctx context.Context, o ledger.Options) (*ledger.Store, e
 	return Open(ctx, d, "follower", ledger.ErrLocked, func() (*ledger.Store, error) { return ledger.OpenOrCreate(d.Ledger(), o) })
 }
 
-// ReachLedger is for a command that needs the ledger for a moment: ask speaks to
-// the follower that owns it; where none runs, open opens it here.
+// OpenHostedLedger opens the ledger of a registry that is published to, for its owner.
+func (d Dir) OpenHostedLedger(ctx context.Context, registry string, o ledger.Options) (*ledger.Store, error) {
+	return Open(ctx, d, hostedCommand(registry, "ledger"), ledger.ErrLocked, func() (*ledger.Store, error) { return ledger.Open(d.HostedLedger(registry), o) })
+}
+
+// ReachLedger is for a command that needs the follower's ledger for a moment: ask
+// speaks to the follower that owns it; where none runs, open opens it here.
 func ReachLedger[T any](ctx context.Context, d Dir, ask func(*ledger.Client) T, open func() (T, error)) (T, error) {
+	return reachLedger(ctx, d, d.Socket("follower"), ask, open)
+}
+
+// ReachHostedLedger is ReachLedger for the ledger of a registry that is published to,
+// which its server owns.
+func ReachHostedLedger[T any](ctx context.Context, d Dir, registry string, ask func(*ledger.Client) T, open func() (T, error)) (T, error) {
+	return reachLedger(ctx, d, d.HostedSocket(registry, "ledger"), ask, open)
+}
+
+func reachLedger[T any](ctx context.Context, d Dir, path string, ask func(*ledger.Client) T, open func() (T, error)) (T, error) {
 	return Open(ctx, d, "", ledger.ErrLocked, func() (T, error) {
-		client, err := ledger.Dial(d.Socket("follower"))
+		client, err := ledger.Dial(path)
 		if err == nil {
 			return ask(client), nil
 		}

@@ -22,6 +22,9 @@ import (
 //	registries/NAME/index/    the publisher's index of the registry NAME
 //	registries/NAME/journal   every record signed for it
 //	registries/NAME/ran       empty; its time is when "publish --all" last published it
+//	registries/NAME/hosted.json  of one that is published to: its scopes and tokens
+//	registries/NAME/ledger/   of such a one: its own ledger
+//	registries/NAME/COMMAND.sock  how others reach the COMMAND that serves it
 //	keys/                     sealed keys, and the identity that opens them
 //	mirror/NAME/              what registry-mirror caches of the IPNS name NAME, or of a CID
 //	table.json                which registries it serves
@@ -49,6 +52,41 @@ func (d Dir) Journal(registry string) string { return d.path("registries", regis
 // Ran is the file whose time is when a registry of ours was last published on its
 // schedule.
 func (d Dir) Ran(registry string) string { return d.path("registries", registry, "ran") }
+
+// Hosted is the file that a registry has which is published to.
+func (d Dir) Hosted(registry string) string { return d.path("registries", registry, "hosted.json") }
+
+// HostedLedger is the directory of such a registry's own ledger.
+func (d Dir) HostedLedger(registry string) string { return d.path("registries", registry, "ledger") }
+
+// HostedSocket is where a command answers that serves such a registry.
+func (d Dir) HostedSocket(registry, command string) string {
+	return d.Socket(hostedCommand(registry, command))
+}
+
+func hostedCommand(registry, command string) string {
+	return filepath.Join("registries", registry, command)
+}
+
+// IsHosted says whether a registry is published to, and so has a ledger of its own.
+func (d Dir) IsHosted(registry string) bool {
+	_, err := os.Lstat(d.Hosted(registry))
+	return err == nil
+}
+
+// AllHosted lists the registries that are published to, by name.
+func (d Dir) AllHosted() (names []string, err error) {
+	all, err := os.ReadDir(d.path("registries"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, one := range all {
+		if d.IsHosted(one.Name()) {
+			names = append(names, one.Name())
+		}
+	}
+	return names, err
+}
 
 // Keys is the directory of sealed keys.
 func (d Dir) Keys() string { return d.path("keys") }

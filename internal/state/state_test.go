@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -166,7 +167,7 @@ func TestOpenWaits(t *testing.T) {
 // TestOpenDoesNotWaitForAnOwner that answers: it will keep the lock.
 func TestOpenDoesNotWaitForAnOwner(t *testing.T) {
 	d := short(t)
-	answer(t, d, http.NotFoundHandler())
+	answer(t, d.Socket("follower"), http.NotFoundHandler())
 	tries := 0
 	_, err := Open(t.Context(), d, "follower", errLocked, func() (int, error) { tries++; return 0, errLocked })
 	if tries != 1 || !errors.Is(err, errLocked) {
@@ -194,10 +195,10 @@ func short(t *testing.T) Dir {
 	return Dir(dir)
 }
 
-// answer answers at the follower's socket until the test ends.
-func answer(t *testing.T, d Dir, h http.Handler) {
+// answer answers at a socket until the test ends.
+func answer(t *testing.T, path string, h http.Handler) {
 	t.Helper()
-	l, err := socket.Listen(d.Socket("follower"))
+	l, err := socket.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +253,7 @@ func TestReachLedger(t *testing.T) {
 		}
 	}
 	t.Run("Owner", func(t *testing.T) {
-		answer(t, d, ledger.Serve(store))
+		answer(t, d.Socket("follower"), ledger.Serve(store))
 		check(true)
 	})
 	time.AfterFunc(50*time.Millisecond, func() { store.Close() })
@@ -323,5 +324,54 @@ func TestOpenUpstream(t *testing.T) {
 				t.Errorf("%v, %q, %v, want %q, %v", up, config.Registry, err, test.want, test.err)
 			}
 		})
+	}
+}
+
+// TestHosted: what registries are published to, and their ledgers apart from the
+// follower's and from each other.
+func TestHosted(t *testing.T) {
+	d := short(t)
+	if all, err := d.AllHosted(); err != nil || len(all) > 0 {
+		t.Errorf("in an empty state: %v, %v", all, err)
+	}
+	for _, name := range []string{"main", "acme", "lab"} {
+		store, err := ledger.Create(d.HostedLedger(name), ledger.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if name != "main" { // its making did not come to an end
+			if err := os.WriteFile(d.Hosted(name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if all, err := d.AllHosted(); err != nil || !slices.Equal(all, []string{"acme", "lab"}) || d.IsHosted("main") {
+		t.Errorf("published to are %v, %v", all, err)
+	}
+	store, err := d.OpenHostedLedger(t.Context(), "acme", ledger.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	answer(t, d.HostedSocket("acme", "ledger"), ledger.Serve(store))
+	type known interface {
+		Identity() string
+		Close() error
+	}
+	for _, name := range []string{"acme", "lab"} {
+		l, err := ReachHostedLedger(t.Context(), d, name, func(c *ledger.Client) known { return c },
+			func() (known, error) { return ledger.Open(d.HostedLedger(name), ledger.Options{}) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := l.Identity() == store.Identity(); same != (name == "acme") {
+			t.Errorf("%s is the ledger that is served: %v", name, same)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 WORK=${WORK:-$(mktemp -d)}
 export WORK
-for script in up three gateway feed ledgerfeed record routes faults kill soak; do
+for script in up three gateway feed ledgerfeed record routes faults kill private soak; do
   begin=$SECONDS
   bash "$script.sh"
   printf '%s.sh took %d s\n' "$script" $((SECONDS - begin))
 done
-echo "10 passed, 0 failed"
+echo "11 passed, 0 failed"

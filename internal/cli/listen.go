@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"context"
@@ -8,24 +8,20 @@ import (
 	"net"
 	"strconv"
 	"syscall"
-
-	"github.com/registry-mirror/registry-mirror/internal/cli"
 )
 
-const defaultListen = "127.0.0.1:4873"
-
-// listen opens the registry's address, and for 127.0.0.1 the same port on ::1
-// too: people type localhost, and many machines look there first. It returns
-// the URL to print.
-func listen(ctx context.Context, address string, log *slog.Logger) ([]net.Listener, string, error) {
+// Listen opens the address at which a registry is served, and for 127.0.0.1 the same
+// port on ::1 too: people type localhost, and many machines look there first. It
+// returns the URL to print.
+func Listen(ctx context.Context, address string, log *slog.Logger) ([]net.Listener, string, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, "", cli.Usagef("--listen %s: %w", address, err)
+		return nil, "", Usagef("--listen %s: %w", address, err)
 	}
 	var c net.ListenConfig
 	first, err := c.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, "", cli.Hint(fmt.Errorf("listen: %w", err), "another program has this address; choose one with --listen")
+		return nil, "", Hint(fmt.Errorf("listen: %w", err), "another program has this address; choose one with --listen")
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("listen: %w", err)
