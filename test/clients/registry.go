@@ -1,0 +1,165 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
+)
+
+// archive is what the matrix installs: a leaf with three versions and two tags,
+// what depends on it, and a scope.
+const archive = `
+-- leaf@1.0.0/package.json --
+{"name": "leaf", "version": "1.0.0", "description": "A leaf of the matrix"}
+-- leaf@1.0.0/index.js --
+module.exports = 'leaf ' + require('./package.json').version
+-- leaf@1.1.0/package.json --
+{"name": "leaf", "version": "1.1.0", "description": "A leaf of the matrix"}
+-- leaf@1.1.0/index.js --
+module.exports = 'leaf ' + require('./package.json').version
+-- leaf@2.0.0/package.json --
+{"name": "leaf", "version": "2.0.0", "description": "A leaf of the matrix"}
+-- leaf@2.0.0/index.js --
+module.exports = 'leaf ' + require('./package.json').version
+-- leaf/dist-tags.json --
+{"latest": "2.0.0", "old": "1.0.0"}
+-- branch@1.0.0/package.json --
+{"name": "branch", "version": "1.0.0", "dependencies": {"leaf": "^1.0.0"}}
+-- branch@1.0.0/index.js --
+module.exports = 'branch of ' + require('leaf')
+-- @scope/twig@0.1.0/package.json --
+{"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
+-- @scope/twig@0.1.0/index.js --
+module.exports = 'twig of ' + require('branch')
+`
+
+// registry is the mirror that the clients are given.
+type registry struct {
+	host     string // host:port
+	upstream *npmtest.Registry
+	mirror   *exec.Cmd
+	log      *output
+	beyond   *refuser
+}
+
+// serve starts an npmtest registry and `registry-mirror up` over it.
+func serve(ctx context.Context, work string) (*registry, error) {
+	up, err := npmtest.Start("127.0.0.1:0", archive)
+	if err != nil {
+		return nil, err
+	}
+	up.Sign()
+	r := &registry{upstream: up, log: &output{}}
+	if r.beyond, err = newRefuser(); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	program := filepath.Join(work, "registry-mirror")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/registry-mirror/registry-mirror/cmd/registry-mirror")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, errors.Join(fmt.Errorf("build: %w\n%s", err, out), r.close())
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	r.host = l.Addr().String()
+	l.Close()
+	var said output
+	r.mirror = exec.CommandContext(ctx, program, "up", "leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig",
+		"--upstream", up.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--json")
+	r.mirror.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
+	r.mirror.Stdout, r.mirror.Stderr = &said, r.log
+	if err := r.mirror.Start(); err != nil {
+		r.mirror = nil
+		return nil, errors.Join(err, r.close())
+	}
+	end := time.Now().Add(2 * time.Minute)
+	for !json.Valid(said.Bytes()) {
+		if time.Now().After(end) || ctx.Err() != nil {
+			return nil, errors.Join(fmt.Errorf("the mirror did not come up\n%s", r.log.Bytes()), r.close())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return r, nil
+}
+
+func (r *registry) url() string { return "http://" + r.host + "/" }
+
+func (r *registry) close() error {
+	if r.mirror != nil {
+		r.mirror.Process.Signal(os.Interrupt)
+		r.mirror.Wait()
+	}
+	if r.beyond != nil {
+		r.beyond.Close()
+	}
+	r.upstream.Close()
+	return nil
+}
+
+// refuser is the proxy that clients are told to reach other hosts by: it
+// reaches none and notes who was asked for.
+type refuser struct {
+	*http.Server
+	address string
+
+	mu    sync.Mutex
+	hosts []string
+}
+
+func newRefuser() (*refuser, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	p := &refuser{address: "http://" + l.Addr().String()}
+	p.Server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		if host := r.URL.Hostname(); !slices.Contains(p.hosts, host) {
+			p.hosts = append(p.hosts, host)
+		}
+		p.mu.Unlock()
+		http.Error(w, "the matrix stays on this machine", http.StatusForbidden)
+	})}
+	go p.Serve(l) // ends with Close
+	return p, nil
+}
+
+// take gives the hosts that were asked for since the last time.
+func (p *refuser) take() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	hosts := p.hosts
+	p.hosts = nil
+	return hosts
+}
+
+// output gathers what a running command prints.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) Bytes() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return bytes.Clone(o.buf.Bytes())
+}
