@@ -267,6 +267,39 @@ func TestSearch(t *testing.T) {
 	}
 }
 
+// Whatever upstream has in a document, a search result has the types that
+// clients take without looking.
+func TestSearchTypes(t *testing.T) {
+	for _, tt := range []struct{ fields, want string }{
+		{``, `"keywords":[],"maintainers":[]`},
+		{`"description":7,"keywords":"a, b","maintainers":"me"`, `"version":"1.3.0","keywords":[],"maintainers":[]`},
+		{`"keywords":["a",1,null,"b"]`, `"keywords":["a","b"]`},
+		{`"maintainers":[{"name":"me","email":"me@example.test"},"x",null,{"email":"e"},{"name":"we"}]`,
+			`"maintainers":[{"username":"me","email":"me@example.test"},{"username":"we"}]`},
+		{`"description":"<b>"`, `"description":"\u003cb\u003e"`},
+		{`"time":{"1.3.0":"yesterday"}`, `"maintainers":[],"links"`},
+		{`"time":{"1.3.0":"2020-01-01T00:00:00.000Z"}`, `"date":"2020-01-01T00:00:00.000Z"`},
+		{`"time":[]`, `"maintainers":[],"links"`},
+	} {
+		w := newWorld(t)
+		w.registry.Edit("left-pad", func(doc []byte) []byte {
+			var d map[string]json.RawMessage
+			check(t, json.Unmarshal(doc, &d))
+			for _, key := range []string{"description", "time"} {
+				delete(d, key)
+			}
+			check(t, json.Unmarshal([]byte("{"+tt.fields+"}"), &d))
+			doc, err := json.Marshal(d)
+			check(t, err)
+			return doc
+		})
+		w.publish("left-pad")
+		if got := get(w.synced(), "/-/v1/search?text=left-pad").Body.String(); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %s, want %s in it", tt.fields, got, tt.want)
+		}
+	}
+}
+
 func TestAcceptsGzip(t *testing.T) {
 	for header, want := range map[string]bool{
 		"": false, "gzip": true, "gzip, deflate, br": true, "zstd,gzip,deflate": true, "br": false, "*": true,

@@ -221,7 +221,13 @@ func doSearch(x *cell) error {
 	if err != nil {
 		return err
 	}
-	return has(s.out, `"leaf"`, `"2.0.0"`, "A leaf of the matrix")
+	if err := has(s.out, `"leaf"`, `"2.0.0"`, "A leaf of the matrix"); err != nil {
+		return err
+	}
+	if s, err = x.must("search", "leaf"); err != nil {
+		return err
+	}
+	return has(s.out, "leaf", "2.0.0", "A leaf of the matrix")
 }
 
 func doAudit(x *cell) error {
