@@ -163,9 +163,9 @@ func (w *world) dir(name string) (dir, gateway unixfs.Ref) {
 }
 
 func (w *world) document(raw []byte) unixfs.Ref {
-	b, err := compress(raw)
+	b, err := compress(raw, gzipped)
 	check(w.t, err)
-	ref, err := unixfs.AddChunks([][]byte{b.gzip}, w.sink)
+	ref, err := unixfs.AddChunks([][]byte{b.data}, w.sink)
 	check(w.t, err)
 	return ref
 }
