@@ -42,6 +42,7 @@ type upSettings struct {
 	*cli.Common
 	selection                       follow.Selection
 	identities                      []string // files
+	proxies                         proxies
 	upstream, address, name, origin string
 	metrics                         string    // file
 	notices                         io.Writer // for people
@@ -79,6 +80,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 	f.BoolVar(&s.share, "share", false, state.ShareUsage)
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
 	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
+	f.Var(&s.proxies, "trusted-proxy", proxyUsage)
 	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
 	f.StringArrayVar(&s.identities, "identity", nil, "age identity file, mode 0600, that opens the key; may be repeated (default: the one beside the keys, and $CREDENTIALS_DIRECTORY/NAME)")
 	f.StringVar(&s.origin, "gateway-origin", "", "origin of the gateway that the registry can also be read from, chosen with the first release; none to leave that out (default: "+publish.DefaultGatewayOrigin+")")
@@ -212,7 +214,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	if err != nil {
 		return report{}, err
 	}
-	if err := h.openMirror(ctx, dir, result, log); err != nil {
+	if err := h.openMirror(ctx, dir, result, s.proxies, log); err != nil {
 		return report{}, err
 	}
 	info, err := h.node.Info(ctx)
@@ -394,8 +396,8 @@ func (h *house) nothing(list []missing) error {
 	return cli.Hint(fmt.Errorf("nothing of what is selected can be had from %s: %s", h.registry, list[0]), "`follower remove NAME` takes a misspelt name out of the selection")
 }
 
-func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, log *slog.Logger) (err error) {
-	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, Log: log}
+func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, trusted proxies, log *slog.Logger) (err error) {
+	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, TrustedProxies: trusted, Log: log}
 	if h.pull != nil {
 		o.Origin = h.pull
 	}

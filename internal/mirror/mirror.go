@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"runtime"
 	"sync"
@@ -121,9 +122,12 @@ type Options struct {
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs
-	// PublicURL is what tarball URLs begin with. "": http:// and the Host that
-	// the client used.
+	// PublicURL is what tarball URLs begin with. "": the address that the client
+	// used.
 	PublicURL string
+	// TrustedProxies are the peers whose X-Forwarded-Proto, -Host and -Prefix say
+	// which address the client used. From others these headers mean nothing.
+	TrustedProxies []netip.Prefix
 
 	// Offline asks nobody for anything: what is held is served.
 	Offline bool

@@ -226,7 +226,7 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 	defer cancel()
 	base, ok := m.base(r)
 	if !ok {
-		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		sendError(w, r, http.StatusBadRequest, notAddressed)
 		return
 	}
 	p, err := m.packument(ctx, name, acceptsAbbreviated(r))
@@ -300,23 +300,6 @@ func (p *packument) etag(base string, as coding) string {
 func shortHash(digest []byte) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(digest[:20]))
 }
-
-// base is what the tarball URLs of an answer begin with: the address that the
-// client itself used, so that every client accepts them.
-func (m *Mirror) base(r *http.Request) (string, bool) {
-	if m.o.PublicURL != "" {
-		return strings.TrimSuffix(m.o.PublicURL, "/"), true
-	}
-	if r.Host == "" || len(r.Host) > 255 || strings.Trim(r.Host, hostBytes) != "" {
-		return "", false
-	}
-	if r.TLS != nil {
-		return "https://" + r.Host, true
-	}
-	return "http://" + r.Host, true
-}
-
-const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]"
 
 // rendition is the document with tarball URLs at base, "" for those it came with,
 // compressed for a client that is to get it as that: gzip where that is identity,
@@ -484,7 +467,7 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 	defer cancel()
 	base, ok := m.base(r)
 	if !ok {
-		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		sendError(w, r, http.StatusBadRequest, notAddressed)
 		return
 	}
 	raw, err := m.full(ctx, name)

@@ -27,6 +27,8 @@ type cell struct {
 	dir     string // of all that belongs to it
 	home    string
 	project string
+	host    string   // the registry's host:port
+	base    string   // and its path
 	more    []string // of the environment
 	log     bytes.Buffer
 	note    string
@@ -38,7 +40,7 @@ type impossibility string
 func (i impossibility) Error() string { return string(i) }
 
 func runCell(ctx context.Context, h house, reg *registry, c client, op, work, logs string) result {
-	x := &cell{ctx: ctx, house: h, reg: reg, c: c, dir: filepath.Join(work, c.name(), strings.ReplaceAll(op, " ", "-"))}
+	x := &cell{ctx: ctx, house: h, reg: reg, c: c, host: reg.host, base: "/", dir: filepath.Join(work, c.name(), strings.ReplaceAll(op, " ", "-"))}
 	begin := time.Now()
 	reg.beyond.take()
 	err := x.fresh()
@@ -86,13 +88,13 @@ func (x *cell) fresh() error {
 	}
 	files := map[string]string{
 		// The token is for publish: who has none is not even refused by the registry.
-		".npmrc": fmt.Sprintf("registry=%s\n//%s/:_authToken=token-of-the-matrix\n", x.reg.url(), x.reg.host),
+		".npmrc": fmt.Sprintf("registry=%s\n//%s%s:_authToken=token-of-the-matrix\n", x.url(), x.host, x.base),
 	}
 	switch x.c.family {
 	case "yarn1":
-		files[".yarnrc"] = fmt.Sprintf("registry %q\n", x.reg.url())
+		files[".yarnrc"] = fmt.Sprintf("registry %q\n", x.url())
 	case "berry":
-		files = map[string]string{".yarnrc.yml": fmt.Sprintf("npmRegistryServer: %q\nnpmAuthToken: token-of-the-matrix\nunsafeHttpWhitelist: [127.0.0.1]\n", strings.TrimSuffix(x.reg.url(), "/")) +
+		files = map[string]string{".yarnrc.yml": fmt.Sprintf("npmRegistryServer: %q\nnpmAuthToken: token-of-the-matrix\nunsafeHttpWhitelist: [127.0.0.1]\n", strings.TrimSuffix(x.url(), "/")) +
 			"nodeLinker: node-modules\nenableTelemetry: false\nenableColors: false\n"}
 		// Without a lockfile of its own it looks for a project further up.
 		files["yarn.lock"] = ""
@@ -104,6 +106,8 @@ func (x *cell) fresh() error {
 	}
 	return nil
 }
+
+func (x *cell) url() string { return "http://" + x.host + x.base }
 
 func (x *cell) write(name, text string) error {
 	return os.WriteFile(filepath.Join(x.project, name), []byte(text), 0o644)

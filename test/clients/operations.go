@@ -10,12 +10,13 @@ import (
 
 // operations are the rows of the table, in order.
 var operations = []string{
-	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish",
+	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish", "behind a proxy",
 }
 
 var operate = map[string]func(*cell) error{
 	"install": doInstall, "ci": doCI, "add": doAdd, "view": doView, "outdated": doOutdated, "dist-tag ls": doTags,
 	"search": doSearch, "audit": doAudit, "audit signatures": doSignatures, "ping": doPing, "publish": doPublish,
+	"behind a proxy": doProxied,
 }
 
 var (
@@ -65,7 +66,7 @@ func (x *cell) loads(want string, expression string) error {
 }
 
 const (
-	bothOf   = "require('@scope/twig') + ', ' + require('leaf')"
+	bothOf  = "require('@scope/twig') + ', ' + require('leaf')"
 	allRuns = "twig of branch of leaf 1.1.0, leaf 1.1.0"
 )
 
@@ -86,6 +87,23 @@ func doInstall(x *cell) error {
 	}
 	_, err := os.Stat(filepath.Join(x.project, lockfile[x.c.family]))
 	return err
+}
+
+// doProxied installs through a proxy on another port, under a path of its own.
+func doProxied(x *cell) error {
+	x.host, x.base = x.reg.front.host, "/npm/"
+	if err := x.fresh(); err != nil {
+		return err
+	}
+	before := x.reg.front.asked.Load()
+	if err := x.installed(); err != nil {
+		return err
+	}
+	// Three packages, a document and a tarball each.
+	if n := x.reg.front.asked.Load() - before; n < 6 {
+		return fmt.Errorf("%d requests came by the proxy: the others went around it", n)
+	}
+	return nil
 }
 
 // doCI installs from a lockfile alone, on what is another machine.
@@ -152,7 +170,7 @@ func doView(x *cell) error {
 	if err != nil {
 		return err
 	}
-	if err := has(s.out, `"1.0.0"`, `"1.1.0"`, `"2.0.0"`, "A leaf of the matrix", "http://"+x.reg.host+"/leaf/-/leaf-2.0.0.tgz"); err != nil {
+	if err := has(s.out, `"1.0.0"`, `"1.1.0"`, `"2.0.0"`, "A leaf of the matrix", "http://"+x.host+"/leaf/-/leaf-2.0.0.tgz"); err != nil {
 		return err
 	}
 	i := len(view) - 2
@@ -327,7 +345,7 @@ func doPing(x *cell) error {
 	if err != nil {
 		return err
 	}
-	return has(s.all, x.reg.host, "PONG")
+	return has(s.all, x.host, "PONG")
 }
 
 // doPublish must be refused at once and in words.

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
@@ -52,6 +55,7 @@ type registry struct {
 	mirror   *exec.Cmd
 	log      *output
 	beyond   *refuser
+	front    *front
 }
 
 // serve starts an npmtest registry and `registry-mirror up` over it.
@@ -76,9 +80,12 @@ func serve(ctx context.Context, work string) (*registry, error) {
 	}
 	r.host = l.Addr().String()
 	l.Close()
+	if r.front, err = newFront(r.host); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
 	var said output
 	r.mirror = exec.CommandContext(ctx, program, "up", "leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig",
-		"--upstream", up.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--json")
+		"--upstream", up.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--trusted-proxy", "127.0.0.1", "--json")
 	r.mirror.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
 	r.mirror.Stdout, r.mirror.Stderr = &said, r.log
 	if err := r.mirror.Start(); err != nil {
@@ -95,8 +102,6 @@ func serve(ctx context.Context, work string) (*registry, error) {
 	return r, nil
 }
 
-func (r *registry) url() string { return "http://" + r.host + "/" }
-
 func (r *registry) close() error {
 	if r.mirror != nil {
 		r.mirror.Process.Signal(os.Interrupt)
@@ -104,6 +109,9 @@ func (r *registry) close() error {
 	}
 	if r.beyond != nil {
 		r.beyond.Close()
+	}
+	if r.front != nil {
+		r.front.Close()
 	}
 	r.upstream.Close()
 	return nil
@@ -144,6 +152,35 @@ func (p *refuser) take() []string {
 	hosts := p.hosts
 	p.hosts = nil
 	return hosts
+}
+
+// front is a reverse proxy that has the registry below /npm/.
+type front struct {
+	*http.Server
+	host  string
+	asked atomic.Int64
+}
+
+func newFront(to string) (*front, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	f := &front{host: l.Addr().String()}
+	proxy := &httputil.ReverseProxy{
+		Transport: &http.Transport{DisableCompression: true}, // a client's own Accept-Encoding, or none
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: to})
+			r.SetXForwarded()
+			r.Out.Header.Set("X-Forwarded-Prefix", "/npm")
+		},
+	}
+	f.Server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.StripPrefix("/npm", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.asked.Add(1)
+		proxy.ServeHTTP(w, r)
+	}))}
+	go f.Serve(l) // ends with Close
+	return f, nil
 }
 
 // output gathers what a running command prints.

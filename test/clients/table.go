@@ -52,18 +52,18 @@ func (t *table) print(w io.Writer) int {
 			ops = append(ops, op)
 		}
 	}
-	fmt.Fprintf(w, "%-14s", "")
+	fmt.Fprintf(w, "%-17s", "")
 	for _, c := range t.clients {
-		fmt.Fprintf(w, " %-13s", c.name())
+		fmt.Fprintf(w, " %-16s", c.name())
 	}
 	fmt.Fprintln(w)
 	var count [3]int
 	for _, op := range ops {
-		fmt.Fprintf(w, "%-14s", op)
+		fmt.Fprintf(w, "%-17s", op)
 		for _, c := range t.clients {
 			r := t.cells[c.name()][op]
 			count[r.verdict]++
-			fmt.Fprintf(w, " %-13s", fmt.Sprintf("%s %.1f s", verdicts[r.verdict], r.took.Seconds()))
+			fmt.Fprintf(w, " %-16s", fmt.Sprintf("%s %.1f s", verdicts[r.verdict], r.took.Seconds()))
 		}
 		fmt.Fprintln(w)
 	}
