@@ -216,6 +216,7 @@ type Mirror struct {
 	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
+	told      *lru[string, time.Time] // notices, by host and text
 
 	checkedMu sync.Mutex
 	checked   map[[16]byte]struct{} // tarballs checked since start
@@ -267,6 +268,7 @@ func Open(o Options) (*Mirror, error) {
 		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
+		told:      newLRU[string, time.Time](1 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
 	}

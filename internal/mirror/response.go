@@ -106,6 +106,7 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
 // pnpm retries those for minutes.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
+	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
