@@ -128,7 +128,7 @@ type Release struct {
 	Peers      []string // multiaddrs to dial
 }
 
-// Batch is what Apply does at once. Next, Peers and Policy are what is to hold from
+// Batch is what Apply does at once. Next, Peers, Policy and Keys are what is to hold from
 // now on, not changes; the same is true of Sources and Mark.
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
@@ -140,6 +140,7 @@ type Batch struct {
 	Next    string
 	Peers   []string
 	Policy  string // for release.json: which curation policy the list follows; "" for none
+	Keys    []byte // document of the keys that sign the packages (see ReadKeys), at most MaxKeys; nil: none
 	Now     time.Time
 	// Held is what is held of packages from now on; of several for one name the last
 	// counts, and of one that is not named it stays as it is.
@@ -151,7 +152,7 @@ type Batch struct {
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Next, Peers, Policy, Now, After and AfterRoot are the last
+	// durable all the same. Next, Peers, Policy, Keys, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

@@ -95,6 +95,7 @@ type house struct {
 	follower  *follow.Follower
 	registry  string              // that is fetched from
 	pull      *follow.PullThrough // nil without pull-through
+	keys      func()              // keeps the registry's signing keys up to date
 	index     *index.Index
 	publisher *publish.Publisher
 	mirror    *mirror.Mirror
@@ -239,6 +240,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		return err
 	}
 	h.registry = config.Registry
+	h.keys = dir.FollowRegistryKeys(ctx, up, log)
 	if h.ledger, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
 		return err
 	}
@@ -286,6 +288,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		Registry: s.name, Policy: rules, PolicyName: called, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next,
 		Journal: dir.Journal(s.name), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
+		Keys:     dir.RegistryKeys,
 	})
 	return s.openPull(h, rules)
 }
@@ -424,6 +427,7 @@ func (s *upSettings) measure(ctx context.Context, log *slog.Logger, result publi
 func (h *house) run(ctx context.Context, group *errgroup.Group, measure func(publish.Result, error)) {
 	group.Go(func() error { return h.mirror.Run(ctx) })
 	group.Go(func() error { return h.follower.Run(ctx, false) })
+	group.Go(func() error { h.keys(); return nil })
 	group.Go(func() error {
 		return h.publisher.Run(ctx, publishEvery, func(result publish.Result, err error) {
 			measure(result, err)

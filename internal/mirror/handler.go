@@ -149,7 +149,9 @@ func (m *Mirror) routeService(w http.ResponseWriter, r *http.Request, path []str
 	case joined == "v1/search":
 		m.serveSearch(w, r)
 	case joined == "npm/v1/keys":
-		sendError(w, r, http.StatusNotFound, "no registry signing keys are held here")
+		m.serveKeys(w, r)
+	case len(path) > 3 && path[0] == "npm" && path[2] == "attestations":
+		sendError(w, r, http.StatusNotFound, "this mirror holds no attestations; the registry signatures are in the packument")
 	case len(path) >= 3 && path[0] == "package":
 		name, rest, err := takeName(path[1:])
 		if err != nil || len(rest) != 1 || rest[0] != "dist-tags" {

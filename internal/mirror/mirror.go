@@ -188,8 +188,9 @@ type Mirror struct {
 	closed bool
 	wg     sync.WaitGroup
 
-	head  atomic.Pointer[head] // nil: never synced
-	first chan struct{}        // closed once head is there
+	head    atomic.Pointer[head]        // nil: never synced
+	signing atomic.Pointer[signingKeys] // of the release whose keys were asked for last
+	first   chan struct{}               // closed once head is there
 	// patience is how long a request waits for that; tests shorten it.
 	patience time.Duration
 

@@ -127,6 +127,8 @@ func (t *Table) Handler() http.Handler {
 			t.serveRoot(w, r)
 		case ok && read && slices.Equal(segments, []string{"-", "v1", "search"}):
 			t.serveSearch(w, r)
+		case ok && read && slices.Equal(segments, []string{"-", "npm", "v1", "keys"}):
+			t.serveKeys(w, r)
 		default:
 			m := t.rows[0].Mirror // for what is of no package
 			if name, ok := nameIn(segments); ok {

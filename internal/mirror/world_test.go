@@ -70,6 +70,7 @@ type world struct {
 	number  uint64
 	peers   []string
 	next    string
+	keys    []byte            // "_registry/keys.json"
 	big     map[string][]byte // tarballs put in the place of the registry's, by file
 	files   map[string]cid.Cid
 	docs    map[string]cid.Cid // packument.json.gz by package
@@ -230,11 +231,17 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 	if w.astray {
 		list = front
 	}
-	registry, _, err := unixfs.BuildDir([]unixfs.Link{
+	var keys []unixfs.Link
+	if w.keys != nil {
+		ref, err := unixfs.AddFile(bytes.NewReader(w.keys), w.sink)
+		check(w.t, err)
+		keys = []unixfs.Link{{Name: "keys.json", CID: ref.CID, Tsize: ref.Tsize}}
+	}
+	registry, _, err := unixfs.BuildDir(append(keys, []unixfs.Link{
 		{Name: "release.json", CID: file.CID, Tsize: file.Tsize},
 		{Name: "overflow", CID: overflow.CID, Tsize: overflow.Tsize},
 		{Name: "list", CID: list.CID, Tsize: list.Tsize},
-	}, unixfs.DirLimit, w.sink)
+	}...), unixfs.DirLimit, w.sink)
 	check(w.t, err)
 	root, err := unixfs.Edit(context.Background(), w, front.CID, []unixfs.Link{{Name: unixfs.Reserved, CID: registry.CID, Tsize: registry.Tsize}}, w.sink, nil)
 	check(w.t, err)

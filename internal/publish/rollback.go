@@ -119,6 +119,9 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if len(differences) == 0 {
 		return now, back, nil
 	}
+	if _, err := p.takeKeys(ctx, now); err != nil {
+		return index.Release{}, back, err
+	}
 	if err := p.checkpoint(ctx); err != nil {
 		return index.Release{}, back, err
 	}

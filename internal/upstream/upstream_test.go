@@ -443,6 +443,19 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// The document is the registry's own bytes, of npm's public registry those that
+// are compiled in.
+func TestKeysDocument(t *testing.T) {
+	r := npmtest.New(t, "")
+	r.Sign()
+	if raw, err := client(r.URL).KeysDocument(t.Context()); err != nil || !bytes.Equal(raw, r.Keys()) {
+		t.Errorf("%q, %v, want %q", raw, err, r.Keys())
+	}
+	if raw, err := client(npm.DefaultRegistry()).KeysDocument(t.Context()); err != nil || !bytes.Equal(raw, npm.PublicKeysDocument()) {
+		t.Errorf("npm's: %q, %v", raw, err)
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for header, want := range map[string]time.Duration{
