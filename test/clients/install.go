@@ -50,15 +50,19 @@ func nodePackage() string {
 	return "node-" + runtime.GOOS + "-" + map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
 }
 
-// install puts the clients that are not there yet into dir.
-func install(ctx context.Context, dir string) (house, error) {
+// install puts those clients that are wanted and not there yet into dir. npm 11
+// always is: it installs the others, and pnpm 10 calls it.
+func install(ctx context.Context, dir string, wanted words) (house, error) {
 	h := house{dir}
 	if err := h.add(ctx, "npm", "node-"+nodeVersion, nodePackage()+"@"+nodeVersion); err != nil {
 		return h, err
 	}
 	os.Setenv("PATH", h.node()+string(os.PathListSeparator)+os.Getenv("PATH"))
 	npm := "npm" // then the matrix's own, whose ways with install scripts are known
-	for _, c := range clients {
+	for i, c := range clients {
+		if i > 0 && !wanted.has(c.name()) {
+			continue
+		}
 		if err := h.add(ctx, npm, c.name(), c.pack+"@"+c.version); err != nil {
 			return h, err
 		}
@@ -66,7 +70,7 @@ func install(ctx context.Context, dir string) (house, error) {
 		if err != nil || strings.TrimSpace(string(out)) != c.version {
 			return h, fmt.Errorf("%s says it is %q: %v", c.name(), out, err)
 		}
-		if c.bin == "npm" && npm == "npm" {
+		if i == 0 {
 			npm = filepath.Join(h.bin(c), "npm")
 		}
 	}

@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 
-	house, err := install(ctx, *dir)
+	house, err := install(ctx, *dir, only)
 	if err != nil {
 		return fmt.Errorf("install the clients: %w", err)
 	}
