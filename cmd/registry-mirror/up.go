@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -90,16 +91,18 @@ It can be stopped at any time; the next start goes on where it was.`,
 
 // house is what up runs, all in this process.
 type house struct {
-	ledger    *ledger.Store
-	node      *state.Node
-	follower  *follow.Follower
-	registry  string              // that is fetched from
-	pull      *follow.PullThrough // nil without pull-through
-	keys      func()              // keeps the registry's signing keys up to date
-	index     *index.Index
-	publisher *publish.Publisher
-	mirror    *mirror.Mirror
-	key       ipnskeys.Key
+	ledger   *ledger.Store
+	node     *state.Node
+	follower *follow.Follower
+	registry string              // that is fetched from
+	pull     *follow.PullThrough // nil without pull-through
+	keys     func()              // keeps the registry's signing keys up to date
+	// attestations asks the registry for those of a version.
+	attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
+	index        *index.Index
+	publisher    *publish.Publisher
+	mirror       *mirror.Mirror
+	key          ipnskeys.Key
 
 	close []func() error // last opened first
 }
@@ -241,6 +244,13 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	}
 	h.registry = config.Registry
 	h.keys = dir.FollowRegistryKeys(ctx, up, log)
+	h.attestations = func(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+		raw, err := up.Attestations(ctx, name, version)
+		if errors.Is(err, upstream.ErrNotFound) {
+			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		}
+		return raw, err
+	}
 	if h.ledger, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
 		return err
 	}
@@ -400,7 +410,7 @@ func (h *house) nothing(list []missing) error {
 }
 
 func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, trusted proxies, log *slog.Logger) (err error) {
-	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, TrustedProxies: trusted, Log: log}
+	o := mirror.Options{Dir: dir.Mirror(result.Name.String()), Name: result.Name, Node: h.node, TrustedProxies: trusted, Attestations: h.attestations, Log: log}
 	if h.pull != nil {
 		o.Origin = h.pull
 	}

@@ -150,8 +150,8 @@ func (m *Mirror) routeService(w http.ResponseWriter, r *http.Request, path []str
 		m.serveSearch(w, r)
 	case joined == "npm/v1/keys":
 		m.serveKeys(w, r)
-	case len(path) > 3 && path[0] == "npm" && path[2] == "attestations":
-		sendError(w, r, http.StatusNotFound, "this mirror holds no attestations; the registry signatures are in the packument")
+	case len(path) > 3 && strings.HasPrefix(joined, "npm/v1/attestations/"):
+		m.serveAttestations(w, r, strings.Join(path[3:], "/"))
 	case len(path) >= 3 && path[0] == "package":
 		name, rest, err := takeName(path[1:])
 		if err != nil || len(rest) != 1 || rest[0] != "dist-tags" {

@@ -122,6 +122,10 @@ type Options struct {
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs
+	// Attestations asks an upstream registry for a version's attestations, its
+	// document byte for byte; an error that matches fs.ErrNotExist says that it has
+	// none. nil: nobody can be asked. It may be called concurrently and ends with ctx.
+	Attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
 	// PublicURL is what tarball URLs begin with. "": the address that the client
 	// used.
 	PublicURL string
@@ -218,6 +222,7 @@ type Mirror struct {
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
 	told      *lru[string, time.Time] // notices, by host and text
+	attested  *lru[string, attestations]
 
 	checkedMu sync.Mutex
 	checked   map[[16]byte]struct{} // tarballs checked since start
@@ -270,6 +275,7 @@ func Open(o Options) (*Mirror, error) {
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
 		told:      newLRU[string, time.Time](1 << 20),
+		attested:  newLRU[string, attestations](8 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
 	}

@@ -145,6 +145,11 @@ func (t *Table) Handler() http.Handler {
 
 // nameIn is the package that a path is about.
 func nameIn(segments []string) (npm.Name, bool) {
+	if len(segments) > 4 && slices.Equal(segments[:4], []string{"-", "npm", "v1", "attestations"}) {
+		spec := strings.Join(segments[4:], "/")
+		name, err := npm.ParseName(spec[:max(0, strings.LastIndexByte(spec, '@'))])
+		return name, err == nil
+	}
 	if len(segments) > 2 && segments[0] == "-" && segments[1] == "package" {
 		segments = segments[2:]
 	}

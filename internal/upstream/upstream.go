@@ -235,6 +235,39 @@ func (c *Client) KeysDocument(ctx context.Context) ([]byte, error) {
 	return raw, nil
 }
 
+// maxAttestations bounds the attestations of one version, in bytes.
+const maxAttestations = 4 << 20
+
+// Attestations fetches the attestations of one version, byte for byte: a JSON
+// object by its first and last byte. They prove themselves to whoever knows
+// sigstore's keys, and nothing is checked here. Errors: ErrNotFound where the
+// version has none, ErrTooLarge beyond 4 MiB, ErrUnavailable.
+func (c *Client) Attestations(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+	address := c.o.Registry.RegistryFor(name) + "/-/npm/v1/attestations/" + name.Escape() + "@" + url.PathEscape(version)
+	raw, err := retry(ctx, c.o, func(ctx context.Context) ([]byte, error) {
+		resp, body, done, err := c.get(ctx, address, http.Header{"Accept": {"application/json"}})
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+		}
+		raw, err := readAll(body, min(resp.ContentLength, maxAttestations), maxAttestations)
+		if err != nil {
+			return nil, err
+		}
+		if t := bytes.TrimSpace(raw); len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}' {
+			return nil, fmt.Errorf("%w: the body is not a JSON object", ErrUnavailable)
+		}
+		return raw, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch attestations of %s@%s: %w", name, version, err)
+	}
+	return raw, nil
+}
+
 // Tarball is a whole, verified tarball. Close frees it.
 type Tarball struct {
 	io.ReadSeeker
