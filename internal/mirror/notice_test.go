@@ -87,15 +87,19 @@ func TestNoticeOfAnError(t *testing.T) {
 			w.publish(everything...)
 		}, 403, false, "withheld: the bytes at hand are not"},
 		{"a document gone", "/left-pad", func(w *world) { w.lose(w.docs["left-pad"]) }, 503, true, "none of the sources"},
+		{"too old", "/left-pad", func(*world) {}, 503, true, "this registry's list is too old"},
 		{"not listed", "/nowhere", func(*world) {}, 404, false, ""},
 		{"not listed", "/left-pad/-/left-pad-9.9.9.tgz", func(*world) {}, 404, false, ""},
 	} {
 		w := newWorld(t)
 		w.publish(everything...)
 		tt.spoil(w)
-		m := w.open(func(o *Options) { o.Deadline = 100 * time.Millisecond })
+		m := w.open(func(o *Options) { o.Deadline, o.MaxStale = 100*time.Millisecond, time.Hour })
 		if err := m.Sync(t.Context()); err != nil && w.record != nil {
 			t.Fatal(err)
+		}
+		if tt.what == "too old" {
+			w.now = w.now.Add(26 * time.Hour)
 		}
 		got := get(m, tt.path, asNPM)
 		h := got.Header()
