@@ -49,7 +49,11 @@ func runCell(ctx context.Context, h house, reg *registry, c client, op, work, lo
 	}
 	r := result{took: time.Since(begin), note: x.note}
 	if hosts := reg.beyond.take(); len(hosts) > 0 {
-		fmt.Fprintf(&x.log, "asked for beside the registry: %s\n", strings.Join(hosts, " "))
+		beside := "also asked, and was refused: " + strings.Join(hosts, " ")
+		fmt.Fprintln(&x.log, beside)
+		if err == nil {
+			r.note = strings.TrimPrefix(r.note+"; "+beside, "; ")
+		}
 	}
 	var cannot impossibility
 	switch {

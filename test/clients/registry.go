@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
 )
 
@@ -65,6 +66,11 @@ func serve(ctx context.Context, work string) (*registry, error) {
 		return nil, err
 	}
 	up.Sign()
+	// One package as most are: its tarball URL is of npm's own registry, which
+	// npm replaces, and which the mirror does for all others.
+	up.Edit("branch", func(doc []byte) []byte {
+		return bytes.ReplaceAll(doc, []byte(up.URL), []byte(npm.DefaultRegistry()))
+	})
 	r := &registry{upstream: up, log: &output{}}
 	if r.beyond, err = newRefuser(); err != nil {
 		return nil, errors.Join(err, r.close())
