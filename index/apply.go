@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -23,8 +24,8 @@ import (
 // moves entries, blocks, release and sources in one synced batch: a crash leaves
 // all or nothing of it, but for blocks that nothing leads to. With Batch.More
 // there is no release yet: entries and sources alone move. Where the list, what a
-// bare gateway shows, Names, Next, Peers, Policy and Snapshot are as the newest release
-// has them there is no new release; Sources, Held and Mark move all the same, and changed
+// bare gateway shows, Names, Next, Peers, Policy, Keys and Snapshot are as the newest
+// release has them there is no new release; Sources, Held and Mark move all the same, and changed
 // is false. The
 // first Apply always makes a release, if of an empty list, and so does one whose
 // Batch.After this index does not have.
@@ -33,8 +34,8 @@ import (
 // them. The work, and the new blocks, grow with the changes, and hardly with the
 // list.
 //
-// An unusable change, block or Held is an ErrEntry, Batch.After without AfterRoot an
-// ErrRelease, and nothing is done.
+// An unusable change, block or Held is an ErrEntry, Batch.After without AfterRoot and
+// Keys beyond MaxKeys an ErrRelease, and nothing is done.
 func (ix *Index) Apply(ctx context.Context, batch Batch) (r Release, changed bool, err error) {
 	if err := ix.begin(); err != nil {
 		return Release{}, false, err
@@ -61,6 +62,9 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 	if batch.After > 0 && !batch.AfterRoot.Defined() {
 		return Release{}, false, fmt.Errorf("%w: release %d, without its root", ErrRelease, batch.After)
+	}
+	if len(batch.Keys) > MaxKeys {
+		return Release{}, false, fmt.Errorf("%w: signing keys of %d bytes, %d allowed", ErrRelease, len(batch.Keys), MaxKeys)
 	}
 	number, previous := old.Number+1, old.Root
 	passed := old.Number < batch.After || old.Number == batch.After && batch.After > 0 && old.Root != batch.AfterRoot
@@ -110,8 +114,12 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 		return Release{}, false, err
 	}
 	var snapshot Snapshot
+	var keys []byte
 	if !first {
 		if snapshot, err = snapshotOf(ctx, getter{ix.db}, old.Root); err != nil {
+			return Release{}, false, err
+		}
+		if keys, err = ReadKeys(ctx, getter{ix.db}, old.Root); err != nil {
 			return Release{}, false, err
 		}
 	}
@@ -119,7 +127,8 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if snapshotMoved {
 		snapshot = batch.Snapshot
 	}
-	same := !first && !passed && !snapshotMoved && !gatewayMoved && batch.Next == old.Next && batch.Policy == old.Policy && slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
+	same := !first && !passed && !snapshotMoved && !gatewayMoved && bytes.Equal(batch.Keys, keys) && batch.Next == old.Next && batch.Policy == old.Policy &&
+		slices.Equal(batch.Names, old.Names) && slices.Equal(batch.Peers, old.Peers)
 	if same && len(touched)+pending == 0 {
 		if moved {
 			err = b.Commit(pebble.Sync)
@@ -128,7 +137,7 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	}
 
 	m := making{
-		b: b, old: old, first: first, snapshot: snapshot,
+		b: b, old: old, first: first, snapshot: snapshot, keys: batch.Keys,
 		anew:    first || len(touched)+pending > old.Packages/anewShare,
 		inDelta: !first && len(touched)+pending <= maxDeltaNames,
 	}
@@ -207,6 +216,7 @@ type making struct {
 	anew     bool       // where most of the list changes it is cheaper to build it than to edit it
 	inDelta  bool       // there is a delta from old
 	snapshot Snapshot   // to show; none without a number
+	keys     []byte     // document of signing keys; nil: none
 	list     built
 	front    unixfs.Ref
 }
@@ -250,6 +260,13 @@ func (m *making) commit(ctx context.Context, r *Release) error {
 			return err
 		}
 		more = append(more, l)
+	}
+	if m.keys != nil {
+		file, err := unixfs.AddChunks([][]byte{m.keys}, m.w.write)
+		if err != nil {
+			return err
+		}
+		more = append(more, unixfs.Link{Name: keysName, CID: file.CID, Tsize: file.Tsize})
 	}
 	if m.inDelta {
 		deltas, err := addDelta(ctx, m.b, m.w, m.old, r.Number, m.names, m.w.write)

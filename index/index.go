@@ -129,8 +129,8 @@ type Release struct {
 	Peers      []string // multiaddrs to dial
 }
 
-// Batch is what Apply does at once. Names, Next, Peers and Policy are what is to hold
-// from now on, not changes; the same is true of Sources and Mark.
+// Batch is what Apply does at once. Names, Next, Peers, Policy and Keys are what is to
+// hold from now on, not changes; the same is true of Sources and Mark.
 type Batch struct {
 	// Changes in order: of several for one name the last counts.
 	Changes []Change
@@ -146,6 +146,7 @@ type Batch struct {
 	// that has one already; "" leaves it. What its entries have for gateways is the
 	// caller's to have brought to it.
 	Gateway string
+	Keys    []byte // document of the keys that sign the packages (see ReadKeys), at most MaxKeys; nil: none
 	Now     time.Time
 	// Held is what is held of packages from now on; of several for one name the last
 	// counts, and of one that is not named it stays as it is.
@@ -157,7 +158,7 @@ type Batch struct {
 	Snapshot Snapshot
 	// More says that further batches come before there is to be a release, as
 	// while a large source is read for the first time. Entries and sources are
-	// durable all the same. Names, Next, Peers, Policy, Gateway, Now, After and AfterRoot are the last
+	// durable all the same. Names, Next, Peers, Policy, Gateway, Keys, Now, After and AfterRoot are the last
 	// batch's, which may have no changes of its own.
 	More bool
 	// After and AfterRoot are number and root of the newest release that was

@@ -226,6 +226,8 @@ func run(ctx context.Context, s settings, once bool, log *slog.Logger, progress 
 	if web != nil {
 		group.Go(func() error { return socket.Serve(ctx, web, serveWeb(h, feed)) })
 	}
+	followKeys := state.Dir(s.State).FollowRegistryKeys(ctx, h.upstream, log)
+	group.Go(func() error { followKeys(); return nil })
 	group.Go(func() error {
 		defer stop() // without the loop there is nothing to serve
 		if !once {

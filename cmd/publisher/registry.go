@@ -156,9 +156,13 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 	if purpose == rollback {
 		stage = "checking"
 	}
+	keys := dir.RegistryKeys
+	if dir.IsHosted(r.name) {
+		keys = nil // they sign none of its packages
+	}
 	o.Publisher = publish.New(publish.Options{
 		Registry: r.name, Policy: r.policy, PolicyName: r.policyName, Ledger: source, Index: ix, Node: node, Signer: signer, IPNSName: o.key.IPNSName, Next: o.key.Next, Former: former,
-		Journal: journalOf(dir, o.key), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Log: log,
+		Journal: journalOf(dir, o.key), TTL: r.ttl, Lifetime: r.lifetime, V2Only: r.v2Only, Peers: info.Addrs, Routes: routes, Witnesses: witnesses, Retain: r.retain, Keys: keys, Log: log,
 		Progress:   func(p publish.Progress) { progress.Update(stage, p.Done, p.Total, 0) },
 		Collecting: func(stage string, done int) { progress.Update("collecting: "+stage, done, 0, 0) },
 	})

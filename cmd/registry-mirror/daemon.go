@@ -31,6 +31,7 @@ type source struct {
 	gateways                                      []string
 	upstream, address                             string
 	maxStale                                      time.Duration
+	proxies                                       proxies // that the daemon trusts
 	// follow and successor are what sync is told of the name that follows.
 	follow    string
 	successor ipns.Name
@@ -92,6 +93,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 	f.BoolVar(&s.noUpstream, "no-upstream", false, "take tarballs from peers and gateways alone")
 	f.BoolVar(&s.acceptStale, "accept-stale", false, "follow a record that has expired where there is no better one, as on a network that is cut off")
 	f.DurationVar(&s.maxStale, "max-stale", 0, "serve a list for so long after its record expired, and no longer (default: for ever, and it is said)")
+	f.Var(&s.proxies, "trusted-proxy", proxyUsage)
 	return cmd
 }
 
@@ -241,7 +243,7 @@ func (h *opened) Close() error {
 
 // mirror opens the mirror of one of rows.
 func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []located) (*mirror.Mirror, error) {
-	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), Offline: h.offline, MaxStale: h.maxStale, AcceptStale: h.acceptStale, Log: h.log})
+	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), TrustedProxies: h.proxies, Offline: h.offline, MaxStale: h.maxStale, AcceptStale: h.acceptStale, Log: h.log})
 	if claims(r.Row) == open && !h.noUpstream && !h.offline && h.address != "" {
 		up, config, err := openUpstream(dir, h.upstream, h.address)
 		if err != nil {

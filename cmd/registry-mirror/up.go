@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -44,6 +45,7 @@ type upSettings struct {
 	*cli.Common
 	selection                       follow.Selection
 	identities                      []string // files
+	proxies                         proxies
 	upstream, address, name, origin string
 	metrics                         string    // file
 	notices                         io.Writer // for people
@@ -81,6 +83,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 	f.BoolVar(&s.share, "share", false, state.ShareUsage)
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch from (default: the one npm's configuration names)")
 	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
+	f.Var(&s.proxies, "trusted-proxy", proxyUsage)
 	f.StringVar(&s.name, "name", "main", "name of the registry in this state, and of its key")
 	f.StringArrayVar(&s.identities, "identity", nil, "age identity file, mode 0600, that opens the key; may be repeated (default: the one beside the keys, and $CREDENTIALS_DIRECTORY/NAME)")
 	f.StringVar(&s.origin, "gateway-origin", "", "origin of the gateway that the registry can also be read from, chosen with the first release; none to leave that out (default: "+publish.DefaultGatewayOrigin+")")
@@ -90,15 +93,18 @@ It can be stopped at any time; the next start goes on where it was.`,
 
 // house is what up runs, all in this process.
 type house struct {
-	ledger    *ledger.Store
-	node      *state.Node
-	follower  *follow.Follower
-	registry  string              // that is fetched from
-	pull      *follow.PullThrough // nil without pull-through
-	index     *index.Index
-	publisher *publish.Publisher
-	mirror    *mirror.Mirror
-	key       ipnskeys.Key
+	ledger   *ledger.Store
+	node     *state.Node
+	follower *follow.Follower
+	registry string              // that is fetched from
+	pull     *follow.PullThrough // nil without pull-through
+	keys     func()              // keeps the registry's signing keys up to date
+	// attestations asks the registry for those of a version.
+	attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
+	index        *index.Index
+	publisher    *publish.Publisher
+	mirror       *mirror.Mirror
+	key          ipnskeys.Key
 
 	close []func() error // last opened first
 }
@@ -214,7 +220,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	if err != nil {
 		return report{}, err
 	}
-	if err := h.openMirror(ctx, dir, result, log); err != nil {
+	if err := h.openMirror(ctx, dir, result, s.proxies, log); err != nil {
 		return report{}, err
 	}
 	info, err := h.node.Info(ctx)
@@ -239,6 +245,14 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		return err
 	}
 	h.registry = config.Registry
+	h.keys = dir.FollowRegistryKeys(ctx, up, log)
+	h.attestations = func(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+		raw, err := up.Attestations(ctx, name, version)
+		if errors.Is(err, upstream.ErrNotFound) {
+			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		}
+		return raw, err
+	}
 	if h.ledger, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
 		return err
 	}
@@ -303,6 +317,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 		Registry: s.name, Policy: rules, PolicyName: called, Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Next: h.key.Next, Former: former,
 		Journal: publish.JournalOf(dir.Journal(s.name), h.key.Number), Peers: info.Addrs, Retain: publish.DefaultRetain, Log: log,
 		Progress: func(p publish.Progress) { progress.Update("building", p.Done, p.Total, 0) },
+		Keys:     dir.RegistryKeys,
 	})
 	return s.openPull(h, rules)
 }
@@ -415,14 +430,14 @@ func (h *house) nothing(list []missing) error {
 
 // openMirror opens the mirror that this state has of the registry, if under a former
 // name, which it then follows to the one that the registry has.
-func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, log *slog.Logger) error {
+func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Result, trusted proxies, log *slog.Logger) error {
 	names := h.key.Names()
 	for _, begun := range names {
 		last := begun.Equal(result.Name)
 		if _, err := os.Stat(dir.Mirror(begun.String())); err != nil && !last {
 			continue
 		}
-		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, Log: log}
+		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, TrustedProxies: trusted, Attestations: h.attestations, Log: log}
 		if h.pull != nil {
 			o.Origin = h.pull
 		}
@@ -466,6 +481,7 @@ func (s *upSettings) measure(ctx context.Context, log *slog.Logger, result publi
 func (h *house) run(ctx context.Context, group *errgroup.Group, measure func(publish.Result, error)) {
 	group.Go(func() error { return h.mirror.Run(ctx) })
 	group.Go(func() error { return h.follower.Run(ctx, false) })
+	group.Go(func() error { h.keys(); return nil })
 	group.Go(func() error {
 		return h.publisher.Run(ctx, publishEvery, func(result publish.Result, err error) {
 			measure(result, err)

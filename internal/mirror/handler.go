@@ -89,6 +89,7 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 		m.awaitFirst(r.Context())
 	}
 	if len(segments) > 0 && segments[0] == "-" {
+		m.notifyStale(w, r)
 		m.routeService(w, r, segments[1:])
 		return
 	}
@@ -111,8 +112,10 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case len(rest) == 0:
+		m.notifyStale(w, r)
 		m.servePackument(w, r, name)
 	case len(rest) == 1 && rest[0] != "-":
+		m.notifyStale(w, r)
 		m.serveVersion(w, r, name, rest[0])
 	case len(rest) == 2 && rest[0] == "-" && safeFile(rest[1]):
 		m.serveTarball(w, r, name, rest[1])
@@ -146,7 +149,9 @@ func (m *Mirror) routeService(w http.ResponseWriter, r *http.Request, path []str
 	case joined == "v1/search":
 		m.serveSearch(w, r)
 	case joined == "npm/v1/keys":
-		sendError(w, r, http.StatusNotFound, "no registry signing keys are held here")
+		m.serveKeys(w, r)
+	case len(path) > 3 && strings.HasPrefix(joined, "npm/v1/attestations/"):
+		m.serveAttestations(w, r, strings.Join(path[3:], "/"))
 	case len(path) >= 3 && path[0] == "package":
 		name, rest, err := takeName(path[1:])
 		if err != nil || len(rest) != 1 || rest[0] != "dist-tags" {

@@ -8,8 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -194,7 +197,15 @@ func plain(t *testing.T, resp *http.Response) []byte {
 	if resp.ContentLength != int64(len(body)) {
 		t.Errorf("Content-Length %d, body %d", resp.ContentLength, len(body))
 	}
-	if resp.Header.Get("Content-Encoding") != "gzip" {
+	switch resp.Header.Get("Content-Encoding") {
+	case "":
+		return body
+	case "zstd":
+		d, err := zstd.NewReader(nil)
+		check(t, err)
+		defer d.Close()
+		body, err = d.DecodeAll(body, nil)
+		check(t, err)
 		return body
 	}
 	z, err := gzip.NewReader(bytes.NewReader(body))
@@ -267,13 +278,193 @@ func TestSearch(t *testing.T) {
 	}
 }
 
-func TestAcceptsGzip(t *testing.T) {
-	for header, want := range map[string]bool{
-		"": false, "gzip": true, "gzip, deflate, br": true, "zstd,gzip,deflate": true, "br": false, "*": true,
-		"gzip;q=0": false, "gzip; q=0.5": true, "identity": false, "*;q=0": false, "GZIP": true, "gzip;q=0, *": false,
+// Whatever upstream has in a document, a search result has the types that
+// clients take without looking.
+func TestSearchTypes(t *testing.T) {
+	for _, tt := range []struct{ fields, want string }{
+		{``, `"keywords":[],"maintainers":[]`},
+		{`"description":7,"keywords":"a, b","maintainers":"me"`, `"version":"1.3.0","keywords":[],"maintainers":[]`},
+		{`"keywords":["a",1,null,"b"]`, `"keywords":["a","b"]`},
+		{`"maintainers":[{"name":"me","email":"me@example.test"},"x",null,{"email":"e"},{"name":"we"}]`,
+			`"maintainers":[{"username":"me","email":"me@example.test"},{"username":"we"}]`},
+		{`"description":"<b>"`, `"description":"\u003cb\u003e"`},
+		{`"time":{"1.3.0":"yesterday"}`, `"maintainers":[],"links"`},
+		{`"time":{"1.3.0":"2020-01-01T00:00:00.000Z"}`, `"date":"2020-01-01T00:00:00.000Z"`},
+		{`"time":[]`, `"maintainers":[],"links"`},
 	} {
-		if got := acceptsGzip(header); got != want {
-			t.Errorf("acceptsGzip(%q) = %v", header, got)
+		w := newWorld(t)
+		w.registry.Edit("left-pad", func(doc []byte) []byte {
+			var d map[string]json.RawMessage
+			check(t, json.Unmarshal(doc, &d))
+			for _, key := range []string{"description", "time"} {
+				delete(d, key)
+			}
+			check(t, json.Unmarshal([]byte("{"+tt.fields+"}"), &d))
+			doc, err := json.Marshal(d)
+			check(t, err)
+			return doc
+		})
+		w.publish("left-pad")
+		if got := get(w.synced(), "/-/v1/search?text=left-pad").Body.String(); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %s, want %s in it", tt.fields, got, tt.want)
+		}
+	}
+}
+
+func TestNegotiate(t *testing.T) {
+	for _, tt := range []struct {
+		header       string
+		stored, made coding // where gzip is preferred, and where zstd is
+	}{
+		{"", identity, identity},
+		{"gzip", gzipped, gzipped},
+		{"GZIP", gzipped, gzipped},
+		{"x-gzip", gzipped, gzipped},
+		{"gzip, deflate", gzipped, gzipped},             // npm, yarn 1, pnpm 11
+		{"gzip,deflate,br", gzipped, gzipped},           // yarn 4, pnpm 10
+		{"zstd,gzip,deflate", gzipped, zstandard},       // pnpm 12
+		{"gzip, deflate, br, zstd", gzipped, zstandard}, // bun
+		{"zstd", zstandard, zstandard},
+		{"zstd;q=0", identity, identity},
+		{"zstd;q=0.9, gzip", gzipped, gzipped},
+		{"gzip;q=0.5, zstd;q=0.6", zstandard, zstandard},
+		{"gzip;q=0.5 , zstd ; q=0.5", gzipped, zstandard},
+		{"gzip;q=0, zstd", zstandard, zstandard},
+		{"gzip;q=0.5", gzipped, gzipped},
+		{"gzip; Q=0.5", gzipped, gzipped},
+		{"gzip;q=0", identity, identity},
+		{"gzip;q=0.000", identity, identity},
+		{"gzip;q=x", identity, identity},
+		{"gzip;q=2", identity, identity},
+		{"gzip;q=NaN", identity, identity},
+		{"gzip;q=-1", identity, identity},
+		{"br", identity, identity},
+		{"*", gzipped, gzipped}, // zstd only for those who name it
+		{"*;q=0", identity, identity},
+		{"gzip;q=0, *", identity, identity},
+		{"identity", identity, identity},
+		{"identity, gzip", gzipped, gzipped},
+		{"identity;q=1, gzip;q=0.5", identity, identity},
+		{"identity;q=0, gzip", gzipped, gzipped},
+		{", ,gzip,", gzipped, gzipped},
+	} {
+		if stored, made := negotiate(tt.header, gzipped), negotiate(tt.header, zstandard); stored != tt.stored || made != tt.made {
+			t.Errorf("%q: %s and %s, want %s and %s", tt.header, stored, made, tt.stored, tt.made)
+		}
+	}
+}
+
+// A document comes in the coding that was negotiated, each with a validator of
+// its own, and is compressed once.
+func TestCodings(t *testing.T) {
+	w := newWorld(t)
+	w.registry.Edit("is-odd", func(doc []byte) []byte {
+		return bytes.ReplaceAll(doc, []byte(w.registry.URL), []byte(npm.DefaultRegistry()))
+	})
+	w.publish(everything...)
+	m := w.synced()
+	const isNPM, isPNPM = "User-Agent: npm/12.0.0 node/v22.0.0", "User-Agent: pnpm/12.21.0"
+	tags := map[string]bool{}
+	for _, tt := range []struct{ agent, accept, want, suffix string }{
+		{isPNPM, "zstd,gzip,deflate", "zstd", `.zst"`},
+		{isPNPM, "gzip", "gzip", `.gz"`},
+		{isPNPM, "identity", "", `"`},
+		{isNPM, "gzip, zstd", "gzip", `.gz"`}, // the stored bytes
+		{isNPM, "zstd", "zstd", `.zst"`},
+		{isNPM, "br", "", `"`},
+	} {
+		headers := []string{tt.agent, "Accept-Encoding: " + tt.accept}
+		first := get(m, "/is-odd", headers...)
+		h, etag := first.Header(), first.Header().Get("ETag")
+		if h.Get("Content-Encoding") != tt.want || !strings.HasSuffix(etag, tt.suffix) || tags[etag] {
+			t.Errorf("%s to %s: %q, ETag %s", tt.accept, tt.agent, h.Get("Content-Encoding"), etag)
+		}
+		tags[etag] = true
+		if _, err := npm.ParsePackument(plain(t, first.Result())); err != nil {
+			t.Errorf("%s to %s: %v", tt.accept, tt.agent, err)
+		}
+		held := m.bodies.used
+		if again := get(m, "/is-odd", headers...); !bytes.Equal(again.Body.Bytes(), first.Body.Bytes()) || m.bodies.used != held {
+			t.Errorf("%s to %s: made again", tt.accept, tt.agent)
+		}
+		head := do(m, "HEAD", "/is-odd", nil, headers...)
+		if head.Header().Get("Content-Length") != h.Get("Content-Length") || head.Header().Get("ETag") != etag || head.Body.Len() > 0 {
+			t.Errorf("%s to %s: HEAD %v, GET %v", tt.accept, tt.agent, head.Header(), h)
+		}
+		if got := get(m, "/is-odd", append(headers, `If-None-Match: "x", `+etag)...); got.Code != http.StatusNotModified {
+			t.Errorf("%s to %s: %d for its ETag", tt.accept, tt.agent, got.Code)
+		}
+	}
+}
+
+// A tarball is its bytes and nothing else, whatever a client would take.
+func TestTarballHeaders(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	tarball := w.registry.Tarball("left-pad", "1.3.0")
+	etag := `"` + w.files["left-pad-1.3.0.tgz"].String() + `"`
+	size := len(tarball)
+	for _, tt := range []struct {
+		method  string
+		headers []string
+		status  int
+		body    []byte
+		length  int
+	}{
+		{"GET", []string{"Accept-Encoding: zstd, gzip, br"}, 200, tarball, size},
+		{"HEAD", []string{"Accept-Encoding: gzip"}, 200, nil, size},
+		{"GET", []string{"Range: bytes=0-9"}, 206, tarball[:10], 10},
+		{"GET", []string{"Range: bytes=-4"}, 206, tarball[size-4:], 4},
+		{"GET", []string{"Range: bytes=10-", "If-Range: " + etag}, 206, tarball[10:], size - 10},
+		{"GET", []string{"Range: bytes=10-", `If-Range: "other"`}, 200, tarball, size},
+		{"GET", []string{"Range: bytes=99999999-"}, 416, nil, -1},
+		{"GET", []string{"If-None-Match: " + etag}, 304, nil, -1},
+		{"GET", []string{`If-None-Match: "x", W/` + etag}, 304, nil, -1},
+		{"HEAD", []string{"If-None-Match: " + etag}, 304, nil, -1},
+		{"GET", []string{"If-None-Match: *"}, 304, nil, -1},
+		{"GET", []string{`If-None-Match: "x"`}, 200, tarball, size},
+		{"GET", []string{"If-None-Match: " + etag, "Range: bytes=0-9"}, 304, nil, -1},
+	} {
+		for _, path := range []string{"/left-pad/-/left-pad-1.3.0.tgz", "/left-pad/-/left-pad-1%2E3.0.tgz?x=1"} {
+			got := do(m, tt.method, path, nil, tt.headers...)
+			h := got.Header()
+			if got.Code != tt.status || tt.body != nil && !bytes.Equal(got.Body.Bytes(), tt.body) || tt.method == "HEAD" && got.Body.Len() > 0 {
+				t.Errorf("%s %q: %d, %d bytes, want %d, %d bytes", tt.method, tt.headers, got.Code, got.Body.Len(), tt.status, len(tt.body))
+			}
+			if h.Get("Content-Encoding") != "" || h.Get("Vary") != "" || got.Code < 400 && h.Get("ETag") != etag {
+				t.Errorf("%s %q: %v", tt.method, tt.headers, h)
+			}
+			if length := h.Get("Content-Length"); tt.length >= 0 && length != strconv.Itoa(tt.length) {
+				t.Errorf("%s %q: Content-Length %s, want %d", tt.method, tt.headers, length, tt.length)
+			}
+		}
+	}
+}
+
+// Full or abbreviated: who names npm's type gets it, at whatever weight, as from
+// npm's own registry; all else means the full document.
+func TestForms(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	for accept, short := range map[string]bool{
+		"": false, "*/*": false, "application/json": false, "application/json; q=1.0, */*": false, "text/html": false,
+		npm.AbbreviatedType: true, strings.TrimPrefix(corgi, "Accept: "): true, npm.AbbreviatedType + ";q=0.1, application/json": true,
+	} {
+		for _, path := range []string{"/left-pad", "/@types/node", "/@types%2fnode", "/@types%2Fnode", "/%40types%2Fnode", "/@types%2Fnode/"} {
+			var headers []string
+			if accept != "" {
+				headers = append(headers, "Accept: "+accept)
+			}
+			got := get(m, path, headers...)
+			kind, full := "application/json", strings.Contains(got.Body.String(), `"_id"`)
+			if short {
+				kind = npm.AbbreviatedType
+			}
+			if got.Code != 200 || got.Header().Get("Content-Type") != kind || full == short || !strings.Contains(got.Body.String(), `"time"`) {
+				t.Errorf("%s, Accept %q: %d %s, full %v", path, accept, got.Code, got.Header().Get("Content-Type"), full)
+			}
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"runtime"
 	"sync"
@@ -125,9 +126,16 @@ type Options struct {
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs
-	// PublicURL is what tarball URLs begin with. "": http:// and the Host that
-	// the client used.
+	// Attestations asks an upstream registry for a version's attestations, its
+	// document byte for byte; an error that matches fs.ErrNotExist says that it has
+	// none. nil: nobody can be asked. It may be called concurrently and ends with ctx.
+	Attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
+	// PublicURL is what tarball URLs begin with. "": the address that the client
+	// used.
 	PublicURL string
+	// TrustedProxies are the peers whose X-Forwarded-Proto, -Host and -Prefix say
+	// which address the client used. From others these headers mean nothing.
+	TrustedProxies []netip.Prefix
 
 	// Offline asks nobody for anything: what is held is served.
 	Offline bool
@@ -188,8 +196,9 @@ type Mirror struct {
 	closed bool
 	wg     sync.WaitGroup
 
-	head  atomic.Pointer[head] // nil: never synced
-	first chan struct{}        // closed once head is there
+	head    atomic.Pointer[head]        // nil: never synced
+	signing atomic.Pointer[signingKeys] // of the release whose keys were asked for last
+	first   chan struct{}               // closed once head is there
 	// patience is how long a request waits for that; tests shorten it.
 	patience time.Duration
 
@@ -216,6 +225,8 @@ type Mirror struct {
 	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
+	told      *lru[string, time.Time] // notices, by host and text
+	attested  *lru[string, attestations]
 
 	checkedMu sync.Mutex
 	checked   map[[16]byte]struct{} // tarballs checked since start
@@ -269,6 +280,8 @@ func Open(o Options) (*Mirror, error) {
 		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
+		told:      newLRU[string, time.Time](1 << 20),
+		attested:  newLRU[string, attestations](8 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
 	}

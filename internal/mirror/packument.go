@@ -12,12 +12,14 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/ipfs/go-cid"
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/document"
@@ -32,11 +34,12 @@ type pkg struct {
 
 // body is a document ready to be sent.
 type body struct {
-	gzip []byte
-	size int64 // decompressed
+	data   []byte
+	coding coding
+	size   int64 // decompressed
 }
 
-func (b *body) reader() *bytes.Reader { return bytes.NewReader(b.gzip) }
+func (b *body) reader() *bytes.Reader { return bytes.NewReader(b.data) }
 
 // packument is one form of a package document as its source gave it: tarball
 // URLs are still upstream's.
@@ -147,7 +150,7 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 			}
 			// ISIZE, RFC 1952 section 2.3.1. A false one is found when the
 			// document is decompressed, and ends that response.
-			return &body{gzip: data, size: int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
+			return &body{data, gzipped, int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
 		},
 	}, nil
 }
@@ -186,7 +189,7 @@ func (u *upstreamDoc) packument(name npm.Name, abbreviated bool, m *Mirror) *pac
 		if err != nil {
 			return nil, fmt.Errorf("abbreviate %s: %w", name, err)
 		}
-		return compress(raw)
+		return compress(raw, gzipped)
 	}
 	return p
 }
@@ -207,13 +210,13 @@ func (m *Mirror) fromOrigin(ctx context.Context, name npm.Name) (*upstreamDoc, e
 			return nil, fmt.Errorf("%w: upstream: %w", ErrUnavailable, err)
 		}
 		m.stats.kinds[documents].bySource[fromUpstream].Add(int64(len(raw)))
-		full, err := compress(raw)
+		full, err := compress(raw, gzipped)
 		if err != nil {
 			return nil, err
 		}
 		digest := sha256.Sum256(raw)
 		u := &upstreamDoc{full: full, id: "up-" + shortHash(digest[:]), at: m.o.Now()}
-		m.origins.put(name, u, int64(len(full.gzip))+256)
+		m.origins.put(name, u, int64(len(full.data))+256)
 		return u, nil
 	})
 }
@@ -223,7 +226,7 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 	defer cancel()
 	base, ok := m.base(r)
 	if !ok {
-		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		sendError(w, r, http.StatusBadRequest, notAddressed)
 		return
 	}
 	p, err := m.packument(ctx, name, acceptsAbbreviated(r))
@@ -231,9 +234,12 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 		m.fail(w, r, err)
 		return
 	}
-	gzipped := acceptsGzip(r.Header.Get("Accept-Encoding"))
+	accepts := strings.Join(r.Header.Values("Accept-Encoding"), ",")
 	isNPM := strings.HasPrefix(r.UserAgent(), "npm/")
-	stored, rewritten := p.etag("", gzipped), p.etag(base, gzipped)
+	// What is stored is gzip, and is sent as it is to whoever takes that. What is
+	// made here is made as zstd just as well.
+	asStored, asMade := negotiate(accepts, gzipped), negotiate(accepts, zstandard)
+	stored, rewritten := p.etag("", asStored), p.etag(base, asMade)
 	// Who holds the stored form got it because it is fit for npm, and that
 	// follows from its bytes alone: the document need not be touched.
 	if inm := r.Header.Get("If-None-Match"); inm != "" {
@@ -246,7 +252,7 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 			return
 		}
 	}
-	etag := rewritten
+	etag, as := rewritten, asMade
 	if isNPM {
 		fit, err := m.isPortable(ctx, p)
 		if err != nil {
@@ -254,10 +260,10 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 			return
 		}
 		if fit {
-			base, etag = "", stored
+			base, etag, as = "", stored, asStored
 		}
 	}
-	b, err := m.rendition(ctx, p, base)
+	b, err := m.rendition(ctx, p, base, as)
 	if err != nil {
 		m.fail(w, r, err)
 		return
@@ -266,12 +272,12 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 	if p.abbreviated {
 		mediaType = npm.AbbreviatedType
 	}
-	m.sendDocument(w, r, b, mediaType, etag, gzipped)
+	m.sendDocument(w, r, b, mediaType, etag, as)
 }
 
 // etag is a strong validator of the bytes that are sent: the document, its
 // form, the address in its tarball URLs ("": as stored) and the encoding.
-func (p *packument) etag(base string, gzipped bool) string {
+func (p *packument) etag(base string, as coding) string {
 	var b strings.Builder
 	b.Grow(len(p.id) + 24)
 	b.WriteByte('"')
@@ -281,8 +287,11 @@ func (p *packument) etag(base string, gzipped bool) string {
 		b.WriteByte('.')
 		b.WriteString(shortHash(digest[:])[:12])
 	}
-	if gzipped {
+	switch as {
+	case gzipped:
 		b.WriteString(".gz")
+	case zstandard:
+		b.WriteString(".zst")
 	}
 	b.WriteByte('"')
 	return b.String()
@@ -292,31 +301,21 @@ func shortHash(digest []byte) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(digest[:20]))
 }
 
-// base is what the tarball URLs of an answer begin with: the address that the
-// client itself used, so that every client accepts them.
-func (m *Mirror) base(r *http.Request) (string, bool) {
-	if m.o.PublicURL != "" {
-		return strings.TrimSuffix(m.o.PublicURL, "/"), true
-	}
-	if r.Host == "" || len(r.Host) > 255 || strings.Trim(r.Host, hostBytes) != "" {
-		return "", false
-	}
-	if r.TLS != nil {
-		return "https://" + r.Host, true
-	}
-	return "http://" + r.Host, true
-}
-
-const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]"
-
-// rendition is the document with tarball URLs at base, "" for those it came with.
-func (m *Mirror) rendition(ctx context.Context, p *packument, base string) (*body, error) {
+// rendition is the document with tarball URLs at base, "" for those it came with,
+// compressed for a client that is to get it as that: gzip where that is identity,
+// for nothing is kept decompressed. It is made once and kept.
+func (m *Mirror) rendition(ctx context.Context, p *packument, base string, as coding) (*body, error) {
 	key := p.id + " " + base
+	if as == zstandard {
+		key += " zstd"
+	} else {
+		as = gzipped
+	}
 	if b, ok := m.bodies.get(key); ok {
 		return b, nil
 	}
 	b, err := shared(ctx, m, "body "+key, 2*m.o.Deadline, func(ctx context.Context) (*body, error) {
-		if base == "" {
+		if base == "" && as == gzipped {
 			return p.load(ctx)
 		}
 		raw, err := m.decoded(ctx, p)
@@ -327,24 +326,26 @@ func (m *Mirror) rendition(ctx context.Context, p *packument, base string) (*bod
 			return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
 		}
 		defer m.giveRender()
-		raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
-			return tarballURL(base, p.name, version, upstreamURL)
-		})
-		if err != nil {
-			return nil, fmt.Errorf("rewrite %s: %w", p.name, err)
+		if base != "" {
+			raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+				return tarballURL(base, p.name, version, upstreamURL)
+			})
+			if err != nil {
+				return nil, fmt.Errorf("rewrite %s: %w", p.name, err)
+			}
 		}
-		return compress(raw)
+		return compress(raw, as)
 	})
 	if err != nil {
 		return nil, err
 	}
-	m.bodies.put(key, b, int64(len(b.gzip)+len(key)+128))
+	m.bodies.put(key, b, int64(len(b.data)+len(key)+128))
 	return b, nil
 }
 
 // decoded is the document's JSON as its source gave it.
 func (m *Mirror) decoded(ctx context.Context, p *packument) ([]byte, error) {
-	b, err := m.rendition(ctx, p, "")
+	b, err := m.rendition(ctx, p, "", gzipped)
 	if err != nil {
 		return nil, err
 	}
@@ -406,7 +407,10 @@ func tarballURL(base string, name npm.Name, version, upstreamURL string) string 
 }
 
 // compress makes a body of a document in this process.
-func compress(raw []byte) (*body, error) {
+func compress(raw []byte, as coding) (*body, error) {
+	if as == zstandard {
+		return &body{zstandardEncoder().EncodeAll(raw, make([]byte, 0, len(raw)/8+512)), as, int64(len(raw))}, nil
+	}
 	var out bytes.Buffer
 	out.Grow(len(raw)/8 + 512)
 	z, err := gzip.NewWriterLevel(&out, 5)
@@ -419,8 +423,18 @@ func compress(raw []byte) (*body, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compress: %w", err)
 	}
-	return &body{gzip: out.Bytes(), size: int64(len(raw))}, nil
+	return &body{out.Bytes(), gzipped, int64(len(raw))}, nil
 }
+
+// zstandardEncoder may be used concurrently. Its window is the largest that
+// every client must take, RFC 9659 section 3.
+var zstandardEncoder = sync.OnceValue(func() *zstd.Encoder {
+	e, err := zstd.NewWriter(nil, zstd.WithWindowSize(8<<20))
+	if err != nil {
+		panic(err) // its options are constants
+	}
+	return e
+})
 
 // packumentHead is the fields that services read. They are kept raw, since
 // upstream's may be of any type.
@@ -453,7 +467,7 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 	defer cancel()
 	base, ok := m.base(r)
 	if !ok {
-		sendError(w, r, http.StatusBadRequest, "the Host header is not one")
+		sendError(w, r, http.StatusBadRequest, notAddressed)
 		return
 	}
 	raw, err := m.full(ctx, name)

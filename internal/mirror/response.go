@@ -106,6 +106,7 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
 // pnpm retries those for minutes.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
+	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
@@ -142,21 +143,21 @@ func sendNotModified(w http.ResponseWriter, etag, cache, vary string) {
 	w.WriteHeader(http.StatusNotModified)
 }
 
-// sendDocument sends a compressed document, as it is where the client takes
-// gzip, else decompressed on the way.
-func (m *Mirror) sendDocument(w http.ResponseWriter, r *http.Request, b *body, mediaType, etag string, gzipped bool) {
+// sendDocument sends a document as the client takes it: as b is, or decompressed
+// on the way.
+func (m *Mirror) sendDocument(w http.ResponseWriter, r *http.Request, b *body, mediaType, etag string, as coding) {
 	h := w.Header()
 	h.Set("Content-Type", mediaType)
 	h.Set("ETag", etag)
 	h.Set("Cache-Control", cacheDocument)
 	h.Set("Vary", varyDocument)
 	h.Set("X-Content-Type-Options", "nosniff")
-	if gzipped {
-		h.Set("Content-Encoding", "gzip")
-		h.Set("Content-Length", strconv.Itoa(len(b.gzip)))
+	if as == b.coding {
+		h.Set("Content-Encoding", string(b.coding))
+		h.Set("Content-Length", strconv.Itoa(len(b.data)))
 		w.WriteHeader(http.StatusOK)
 		if r.Method != http.MethodHead {
-			_, _ = w.Write(b.gzip)
+			_, _ = w.Write(b.data)
 		}
 		return
 	}
@@ -165,7 +166,7 @@ func (m *Mirror) sendDocument(w http.ResponseWriter, r *http.Request, b *body, m
 	if r.Method == http.MethodHead {
 		return
 	}
-	plain, err := gzip.NewReader(b.reader())
+	plain, err := gzip.NewReader(b.reader()) // of a rendition for identity
 	if err == nil {
 		_, err = io.CopyBuffer(w, plain, make([]byte, 64<<10))
 	}
@@ -189,27 +190,47 @@ func matches(ifNoneMatch, etag string) bool {
 	return false
 }
 
-// acceptsGzip reads Accept-Encoding (RFC 9110 section 12.5.3). Without the
-// header nothing is compressed.
-func acceptsGzip(header string) bool {
-	any := false
-	for coding := range strings.SplitSeq(header, ",") {
-		name, parameters, _ := strings.Cut(coding, ";")
-		name = strings.ToLower(strings.TrimSpace(name))
-		if name != "gzip" && name != "x-gzip" && name != "*" {
-			continue
+// coding is a content coding of documents (RFC 9110 section 8.4.1).
+type coding string
+
+const (
+	identity  coding = "identity"
+	gzipped   coding = "gzip"
+	zstandard coding = "zstd"
+)
+
+// negotiate chooses by Accept-Encoding (RFC 9110 section 12.5.3): what has the
+// highest weight, of gzip and zstd at one weight the preferred one. Without the
+// header nothing is compressed, and zstd is for those who name it.
+func negotiate(header string, prefer coding) coding {
+	weights := map[coding]float64{}
+	for part := range strings.SplitSeq(header, ",") {
+		name, parameters, _ := strings.Cut(part, ";")
+		weight := 1.0
+		if q, ok := strings.CutPrefix(strings.ToLower(strings.Join(strings.Fields(parameters), "")), "q="); ok {
+			var err error
+			if weight, err = strconv.ParseFloat(q, 64); err != nil || !(weight >= 0 && weight <= 1) {
+				weight = 0
+			}
 		}
-		takes := true
-		if q, ok := strings.CutPrefix(strings.ReplaceAll(parameters, " ", ""), "q="); ok {
-			weight, err := strconv.ParseFloat(q, 64)
-			takes = err == nil && weight > 0
+		switch name := coding(strings.ToLower(strings.TrimSpace(name))); name {
+		case identity, gzipped, zstandard, "*":
+			weights[name] = weight
+		case "x-gzip": // RFC 9110 section 8.4.1.3
+			weights[gzipped] = weight
 		}
-		if name != "*" {
-			return takes
-		}
-		any = takes
 	}
-	return any
+	if _, named := weights[gzipped]; !named {
+		weights[gzipped] = weights["*"]
+	}
+	best := gzipped
+	if weights[zstandard] > weights[gzipped] || weights[zstandard] == weights[gzipped] && prefer == zstandard {
+		best = zstandard
+	}
+	if weights[best] == 0 || weights[identity] > weights[best] {
+		return identity
+	}
+	return best
 }
 
 // acceptsAbbreviated says whether the client asks for npm's install-v1 form.

@@ -24,16 +24,23 @@ const (
 	searchBudget = 5 * time.Second // for the walk and the documents
 )
 
-// summary is what a search shows of a package. Clients refuse one without a
-// version.
+// summary is what a search shows of a package, in types that clients rely on:
+// pnpm refuses a package without a version, npm fails on one without
+// maintainers, on keywords that are no strings, and on a date that is none.
 type summary struct {
-	Name        npm.Name       `json:"name"`
-	Version     string         `json:"version"`
-	Description jsontext.Value `json:"description,omitzero"`
-	Keywords    jsontext.Value `json:"keywords,omitzero"`
-	Maintainers jsontext.Value `json:"maintainers,omitzero"`
-	Date        jsontext.Value `json:"date,omitzero"`
-	Links       struct{}       `json:"links"`
+	Name        npm.Name     `json:"name"`
+	Version     string       `json:"version"`
+	Description string       `json:"description,omitempty"`
+	Keywords    []string     `json:"keywords"`
+	Maintainers []maintainer `json:"maintainers"`
+	Date        string       `json:"date,omitempty"` // RFC 3339
+	Links       struct{}     `json:"links"`
+}
+
+// maintainer is what a packument calls name and a search username.
+type maintainer struct {
+	Username string `json:"username"`
+	Email    string `json:"email,omitempty"`
 }
 
 func (m *Mirror) serveSearch(w http.ResponseWriter, r *http.Request) {
@@ -166,9 +173,22 @@ func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (sum
 	if err != nil {
 		return summary{}, err
 	}
-	s := summary{
-		Name: name, Version: tags["latest"],
-		Description: ofKind(head.Description, '"'), Keywords: ofKind(head.Keywords, '['), Maintainers: ofKind(head.Maintainers, '['),
+	s := summary{Name: name, Version: tags["latest"], Keywords: []string{}, Maintainers: []maintainer{}}
+	read(head.Description, &s.Description)
+	for _, raw := range elements(head.Keywords) {
+		var word string
+		if read(raw, &word) && word != "" {
+			s.Keywords = append(s.Keywords, word)
+		}
+	}
+	for _, raw := range elements(head.Maintainers) {
+		var person struct {
+			Name  string `json:"name"`
+			Email string `json:"email"`
+		}
+		if read(raw, &person) && person.Name != "" {
+			s.Maintainers = append(s.Maintainers, maintainer{person.Name, person.Email})
+		}
 	}
 	if s.Version == "" { // no latest: the highest
 		for v := range head.Versions {
@@ -178,17 +198,29 @@ func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (sum
 		}
 	}
 	var times map[string]jsontext.Value
-	if json.Unmarshal(head.Time, &times) == nil {
-		s.Date = ofKind(times[s.Version], '"')
+	if read(head.Time, &times) && read(times[s.Version], &s.Date) {
+		if _, err := time.Parse(time.RFC3339, s.Date); err != nil {
+			s.Date = ""
+		}
 	}
-	m.summaries.put(dir, s, int64(len(s.Description)+len(s.Keywords)+len(s.Maintainers)+256))
+	cost := 256 + len(s.Description)
+	for _, word := range s.Keywords {
+		cost += 16 + len(word)
+	}
+	for _, person := range s.Maintainers {
+		cost += 32 + len(person.Username) + len(person.Email)
+	}
+	m.summaries.put(dir, s, int64(cost))
 	return s, nil
 }
 
-// ofKind is v where it is of the kind that clients expect, else nothing.
-func ofKind(v jsontext.Value, kind jsontext.Kind) jsontext.Value {
-	if len(v) == 0 || v.Kind() != kind {
-		return nil
-	}
-	return v
+// read reads a value of upstream's, which may be of any type, where it is of v's.
+func read(raw jsontext.Value, v any) bool {
+	return len(raw) > 0 && json.Unmarshal(raw, v) == nil
+}
+
+// elements are those of an array, none of anything else.
+func elements(raw jsontext.Value) (all []jsontext.Value) {
+	read(raw, &all)
+	return all
 }

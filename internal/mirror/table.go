@@ -128,6 +128,8 @@ func (t *Table) Handler() http.Handler {
 			t.serveRoot(w, r)
 		case ok && read && slices.Equal(segments, []string{"-", "v1", "search"}):
 			t.serveSearch(w, r)
+		case ok && read && slices.Equal(segments, []string{"-", "npm", "v1", "keys"}):
+			t.serveKeys(w, r)
 		default:
 			m := t.rows[0].Mirror // for what is of no package
 			if name, ok := nameIn(segments); ok {
@@ -144,6 +146,11 @@ func (t *Table) Handler() http.Handler {
 
 // nameIn is the package that a path is about.
 func nameIn(segments []string) (npm.Name, bool) {
+	if len(segments) > 4 && slices.Equal(segments[:4], []string{"-", "npm", "v1", "attestations"}) {
+		spec := strings.Join(segments[4:], "/")
+		name, err := npm.ParseName(spec[:max(0, strings.LastIndexByte(spec, '@'))])
+		return name, err == nil
+	}
 	if len(segments) > 2 && segments[0] == "-" && segments[1] == "package" {
 		segments = segments[2:]
 	}

@@ -72,6 +72,7 @@ type world struct {
 	next    string
 	names   []string          // that release.json names
 	records map[string][]byte // of other names than w.name
+	keys    []byte            // "_registry/keys.json"
 	big     map[string][]byte // tarballs put in the place of the registry's, by file
 	files   map[string]cid.Cid
 	docs    map[string]cid.Cid // packument.json.gz by package
@@ -165,9 +166,9 @@ func (w *world) dir(name string) (dir, gateway unixfs.Ref) {
 }
 
 func (w *world) document(raw []byte) unixfs.Ref {
-	b, err := compress(raw)
+	b, err := compress(raw, gzipped)
 	check(w.t, err)
-	ref, err := unixfs.AddChunks([][]byte{b.gzip}, w.sink)
+	ref, err := unixfs.AddChunks([][]byte{b.data}, w.sink)
 	check(w.t, err)
 	return ref
 }
@@ -235,11 +236,17 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 	if w.astray {
 		list = front
 	}
-	registry, _, err := unixfs.BuildDir([]unixfs.Link{
+	var keys []unixfs.Link
+	if w.keys != nil {
+		ref, err := unixfs.AddFile(bytes.NewReader(w.keys), w.sink)
+		check(w.t, err)
+		keys = []unixfs.Link{{Name: "keys.json", CID: ref.CID, Tsize: ref.Tsize}}
+	}
+	registry, _, err := unixfs.BuildDir(append(keys, []unixfs.Link{
 		{Name: "release.json", CID: file.CID, Tsize: file.Tsize},
 		{Name: "overflow", CID: overflow.CID, Tsize: overflow.Tsize},
 		{Name: "list", CID: list.CID, Tsize: list.Tsize},
-	}, unixfs.DirLimit, w.sink)
+	}...), unixfs.DirLimit, w.sink)
 	check(w.t, err)
 	root, err := unixfs.Edit(context.Background(), w, front.CID, []unixfs.Link{{Name: unixfs.Reserved, CID: registry.CID, Tsize: registry.Tsize}}, w.sink, nil)
 	check(w.t, err)

@@ -60,6 +60,9 @@ var publicKeys = sync.OnceValue(func() []Key {
 // checked would prove nothing.
 func PublicKeys() []Key { return slices.Clone(publicKeys()) }
 
+// PublicKeysDocument is the document that PublicKeys was read from.
+func PublicKeysDocument() []byte { return slices.Clone(npmKeys) }
+
 // ParseKeys reads the document of GET /-/npm/v1/keys, of at most 1 MiB and 64
 // keys. Keys of a type or scheme other than ECDSA P-256 are passed over, for
 // registries may come to use more; a key of that type that cannot be read, and

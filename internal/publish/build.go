@@ -99,7 +99,11 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
-	r.due = pending || first || h.passed(before) || before.Next != p.o.Next || before.Policy != r.label() || !slices.Equal(before.Names, p.names()) || !slices.Equal(before.Peers, p.o.Peers) ||
+	keys, err := p.takeKeys(ctx, before)
+	if err != nil {
+		return index.Release{}, false, fmt.Errorf("build: %w", err)
+	}
+	r.due = keys || pending || first || h.passed(before) || before.Next != p.o.Next || before.Policy != r.label() || !slices.Equal(before.Names, p.names()) || !slices.Equal(before.Peers, p.o.Peers) ||
 		len(r.From) > 0 || len(waiting) > 0
 	// A snapshot that is due is of the list as it stands, for the release that
 	// comes.
@@ -246,7 +250,7 @@ func (p *Publisher) cursor() (ledger.Seq, error) {
 func (p *Publisher) batch(cursor ledger.Seq, newest made, c curation) index.Batch {
 	return index.Batch{
 		Sources: []index.Source{{ID: p.o.Ledger.Identity(), Cursor: strconv.FormatUint(uint64(cursor), 10)}},
-		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Gateway: p.gateway, Now: p.now(), Policy: c.label(), Mark: c.mark.String(),
+		Names:   p.names(), Next: p.o.Next, Peers: p.o.Peers, Gateway: p.gateway, Keys: p.keys, Now: p.now(), Policy: c.label(), Mark: c.mark.String(),
 		After: newest.number, AfterRoot: newest.root,
 	}
 }

@@ -7,6 +7,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -133,6 +134,10 @@ type Options struct {
 	Republish time.Duration // how often Run puts an unchanged record again; 4 hours unless set
 	Alone     time.Duration // the same while the node has no peers to tell; 1 minute unless set
 	Peers     []string      // multiaddrs that readers may dial, for release.json
+	// Keys gives the document of the public keys by which what is in the ledger is
+	// signed, for keys.json, nil where there is none. It is asked with each build; nil
+	// gives none.
+	Keys func() ([]byte, error)
 	// Routes are where records are put and read back beside the node.
 	Routes []Router
 	// Witnesses are other nodes' ways to readers: a sample of a release is fetched
@@ -195,6 +200,7 @@ type Publisher struct {
 
 	turn       sync.Mutex // held by whoever builds or publishes
 	collecting sync.Mutex // held by whoever collects, beside one who publishes
+	keys       []byte     // what Options.Keys gave; of the turn
 
 	// Fixed after New; tests shorten them.
 	putTries  uint
@@ -312,6 +318,21 @@ func (p *Publisher) overlapping() []Former {
 		}
 	}
 	return all
+}
+
+// takeKeys asks for the signing keys that the batches of this turn are to hold, and
+// says whether they are others than the newest release has.
+func (p *Publisher) takeKeys(ctx context.Context, newest index.Release) (moved bool, err error) {
+	if p.o.Keys == nil {
+		p.keys = nil
+	} else if p.keys, err = p.o.Keys(); err != nil {
+		return false, err
+	}
+	if newest.Number == 0 {
+		return p.keys != nil, nil
+	}
+	held, err := index.ReadKeys(ctx, p.o.Index, newest.Root)
+	return !bytes.Equal(held, p.keys), err
 }
 
 // Run publishes, then again whenever the ledger moves, at most once in every,

@@ -123,6 +123,9 @@ func (p *Publisher) rollback(ctx context.Context, number uint64) (index.Release,
 	if err != nil {
 		return index.Release{}, back, err
 	}
+	if _, err := p.takeKeys(ctx, now); err != nil {
+		return index.Release{}, back, err
+	}
 	if err := p.checkpoint(ctx); err != nil {
 		return index.Release{}, back, err
 	}

@@ -19,6 +19,7 @@ import (
 //	node.json                 which node, chosen once
 //	node/                     the embedded node: identity, blocks, records, api
 //	ledger/                   the follower's ledger
+//	registry-keys.json        the public keys by which what is in it is signed, as its registry gave them
 //	registries/NAME/index/    the publisher's index of the registry NAME
 //	registries/NAME/journal   every record signed for it
 //	registries/NAME/ran       empty; its time is when "publish --all" last published it

@@ -1,9 +1,12 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +18,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/loopback"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
 )
@@ -374,4 +378,46 @@ func TestHosted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// The registry's own keys lie in the state as they came, and stay where the
+// registry is away or has them no more.
+func TestRegistryKeys(t *testing.T) {
+	d := Dir(t.TempDir())
+	log := slog.New(slog.DiscardHandler)
+	r := npmtest.New(t, "")
+	r.Sign()
+	up, _, err := d.OpenUpstream(r.URL, upstream.Options{Attempts: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, err := d.RegistryKeys(); err != nil || raw != nil {
+		t.Errorf("before: %q, %v", raw, err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	follow := d.FollowRegistryKeys(ctx, up, log)
+	held := func(want []byte) {
+		t.Helper()
+		if raw, err := d.RegistryKeys(); err != nil || !bytes.Equal(raw, want) {
+			t.Errorf("%q, %v, want %q", raw, err, want)
+		}
+	}
+	first := r.Keys()
+	held(first) // at once, the first time
+	for _, answer := range []http.HandlerFunc{
+		http.NotFound,
+		func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "down", http.StatusBadGateway) },
+		func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") },
+	} {
+		r.Fault("/-/npm/v1/keys", func(w http.ResponseWriter, req *http.Request) bool { answer(w, req); return true })
+		d.FetchRegistryKeys(ctx, up, log)
+		held(first)
+		r.Heal()
+	}
+	r.Sign()
+	stop()
+	follow() // ends with its context
+	held(first)
+	d.FetchRegistryKeys(t.Context(), up, log)
+	held(r.Keys())
 }

@@ -194,11 +194,21 @@ func (c *Client) Packument(ctx context.Context, name npm.Name, etag string) (Pac
 // registry they are npm.PublicKeys, and nobody is asked. The error wraps
 // npm.ErrKeys where the document is no list of keys.
 func (c *Client) Keys(ctx context.Context) ([]npm.Key, error) {
+	raw, err := c.KeysDocument(ctx)
+	if err != nil || raw == nil {
+		return nil, err
+	}
+	return npm.ParseKeys(raw)
+}
+
+// KeysDocument is the document of Keys, byte for byte, nil where there is none. It
+// has been read, and every key in it is usable.
+func (c *Client) KeysDocument(ctx context.Context) ([]byte, error) {
 	registry := c.o.Registry.RegistryFor("")
 	if hostOf(registry) == c.hosts.public {
-		return npm.PublicKeys(), nil
+		return npm.PublicKeysDocument(), nil
 	}
-	ring, err := retry(ctx, c.o, func(ctx context.Context) ([]npm.Key, error) {
+	raw, err := retry(ctx, c.o, func(ctx context.Context) ([]byte, error) {
 		resp, body, done, err := c.get(ctx, registry+"/-/npm/v1/keys", http.Header{"Accept": {"application/json"}})
 		if err != nil {
 			return nil, err
@@ -211,11 +221,10 @@ func (c *Client) Keys(ctx context.Context) ([]npm.Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		ring, err := npm.ParseKeys(raw)
-		if err != nil {
+		if _, err := npm.ParseKeys(raw); err != nil {
 			return nil, backoff.Permanent(err)
 		}
-		return ring, nil
+		return raw, nil
 	})
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -223,7 +232,40 @@ func (c *Client) Keys(ctx context.Context) ([]npm.Key, error) {
 	case err != nil:
 		return nil, fmt.Errorf("fetch the registry's keys: %w", err)
 	}
-	return ring, nil
+	return raw, nil
+}
+
+// maxAttestations bounds the attestations of one version, in bytes.
+const maxAttestations = 4 << 20
+
+// Attestations fetches the attestations of one version, byte for byte: a JSON
+// object by its first and last byte. They prove themselves to whoever knows
+// sigstore's keys, and nothing is checked here. Errors: ErrNotFound where the
+// version has none, ErrTooLarge beyond 4 MiB, ErrUnavailable.
+func (c *Client) Attestations(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+	address := c.o.Registry.RegistryFor(name) + "/-/npm/v1/attestations/" + name.Escape() + "@" + url.PathEscape(version)
+	raw, err := retry(ctx, c.o, func(ctx context.Context) ([]byte, error) {
+		resp, body, done, err := c.get(ctx, address, http.Header{"Accept": {"application/json"}})
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%w: %s", ErrUnavailable, resp.Status)
+		}
+		raw, err := readAll(body, min(resp.ContentLength, maxAttestations), maxAttestations)
+		if err != nil {
+			return nil, err
+		}
+		if t := bytes.TrimSpace(raw); len(t) < 2 || t[0] != '{' || t[len(t)-1] != '}' {
+			return nil, fmt.Errorf("%w: the body is not a JSON object", ErrUnavailable)
+		}
+		return raw, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch attestations of %s@%s: %w", name, version, err)
+	}
+	return raw, nil
 }
 
 // Tarball is a whole, verified tarball. Close frees it.

@@ -443,6 +443,47 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// The document is the registry's own bytes, of npm's public registry those that
+// are compiled in.
+func TestKeysDocument(t *testing.T) {
+	r := npmtest.New(t, "")
+	r.Sign()
+	if raw, err := client(r.URL).KeysDocument(t.Context()); err != nil || !bytes.Equal(raw, r.Keys()) {
+		t.Errorf("%q, %v, want %q", raw, err, r.Keys())
+	}
+	if raw, err := client(npm.DefaultRegistry()).KeysDocument(t.Context()); err != nil || !bytes.Equal(raw, npm.PublicKeysDocument()) {
+		t.Errorf("npm's: %q, %v", raw, err)
+	}
+}
+
+func TestAttestations(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		handler http.HandlerFunc
+		want    error
+	}{
+		{"Some", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "{ \"attestations\": []}\n") }, nil},
+		{"None", http.NotFound, ErrNotFound},
+		{"Down", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }, ErrUnavailable},
+		{"HTML", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }, ErrUnavailable},
+		{"Large", func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, maxAttestations+1)) }, ErrTooLarge},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if req.RequestURI != "/npm/-/npm/v1/attestations/@s%2fdep@1.0.0+b" {
+					t.Errorf("asked for %s", req.RequestURI)
+				}
+				c.handler(w, req)
+			}))
+			defer s.Close()
+			raw, err := client(s.URL+"/npm").Attestations(t.Context(), "@s/dep", "1.0.0+b")
+			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) || err == nil && string(raw) != "{ \"attestations\": []}\n" {
+				t.Errorf("%q, %v", raw, err)
+			}
+		})
+	}
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for header, want := range map[string]time.Duration{

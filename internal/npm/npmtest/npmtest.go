@@ -10,9 +10,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -48,6 +52,8 @@ type Registry struct {
 	faults   []fault
 	requests map[string]int
 	stale    int // documents from before a change that were served
+	signer   *ecdsa.PrivateKey
+	keys     []byte // the document of signer; nil: it lists none
 }
 
 // Fault handles a request in the registry's place, or returns false.
@@ -315,6 +321,71 @@ func (r *Registry) SetTarball(name, version string, tarball []byte) {
 	p.versions[version].tarball = tarball
 }
 
+// Sign makes the registry sign, with a new ECDSA P-256 key: what it holds and
+// what will be published carries dist.signatures as npm's registry makes them,
+// and /-/npm/v1/keys lists the key. It is no change in the feed. Signatures are
+// other bytes each time.
+func (r *Registry) Sign() {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err) // it reads randomness alone
+	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		panic(err) // it is a P-256 key
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.signer = key
+	r.keys, err = json.Marshal(map[string]any{"keys": []any{map[string]any{
+		"expires": nil, "keyid": keyID(der), "keytype": "ecdsa-sha2-nistp256", "scheme": "ecdsa-sha2-nistp256",
+		"key": base64.StdEncoding.EncodeToString(der),
+	}}})
+	if err != nil {
+		panic(err) // they are strings
+	}
+	for _, p := range r.packages {
+		for v, held := range p.versions {
+			held.manifest = maps.Clone(held.manifest)
+			r.sign(p.name, v, held.manifest)
+		}
+	}
+}
+
+// Keys is the document that /-/npm/v1/keys gives, nil before Sign.
+func (r *Registry) Keys() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keys
+}
+
+func keyID(der []byte) string {
+	sum := sha256.Sum256(der)
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+}
+
+// sign puts a signature into a manifest's dist. r.mu is held.
+func (r *Registry) sign(name, v string, manifest map[string]json.RawMessage) {
+	var dist map[string]any
+	err := json.Unmarshal(manifest["dist"], &dist)
+	var der []byte
+	if err == nil {
+		der, err = x509.MarshalPKIXPublicKey(&r.signer.PublicKey)
+	}
+	var sig []byte
+	if err == nil {
+		digest := sha256.Sum256(fmt.Appendf(nil, "%s@%s:%s", name, v, dist["integrity"]))
+		sig, err = ecdsa.SignASN1(rand.Reader, r.signer, digest[:])
+	}
+	if err == nil {
+		dist["signatures"] = []map[string]string{{"keyid": keyID(der), "sig": base64.StdEncoding.EncodeToString(sig)}}
+		manifest["dist"], err = json.Marshal(dist)
+	}
+	if err != nil {
+		panic(err) // pack made it
+	}
+}
+
 // Tarball returns the bytes of a version's tarball, nil where there is none.
 func (r *Registry) Tarball(name, version string) []byte {
 	r.mu.Lock()
@@ -509,6 +580,9 @@ func (r *Registry) pack(name, v string, files []txtar.File) (*version, error) {
 		"fileCount":    len(files),
 		"unpackedSize": unpacked,
 	})
+	if r.signer != nil {
+		r.sign(name, v, manifest)
+	}
 	return &version{manifest: manifest, tarball: tarball, file: file}, nil
 }
 

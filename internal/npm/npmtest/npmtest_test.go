@@ -383,3 +383,28 @@ func TestFeedFaults(t *testing.T) {
 		t.Errorf("what was only announced: %s", resp.Status)
 	}
 }
+
+// TestSign: what is held and what comes later verifies by the listed key.
+func TestSign(t *testing.T) {
+	r := New(t, "-- a@1.0.0/x --\n")
+	r.Sign()
+	r.Publish("-- @s/b@1.0.0/x --\n")
+	_, raw := get(t, r.URL+"/-/npm/v1/keys")
+	if !bytes.Equal(raw, r.Keys()) {
+		t.Errorf("keys %s, want %s", raw, r.Keys())
+	}
+	ring, err := npm.ParseKeys(raw)
+	if err != nil || len(ring) != 1 {
+		t.Fatalf("%v %v", ring, err)
+	}
+	for path, name := range map[string]npm.Name{"/a": "a", "/@s%2fb": "@s/b"} {
+		_, raw := get(t, r.URL+path)
+		p, err := npm.ParsePackument(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := npm.VerifySignature(ring, name, "1.0.0", p.Versions["1.0.0"].Dist, ""); err != nil || v != npm.Verified {
+			t.Errorf("%s: %s %v", name, v, err)
+		}
+	}
+}

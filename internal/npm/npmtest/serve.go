@@ -49,6 +49,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		reply(w, http.StatusOK, map[string]any{})
 		return
 	case escaped == "/-/npm/v1/keys":
+		if keys := r.Keys(); keys != nil {
+			w.Header().Set("Content-Type", "application/json")
+			write(w, req, keys)
+			return
+		}
 		reply(w, http.StatusOK, map[string]any{"keys": []any{}})
 		return
 	}

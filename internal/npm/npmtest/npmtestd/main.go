@@ -41,6 +41,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	listen := flags.String("listen", "127.0.0.1:0", "`address` to listen on")
 	dir := flags.String("dir", "", "`directory` of .txtar files to publish, in order of their names")
 	packages := flags.Int("packages", 0, "publish so `many` generated packages")
+	sign := flags.Bool("sign", false, "sign versions as npm's registry does, with a key made for this run")
 	seed := flags.Uint64("seed", 1, "`seed` of the generated packages")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -50,6 +51,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer r.Close()
+	if *sign {
+		r.Sign()
+	}
 	if *dir != "" {
 		files, err := filepath.Glob(filepath.Join(*dir, "*.txtar"))
 		if err != nil {

@@ -1,0 +1,88 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// attestations is what upstream answered for one version; a nil doc is that it has
+// none.
+type attestations struct {
+	doc []byte
+	at  time.Time
+}
+
+// noAttestations is the error of a mirror that can ask nobody. npm's audit
+// signatures fails on it for a version that has some, so it says what else to do.
+const noAttestations = "this mirror holds no attestations: audit them with --registry naming the registry that the packages come from"
+
+// serveAttestations answers /-/npm/v1/attestations/<name>@<version>, a scope in
+// either spelling, with upstream's bytes. They prove themselves to the client:
+// nothing here is trusted for them.
+func (m *Mirror) serveAttestations(w http.ResponseWriter, r *http.Request, spec string) {
+	at := strings.LastIndexByte(spec, '@')
+	if at < 1 {
+		m.fail(w, r, errNotFound)
+		return
+	}
+	name, err := npm.ParseName(spec[:at])
+	version := spec[at+1:]
+	if err != nil || npm.ParseVersion(version) != nil {
+		m.fail(w, r, errNotFound)
+		return
+	}
+	if m.o.Attestations == nil {
+		sendError(w, r, http.StatusNotFound, noAttestations)
+		return
+	}
+	if m.o.Origin == nil { // which is asked for what is listed alone
+		_, listed, err := m.entry(name)
+		if err == nil && !listed {
+			err = errNotFound
+		}
+		if err != nil {
+			m.fail(w, r, err)
+			return
+		}
+	}
+	doc, err := m.attestationsOf(r.Context(), name, version)
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	w.Header().Set("Cache-Control", cacheDocument)
+	sendRaw(w, r, http.StatusOK, doc)
+}
+
+// attestationsOf asks upstream, unless it has answered before: that there are none
+// is asked again soon, for they may come after the version.
+func (m *Mirror) attestationsOf(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+	key := string(name) + "@" + version
+	a, ok := m.attested.get(key)
+	if !ok || a.doc == nil && m.o.Now().Sub(a.at) >= originFresh {
+		var err error
+		a, err = shared(ctx, m, "attestations "+key, m.o.Deadline, func(ctx context.Context) (attestations, error) {
+			doc, err := m.o.Attestations(ctx, name, version)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return attestations{}, fmt.Errorf("%w: upstream: %w", ErrUnavailable, err)
+			}
+			a := attestations{doc, m.o.Now()}
+			m.attested.put(key, a, int64(len(doc)+len(key))+128)
+			return a, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if a.doc == nil {
+		return nil, errNotFound
+	}
+	return a.doc, nil
+}
