@@ -233,7 +233,11 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 	}
 	gzipped := acceptsGzip(r.Header.Get("Accept-Encoding"))
 	isNPM := strings.HasPrefix(r.UserAgent(), "npm/")
-	stored, rewritten := p.etag("", gzipped), p.etag(base, gzipped)
+	etag := p.etag(base, gzipped)
+	stored := ""
+	if isNPM {
+		stored = p.etag("", gzipped)
+	}
 	// Who holds the stored form got it because it is fit for npm, and that
 	// follows from its bytes alone: the document need not be touched.
 	if inm := r.Header.Get("If-None-Match"); inm != "" {
@@ -241,12 +245,11 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 			sendNotModified(w, stored, cacheDocument, varyDocument)
 			return
 		}
-		if matches(inm, rewritten) {
-			sendNotModified(w, rewritten, cacheDocument, varyDocument)
+		if matches(inm, etag) {
+			sendNotModified(w, etag, cacheDocument, varyDocument)
 			return
 		}
 	}
-	etag := rewritten
 	if isNPM {
 		fit, err := m.isPortable(ctx, p)
 		if err != nil {
