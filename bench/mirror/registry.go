@@ -26,7 +26,7 @@ type made struct {
 
 var (
 	isOdd   = made{name: "is-odd", versions: 9, manifest: 1_370, tarball: 3_000}
-	express = made{name: "express", versions: 287, manifest: 2_430, tarball: 55_000}
+	express = made{name: "express", versions: 287, manifest: 2_456, tarball: 55_000}
 	react   = made{name: "react", versions: 2_600, manifest: 2_020, tarball: 80_000}
 	large   = made{name: "large", versions: 1, manifest: 1_000, tarball: 4_260_000}
 )
