@@ -212,7 +212,7 @@ type Mirror struct {
 	blocks    *lru[string, blocks.Block] // none is larger than smallBlock
 	leaves    *lru[string, blocks.Block] // larger ones, of tarballs that were asked for again
 	packages  *lru[cid.Cid, pkg]
-	files     *lru[string, cid.Cid] // by their directory's CID and their name
+	files     *lru[string, cid.Cid] // tarballs by their package's directory and their name
 	bodies    *lru[string, *body]
 	portable  *lru[string, bool]
 	summaries *lru[cid.Cid, summary]

@@ -213,8 +213,6 @@ func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (c cid.
 
 // listed finds a tarball in the list.
 func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Cid, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
-	defer cancel()
 	dir, ok, err := m.entry(name)
 	if err != nil {
 		return cid.Undef, err
@@ -222,17 +220,19 @@ func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Ci
 	if !ok {
 		return cid.Undef, errNotFound
 	}
+	// A directory's CID commits to what its names mean: no need to decode it again.
+	key := dir.KeyString() + file
+	if c, ok := m.files.get(key); ok {
+		return c, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
+	defer cancel()
 	p, err := m.directory(ctx, dir)
 	if err != nil {
 		return cid.Undef, err
 	}
 	if !p.tarballs.Defined() {
 		return cid.Undef, errNotFound
-	}
-	// A directory's CID commits to what its names mean: no need to decode it again.
-	key := p.tarballs.KeyString() + file
-	if c, ok := m.files.get(key); ok {
-		return c, nil
 	}
 	link, err := unixfs.Lookup(ctx, dag{m: m, kind: directories}, p.tarballs, file)
 	if errors.Is(err, unixfs.ErrNotFound) {
