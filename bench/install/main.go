@@ -1,15 +1,16 @@
-// Command install times `npm ci` of one project, with an empty npm cache each
-// time: straight from npm's registry, through a mirror that holds everything
-// (warm), and through a mirror that holds nothing and has one peer on loopback
-// (cold). The three take turns in one run; figures are medians in seconds.
+// Command install times installing one project from a lockfile, with an empty
+// cache each time: straight from npm's registry, through a mirror that holds
+// everything (warm), through a mirror that holds nothing and has one peer on
+// loopback (cold), and through a Verdaccio that holds everything. All take turns in
+// one run; figures are medians in seconds.
 //
-//	go run ./bench/install [--quick] [--json] [--rounds N]
+//	go run ./bench/install [--quick] [--json] [--rounds N] [--clients npm,pnpm,bun]
 //
-// It needs npm and the registry that npm's configuration names.
+// It needs npm and the registry that npm's configuration names, from which it also
+// installs Verdaccio, pnpm and Bun.
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,25 +22,50 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
+	"text/tabwriter"
 	"time"
 )
 
-// result is what --json prints. Seconds are medians over the rounds.
+// result is what --json prints.
 type result struct {
-	NPM      float64 `json:"npm"`
-	OursWarm float64 `json:"ours_warm"`
-	OursCold float64 `json:"ours_cold"`
-	WarmOver float64 `json:"warm_over_npm"`
-	ColdOver float64 `json:"cold_over_npm"`
+	// npm's own row again, where npm is among the clients.
+	NPM           float64 `json:"npm,omitempty"`
+	OursWarm      float64 `json:"ours_warm,omitempty"`
+	OursCold      float64 `json:"ours_cold,omitempty"`
+	VerdaccioWarm float64 `json:"verdaccio_warm,omitempty"`
+	WarmOver      float64 `json:"warm_over_npm,omitempty"`
+	ColdOver      float64 `json:"cold_over_npm,omitempty"`
+
+	Clients  []row   `json:"clients"`
 	Packages int     `json:"packages"`
 	Rounds   int     `json:"rounds"`
 	FirstUp  float64 `json:"first_up"` // the first `up`, all fetched from npm's registry
 	StartMs  float64 `json:"start_ms"` // a later `up`, until it serves
 	RSSMiB   float64 `json:"rss_mib"`  // of the warm mirror, follower and publisher in it, at the end
 	BinaryMB float64 `json:"binary_mb"`
+
+	VerdaccioRSSMiB float64 `json:"verdaccio_rss_mib"` // at the end
 }
+
+// row is one client. Seconds are medians over the rounds.
+type row struct {
+	Client        string  `json:"client"`
+	Version       string  `json:"version"`
+	Direct        float64 `json:"direct"` // from its own registry
+	OursWarm      float64 `json:"ours_warm"`
+	OursCold      float64 `json:"ours_cold"`
+	VerdaccioWarm float64 `json:"verdaccio_warm"`
+	WarmOver      float64 `json:"warm_over_direct"`
+	ColdOver      float64 `json:"cold_over_direct"`
+	VerdaccioOver float64 `json:"verdaccio_over_direct"`
+}
+
+// What design.md asks of ours, over npm straight from its registry.
+const (
+	warmBudget = 1.0
+	coldBudget = 1.2
+)
 
 var (
 	small = map[string]string{"express": "^4.18.0"}
@@ -49,18 +75,33 @@ var (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	quick := flag.Bool("quick", false, "a smaller project, fewer rounds: under 50 seconds once built")
+	quick := flag.Bool("quick", false, "a smaller project, fewer rounds, npm alone: under a minute once built")
 	asJSON := flag.Bool("json", false, "print one JSON object")
 	rounds := flag.Int("rounds", 0, "rounds; 0 means 5, or 2 with --quick")
+	names := flag.String("clients", "", "clients, with commas; empty means npm,pnpm,bun, or npm with --quick")
 	flag.Parse()
 	deps := large
+	if *names == "" {
+		*names = "npm,pnpm,bun"
+		if *quick {
+			*names = "npm"
+		}
+	}
 	if *rounds == 0 {
 		*rounds = 5
+		if *quick {
+			*rounds = 2
+		}
 	}
 	if *quick {
-		deps, *rounds = small, 2
+		deps = small
 	}
-	r, err := run(ctx, deps, *rounds)
+	clients, err := clientsNamed(*names)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "install: error:", err)
+		os.Exit(64)
+	}
+	r, err := run(ctx, deps, *rounds, clients)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "install: error:", err)
 		os.Exit(1)
@@ -69,9 +110,28 @@ func main() {
 		json.NewEncoder(os.Stdout).Encode(r)
 		return
 	}
-	fmt.Printf("npm ci of %d packages, median of %d rounds\n", r.Packages, r.Rounds)
-	fmt.Printf("  npm        %6.2f s\n  ours_warm  %6.2f s  %.2fx\n  ours_cold  %6.2f s  %.2fx\n", r.NPM, r.OursWarm, r.WarmOver, r.OursCold, r.ColdOver)
-	fmt.Printf("  first up %.1f s, later start %.0f ms, %.0f MiB resident, binary %.1f MB\n", r.FirstUp, r.StartMs, r.RSSMiB, r.BinaryMB)
+	r.print()
+}
+
+func (r result) print() {
+	fmt.Printf("%d packages from a lockfile, empty cache, seconds, medians of %d rounds\n", r.Packages, r.Rounds)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "client\tdirect\tours_warm\t\tbudget\tours_cold\t\tbudget\tverdaccio_warm\t\t")
+	for _, c := range r.Clients {
+		verdict := func(over, budget float64) string {
+			switch {
+			case c.Client != "npm":
+				return ""
+			case over <= budget:
+				return fmt.Sprintf("<= %.1fx, met", budget)
+			}
+			return fmt.Sprintf("<= %.1fx, missed", budget)
+		}
+		fmt.Fprintf(w, "%s %s\t%.2f\t%.2f\t%.2fx\t%s\t%.2f\t%.2fx\t%s\t%.2f\t%.2fx\t\n", c.Client, c.Version, c.Direct,
+			c.OursWarm, c.WarmOver, verdict(c.WarmOver, warmBudget), c.OursCold, c.ColdOver, verdict(c.ColdOver, coldBudget), c.VerdaccioWarm, c.VerdaccioOver)
+	}
+	w.Flush()
+	fmt.Printf("first up %.1f s, later start %.0f ms, %.0f MiB resident (Verdaccio %.0f), binary %.1f MB\n", r.FirstUp, r.StartMs, r.RSSMiB, r.VerdaccioRSSMiB, r.BinaryMB)
 }
 
 // bench is one run, in a directory of its own.
@@ -82,7 +142,7 @@ type bench struct {
 	running []*exec.Cmd
 }
 
-func run(ctx context.Context, deps map[string]string, rounds int) (r result, err error) {
+func run(ctx context.Context, deps map[string]string, rounds int, clients []client) (r result, err error) {
 	dir, err := os.MkdirTemp("", "bench-install-")
 	if err != nil {
 		return r, err
@@ -96,10 +156,19 @@ func run(ctx context.Context, deps map[string]string, rounds int) (r result, err
 	if info, err := os.Stat(b.bin); err == nil {
 		r.BinaryMB = float64(info.Size()) / 1e6
 	}
+	if err := b.installPeers(ctx, clients); err != nil {
+		return r, err
+	}
 	if r.Packages, err = b.makeProject(ctx, deps); err != nil {
 		return r, err
 	}
-	r.Rounds = rounds
+	r.Rounds, r.Clients = rounds, make([]row, len(clients))
+	for i, c := range clients {
+		r.Clients[i].Client = c.name
+		if r.Clients[i].Version, err = b.convert(ctx, c); err != nil {
+			return r, err
+		}
+	}
 
 	// The origin: everything from npm's registry, once; then again, warm.
 	state := filepath.Join(dir, "origin")
@@ -120,31 +189,64 @@ func run(ctx context.Context, deps map[string]string, rounds int) (r result, err
 	}
 	warm := b.running[0]
 
-	var npm, oursWarm, oursCold []float64
-	for i := range rounds {
-		t, err := b.ci(ctx, "")
-		if err != nil {
-			return r, err
-		}
-		npm = append(npm, t)
-		if t, err = b.ci(ctx, origin.Registry); err != nil {
-			return r, err
-		}
-		oursWarm = append(oursWarm, t)
-		cold, registry, err := b.mirror(ctx, filepath.Join(dir, fmt.Sprint("cold", i)), origin)
-		if err != nil {
-			return r, err
-		}
-		if t, err = b.ci(ctx, registry); err != nil {
-			return r, err
-		}
-		oursCold = append(oursCold, t)
-		b.stop(cold)
+	v, err := b.startVerdaccio(ctx)
+	if err != nil {
+		return r, err
 	}
-	r.NPM, r.OursWarm, r.OursCold = median(npm), median(oursWarm), median(oursCold)
-	r.WarmOver, r.ColdOver = r.OursWarm/r.NPM, r.OursCold/r.NPM
-	r.RSSMiB = rss(warm.Process.Pid)
+	defer func() { err = errors.Join(err, v.Close()) }()
+	taken := make([]times, len(clients))
+	for i := range rounds {
+		for k, c := range clients {
+			if i == 0 { // so that Verdaccio has all that this client asks for
+				if _, err := b.ci(ctx, c, v.URL); err != nil {
+					return r, err
+				}
+			}
+			if err := b.round(ctx, c, origin, v.URL, &taken[k]); err != nil {
+				return r, err
+			}
+		}
+	}
+	for i, t := range taken {
+		c := &r.Clients[i]
+		c.Direct, c.OursWarm, c.OursCold, c.VerdaccioWarm = median(t.direct), median(t.oursWarm), median(t.oursCold), median(t.verdaccioWarm)
+		c.WarmOver, c.ColdOver, c.VerdaccioOver = c.OursWarm/c.Direct, c.OursCold/c.Direct, c.VerdaccioWarm/c.Direct
+		if c.Client == "npm" {
+			r.NPM, r.OursWarm, r.OursCold, r.VerdaccioWarm, r.WarmOver, r.ColdOver = c.Direct, c.OursWarm, c.OursCold, c.VerdaccioWarm, c.WarmOver, c.ColdOver
+		}
+	}
+	r.RSSMiB, r.VerdaccioRSSMiB = rss(warm.Process.Pid), rss(v.PID)
 	return r, nil
+}
+
+// times are one client's seconds, by round.
+type times struct{ direct, oursWarm, oursCold, verdaccioWarm []float64 }
+
+// round installs once from each.
+func (b *bench) round(ctx context.Context, c client, origin up, verdaccio string, t *times) error {
+	for _, from := range []struct {
+		registry string
+		to       *[]float64
+	}{{"", &t.direct}, {origin.Registry, &t.oursWarm}, {verdaccio, &t.verdaccioWarm}} {
+		seconds, err := b.ci(ctx, c, from.registry)
+		if err != nil {
+			return err
+		}
+		*from.to = append(*from.to, seconds)
+	}
+	state, err := os.MkdirTemp(b.dir, "cold-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(state)
+	cold, registry, err := b.mirror(ctx, filepath.Join(state, "state"), origin)
+	if err != nil {
+		return err
+	}
+	defer b.stop(cold)
+	seconds, err := b.ci(ctx, c, registry)
+	t.oursCold = append(t.oursCold, seconds)
+	return err
 }
 
 // makeProject writes the project with a lockfile that names no registry, and
@@ -153,14 +255,10 @@ func (b *bench) makeProject(ctx context.Context, deps map[string]string) (int, e
 	if err := os.MkdirAll(b.project, 0o755); err != nil {
 		return 0, err
 	}
-	manifest, err := json.Marshal(map[string]any{"name": "bench", "version": "1.0.0", "private": true, "dependencies": deps})
-	if err != nil {
+	if err := writeManifest(b.project, deps); err != nil {
 		return 0, err
 	}
-	if err := os.WriteFile(filepath.Join(b.project, "package.json"), manifest, 0o644); err != nil {
-		return 0, err
-	}
-	err = b.command(ctx, b.project, "npm", "install", "--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", filepath.Join(b.dir, "cache-lock"))
+	err := b.command(ctx, b.project, "npm", "install", "--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", filepath.Join(b.dir, "cache-lock"))
 	if err != nil {
 		return 0, err
 	}
@@ -175,34 +273,6 @@ func (b *bench) makeProject(ctx context.Context, deps map[string]string) (int, e
 		return 0, err
 	}
 	return len(lock.Packages) - 1, nil
-}
-
-// ci times one `npm ci` in a fresh copy of the project with an empty cache.
-// An empty registry means npm's own configuration.
-func (b *bench) ci(ctx context.Context, registry string) (float64, error) {
-	dir, err := os.MkdirTemp(b.dir, "ci-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	for _, name := range []string{"package.json", "package-lock.json"} {
-		raw, err := os.ReadFile(filepath.Join(b.project, name))
-		if err != nil {
-			return 0, err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), raw, 0o644); err != nil {
-			return 0, err
-		}
-	}
-	args := []string{"ci", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", filepath.Join(dir, ".cache")}
-	if registry != "" {
-		args = append(args, "--registry", registry)
-	}
-	begin := time.Now()
-	if err := b.command(ctx, dir, "npm", args...); err != nil {
-		return 0, err
-	}
-	return time.Since(begin).Seconds(), nil
 }
 
 // up is what `registry-mirror up --json` prints once it serves.
@@ -253,8 +323,8 @@ func (b *bench) mirror(ctx context.Context, state string, origin up) (*exec.Cmd,
 	return b.running[len(b.running)-1], registry, err
 }
 
-func (b *bench) start(ctx context.Context, args ...string) (*output, error) {
-	out := &output{}
+func (b *bench) start(ctx context.Context, args ...string) (*printed, error) {
+	out := &printed{}
 	cmd := exec.CommandContext(ctx, b.bin, args...)
 	cmd.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
 	cmd.Stdout = out
@@ -280,10 +350,5 @@ func (b *bench) stopAll() {
 func (b *bench) command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stderr, &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, stderr.Bytes())
-	}
-	return nil
+	return output(cmd)
 }

@@ -50,14 +50,25 @@ type dag struct {
 	// rescued, where not nil and set, says that Origin has just brought the
 	// blocks: they are not counted a second time.
 	rescued *atomic.Bool
+	// again says that the file was read before: its large blocks are kept in
+	// memory. Those of an install that comes once would fill it for nothing.
+	again bool
 }
+
+// smallBlock is the most bytes of a block that is kept in memory when it is
+// first read: every node of a directory or a file is smaller.
+const smallBlock = 256 << 10
 
 // Get returns the block of c, ErrUnavailable when no source gave it within
 // Options.Deadline or before ctx ended.
 func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	m := d.m
 	key := c.KeyString()
-	if b, ok := m.blocks.get(key); ok {
+	b, ok := m.blocks.get(key)
+	if !ok && d.again {
+		b, ok = m.leaves.get(key)
+	}
+	if ok {
 		m.stats.count(d.kind, fromCache, b)
 		return b, nil
 	}
@@ -74,7 +85,10 @@ func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	if err != nil {
 		return nil, fmt.Errorf("block %s: %w", c, err)
 	}
-	if size := int64(len(b.RawData())); size <= 256<<10 && d.kind != documents {
+	switch size := int64(len(b.RawData())); {
+	case size > smallBlock && d.again:
+		m.leaves.put(key, b, size+256)
+	case size <= smallBlock && d.kind != documents:
 		m.blocks.put(key, b, size+256)
 	}
 	return b, nil

@@ -136,11 +136,15 @@ func (m *Mirror) keepDirectories(ctx context.Context) func([]blocks.Block) error
 // entry returns the directory of a listed name; ok is false for one that is
 // not in the list. It returns ErrNotSynced where there is no list.
 func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
-	if m.head.Load() == nil {
+	h := m.head.Load()
+	if h == nil {
 		return cid.Undef, false, ErrNotSynced
 	}
 	if err := m.tooOld(); err != nil {
 		return cid.Undef, false, err
+	}
+	if e, ok := m.entries.get(name); ok && e.head == h {
+		return e.dir, true, nil
 	}
 	e, err := m.list.Entry(name)
 	if errors.Is(err, index.ErrNotFound) {
@@ -149,6 +153,7 @@ func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	if err != nil {
 		return cid.Undef, false, fmt.Errorf("look up %s: %w", name, err)
 	}
+	m.entries.put(name, listedEntry{h, e.CID}, int64(len(name))+256)
 	return e.CID, true, nil
 }
 
@@ -160,6 +165,14 @@ func (m *Mirror) tooOld() error {
 		return nil
 	}
 	return fmt.Errorf("%w: its record expired on %s", ErrStale, high.EOL.UTC().Format(time.RFC3339))
+}
+
+// listedEntry is what the list said of a name. head was loaded before it was
+// read, and is replaced after the list has moved: so the entry is no older than
+// head, and holds for as long as that is the newest.
+type listedEntry struct {
+	head *head
+	dir  cid.Cid
 }
 
 // names walks one list in the order of names: a sync does not disturb it.

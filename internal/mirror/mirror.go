@@ -172,6 +172,9 @@ const (
 	defaultCache    = 128 << 20
 
 	blockCache    = 64 << 20  // bytes of small blocks kept in memory
+	leafCache     = 32 << 20  // bytes of large blocks of tarballs kept in memory
+	entryCache    = 4 << 20   // bytes of the list's entries kept in memory
+	fileCache     = 8 << 20   // bytes of the tarballs' CIDs kept in memory
 	maxCompressed = 64 << 20  // bytes of a compressed document
 	maxDocument   = 256 << 20 // bytes of a document
 	maxPeers      = 16        // of those that release.json lists
@@ -218,8 +221,11 @@ type Mirror struct {
 	best   atomic.Int64 // index of the gateway that worked last
 	peers  breaker      // of the node's
 
-	blocks    *lru[string, blocks.Block]
+	entries   *lru[npm.Name, listedEntry]
+	blocks    *lru[string, blocks.Block] // none is larger than smallBlock
+	leaves    *lru[string, blocks.Block] // larger ones, of tarballs that were asked for again
 	packages  *lru[cid.Cid, pkg]
+	files     *lru[string, cid.Cid] // tarballs by their package's directory and their name
 	bodies    *lru[string, *body]
 	portable  *lru[string, bool]
 	summaries *lru[cid.Cid, summary]
@@ -273,8 +279,11 @@ func Open(o Options) (*Mirror, error) {
 		render: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		cars:   map[cid.Cid]*carFetch{},
 
+		entries:   newLRU[npm.Name, listedEntry](entryCache),
 		blocks:    newLRU[string, blocks.Block](blockCache),
+		leaves:    newLRU[string, blocks.Block](leafCache),
 		packages:  newLRU[cid.Cid, pkg](16 << 20),
+		files:     newLRU[string, cid.Cid](fileCache),
 		bodies:    newLRU[string, *body](o.Cache),
 		portable:  newLRU[string, bool](8 << 20),
 		summaries: newLRU[cid.Cid, summary](8 << 20),

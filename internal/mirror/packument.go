@@ -238,8 +238,11 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 	isNPM := strings.HasPrefix(r.UserAgent(), "npm/")
 	// What is stored is gzip, and is sent as it is to whoever takes that. What is
 	// made here is made as zstd just as well.
-	asStored, asMade := negotiate(accepts, gzipped), negotiate(accepts, zstandard)
-	stored, rewritten := p.etag("", asStored), p.etag(base, asMade)
+	asStored, as := negotiate(accepts, gzipped), negotiate(accepts, zstandard)
+	etag, stored := p.etag(base, as), ""
+	if isNPM {
+		stored = p.etag("", asStored)
+	}
 	// Who holds the stored form got it because it is fit for npm, and that
 	// follows from its bytes alone: the document need not be touched.
 	if inm := r.Header.Get("If-None-Match"); inm != "" {
@@ -247,12 +250,11 @@ func (m *Mirror) servePackument(w http.ResponseWriter, r *http.Request, name npm
 			sendNotModified(w, stored, cacheDocument, varyDocument)
 			return
 		}
-		if matches(inm, rewritten) {
-			sendNotModified(w, rewritten, cacheDocument, varyDocument)
+		if matches(inm, etag) {
+			sendNotModified(w, etag, cacheDocument, varyDocument)
 			return
 		}
 	}
-	etag, as := rewritten, asMade
 	if isNPM {
 		fit, err := m.isPortable(ctx, p)
 		if err != nil {

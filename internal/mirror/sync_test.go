@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -599,4 +600,29 @@ func TestSwap(t *testing.T) {
 	}
 	stop()
 	check(t, g.Wait())
+}
+
+// TestEntriesAreOfTheHead asks for packages, so that their entries are
+// remembered, before a release that changes one and has no other.
+func TestEntriesAreOfTheHead(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad", "is-odd")
+	m := w.synced()
+	isOdd := tarballPath("is-odd", "is-odd-3.0.1.tgz")
+	for _, path := range []string{"/left-pad", "/left-pad", "/is-odd", isOdd} {
+		if got := get(m, path); got.Code != http.StatusOK {
+			t.Errorf("%s: %d", path, got.Code)
+		}
+	}
+	w.registry.Publish("-- left-pad@1.4.0/package.json --\n{}\n")
+	w.publish("left-pad")
+	check(t, m.Sync(t.Context()))
+	if got := get(m, "/left-pad"); !strings.Contains(got.Body.String(), `"1.4.0"`) {
+		t.Errorf("left-pad is still the old one: %s", got.Body)
+	}
+	for _, path := range []string{"/is-odd", isOdd} {
+		if got := get(m, path); got.Code != http.StatusNotFound {
+			t.Errorf("%s, which is not listed now: %d", path, got.Code)
+		}
+	}
 }

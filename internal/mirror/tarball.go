@@ -52,7 +52,7 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 
 	var rescued atomic.Bool
 	rescued.Store(obtained)
-	d := dag{m: m, kind: tarballs, root: c, rescued: &rescued}
+	d := dag{m: m, kind: tarballs, root: c, rescued: &rescued, again: checked}
 	if m.o.Origin != nil && !obtained {
 		d.rescue = func(ctx context.Context) error {
 			got, err := m.originTarball(ctx, name, file)
@@ -81,7 +81,7 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 	h := w.Header()
 	if checked {
 		tarballHeaders(h, etag)
-		http.ServeContent(w, r, "", time.Time{}, content)
+		sendContent(w, r, content)
 		return
 	}
 	if r.Method == http.MethodHead {
@@ -110,6 +110,22 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 		abort()
 	}
 	m.keepChecked(mark, verifier.SRI())
+}
+
+// sendContent answers from content, whose headers are set. What is asked for
+// whole is written as the blocks are; net/http would copy it once more.
+func sendContent(w http.ResponseWriter, r *http.Request, content *unixfs.Reader) {
+	if r.Method != http.MethodGet || r.Header.Get("Range") != "" || r.Header.Get("If-Match") != "" {
+		http.ServeContent(w, r, "", time.Time{}, content)
+		return
+	}
+	h := w.Header()
+	h.Set("Accept-Ranges", "bytes") // as ServeContent does
+	h.Set("Content-Length", strconv.FormatInt(content.Size(), 10))
+	w.WriteHeader(http.StatusOK)
+	if _, err := content.WriteTo(w); err != nil {
+		abort()
+	}
 }
 
 func tarballHeaders(h http.Header, etag string) {
@@ -197,8 +213,6 @@ func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (c cid.
 
 // listed finds a tarball in the list.
 func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Cid, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
-	defer cancel()
 	dir, ok, err := m.entry(name)
 	if err != nil {
 		return cid.Undef, err
@@ -206,6 +220,13 @@ func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Ci
 	if !ok {
 		return cid.Undef, errNotFound
 	}
+	// A directory's CID commits to what its names mean: no need to decode it again.
+	key := dir.KeyString() + file
+	if c, ok := m.files.get(key); ok {
+		return c, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
+	defer cancel()
 	p, err := m.directory(ctx, dir)
 	if err != nil {
 		return cid.Undef, err
@@ -220,6 +241,7 @@ func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Ci
 	if err != nil {
 		return cid.Undef, fmt.Errorf("find %s of %s: %w", file, name, err)
 	}
+	m.files.put(key, link.CID, int64(len(key))+256)
 	return link.CID, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -64,6 +65,36 @@ func TestBigTarball(t *testing.T) {
 	by := m.Status(t.Context()).BytesBySource.Tarballs
 	if by.Bitswap != int64(len(data)) || by.Cache != int64(len(data)) || by.CAR+by.Upstream != 0 {
 		t.Errorf("first from peers, then held: %+v, want %d each", by, len(data))
+	}
+}
+
+// TestReadAgain reads a tarball until its blocks are in memory, and then without
+// any source. A tarball that was read once is not kept.
+func TestReadAgain(t *testing.T) {
+	w, data := bigWorld(t)
+	w.publish("left-pad")
+	m := w.synced()
+	leaves := func() int64 {
+		m.leaves.mu.Lock()
+		defer m.leaves.mu.Unlock()
+		return m.leaves.used
+	}
+	for i, kept := range []bool{false, true, true} {
+		if i == 2 {
+			w.lose(slices.Collect(maps.Keys(w.blocks))...)
+		}
+		got := get(m, leftPad)
+		if got.Code != http.StatusOK || !bytes.Equal(got.Body.Bytes(), data) {
+			t.Errorf("read %d: %d, %d bytes", i, got.Code, got.Body.Len())
+		}
+		if (leaves() >= 3<<20) != kept {
+			t.Errorf("read %d: %d bytes of it in memory", i, leaves())
+		}
+	}
+	for _, h := range []string{"Range: bytes=10-19", "If-Match: \"other\""} {
+		if got := get(m, leftPad, h); got.Code == http.StatusOK {
+			t.Errorf("%s: the whole was sent", h)
+		}
 	}
 }
 

@@ -165,6 +165,60 @@ func TestReaderSeeks(t *testing.T) {
 	}
 }
 
+// takes n bytes and then fails.
+type takes int
+
+var errFull = errors.New("full")
+
+func (w *takes) Write(p []byte) (int, error) {
+	if len(p) > int(*w) {
+		n := int(*w)
+		*w = 0
+		return n, errFull
+	}
+	*w -= takes(len(p))
+	return len(p), nil
+}
+
+func TestReaderWritesTo(t *testing.T) {
+	for _, n := range []int{0, 1, 50, Width + 700} {
+		chunks, whole := smallChunks(n)
+		s := newStore()
+		ref, err := AddChunks(chunks, s.sink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, from := range []int{0, 1, len(whole) / 2, len(whole) - 1, len(whole), len(whole) + 1} {
+			if from < 0 {
+				continue
+			}
+			r, err := Open(t.Context(), s, ref.CID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Seek(int64(from), io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			rest := whole[min(from, len(whole)):]
+			// A writer that fails midway has the first half, and Read gives the other.
+			half := takes(len(rest) / 2)
+			wrote, err := r.WriteTo(&half)
+			if int(wrote) != len(rest)/2 || len(rest) > 0 && !errors.Is(err, errFull) {
+				t.Errorf("%d chunks from %d: wrote %d of %d to a writer of half, %v", n, from, wrote, len(rest), err)
+			}
+			var out bytes.Buffer
+			wrote, err = r.WriteTo(&out)
+			if err != nil || int(wrote) != out.Len() || !bytes.Equal(out.Bytes(), rest[len(rest)/2:]) {
+				t.Errorf("%d chunks from %d: wrote %d of %d, %v", n, from, wrote, len(rest), err)
+			}
+			r.Close()
+			if _, err := r.WriteTo(&out); err == nil {
+				t.Errorf("%d chunks from %d: WriteTo after Close gave no error", n, from)
+			}
+		}
+	}
+}
+
 func TestReaderFailsOnMissingAndLying(t *testing.T) {
 	chunks, whole := smallChunks(50)
 	s := newStore()

@@ -35,7 +35,7 @@ type Reader struct {
 	size int64
 	off  int64       // of the next byte that Read returns
 	buf  []byte      // read already, at off
-	walk *walk[part] // nil before the first Read and after a Seek
+	walk *walk[part] // nil before the first Read, after a Seek, and where the root is all
 	err  error
 }
 
@@ -84,16 +84,44 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	if err := r.fill(); err != nil {
+		return 0, err
+	}
+	n := copy(p, r.buf)
+	r.skip(n)
+	return n, nil
+}
+
+// WriteTo writes what Read has not returned yet, each block's bytes in one call
+// and as they are. An error of w ends no Reader: the bytes that w took are read.
+func (r *Reader) WriteTo(w io.Writer) (written int64, err error) {
+	for r.err == nil && r.off < r.size {
+		if err := r.fill(); err != nil {
+			return written, err
+		}
+		n, err := w.Write(r.buf)
+		r.skip(n)
+		if written += int64(n); err != nil {
+			return written, err
+		}
+	}
+	return written, r.err
+}
+
+// fill makes sure that buf has a byte, of which off is before size.
+func (r *Reader) fill() error {
 	for len(r.buf) == 0 {
 		if err := r.step(); err != nil {
 			r.err = fmt.Errorf("read %s: %w", r.root.Cid(), err)
-			return 0, r.err
+			return r.err
 		}
 	}
-	n := copy(p, r.buf)
+	return nil
+}
+
+func (r *Reader) skip(n int) {
 	r.buf = r.buf[n:]
 	r.off += int64(n)
-	return n, nil
 }
 
 // Seek moves to a byte of the file. The next Read skips what lies before it
@@ -141,9 +169,7 @@ func (r *Reader) stop() {
 // into buf.
 func (r *Reader) step() error {
 	at, blk := part{size: r.size}, r.root
-	if r.walk == nil {
-		r.walk = newWalk[part](r.ctx, r.g, fileAhead)
-	} else {
+	if r.walk != nil {
 		var ok bool
 		var err error
 		if at, blk, ok, err = r.walk.next(); err != nil {
@@ -173,7 +199,12 @@ func (r *Reader) step() error {
 	if len(vs) > 0 && at.depth == maxFileDepth {
 		return fmt.Errorf("decode %s: %w: more than %d levels", blk.Cid(), ErrMalformed, maxFileDepth)
 	}
-	r.walk.push(vs)
+	if r.walk == nil && len(links) > 0 { // most files are one block
+		r.walk = newWalk[part](r.ctx, r.g, fileAhead)
+	}
+	if r.walk != nil {
+		r.walk.push(vs)
+	}
 	if skip := r.off - at.start; skip < int64(len(data)) {
 		r.buf = data[skip:]
 	}
