@@ -231,6 +231,13 @@ func take(keys, name, journal string, id ipns.Name, atLeast *uint64, place func(
 		journal = JournalOf(journal, key.Number)
 	}
 	err = locked(vfs.Default, journal, func() (err error) {
+		if !have { // one that was minted while the lock was waited for needs its journal
+			if now, err := ipnskeys.Find(keys, name); err == nil {
+				return fmt.Errorf("key %q signs for %s: %w", name, now.IPNSName, ipnskeys.ErrKeyExists)
+			} else if !errors.Is(err, ipnskeys.ErrNoKey) {
+				return err
+			}
+		}
 		if err := importLocked(vfs.Default, journal, id, atLeast); err != nil {
 			return err
 		}
