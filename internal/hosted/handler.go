@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 	"time"
 
@@ -99,9 +98,9 @@ func (r *Registry) route(w http.ResponseWriter, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	path, err := segments(req.URL)
+	path, err := npm.SplitPath(req.URL)
 	if err != nil {
-		return refuse(http.StatusBadRequest, "the path is not properly escaped")
+		return refuse(http.StatusBadRequest, "%w", err)
 	}
 	token, known := settings.Holder(bearer(req.Header.Get("Authorization")))
 	reads := req.Method == http.MethodGet || req.Method == http.MethodHead
@@ -125,7 +124,7 @@ func (r *Registry) route(w http.ResponseWriter, req *http.Request) error {
 	if len(path) == 0 {
 		return errNotFound
 	}
-	name, rest, err := takeName(path)
+	name, rest, err := npm.TakeName(path)
 	if err != nil {
 		if reads {
 			return errNotFound
@@ -168,7 +167,7 @@ func (r *Registry) service(w http.ResponseWriter, req *http.Request, settings Se
 		}
 		return send(w, req, http.StatusOK, map[string]string{"username": token.ID})
 	case len(path) >= 3 && path[0] == "package":
-		name, rest, err := takeName(path[1:])
+		name, rest, err := npm.TakeName(path[1:])
 		if err != nil || !settings.Takes(name) || len(rest) == 0 {
 			return errNotFound
 		}
@@ -191,31 +190,6 @@ func (r *Registry) service(w http.ResponseWriter, req *http.Request, settings Se
 func here(req *http.Request) bool {
 	at, err := netip.ParseAddrPort(req.RemoteAddr)
 	return err == nil && at.Addr().Unmap().IsLoopback()
-}
-
-func segments(u *url.URL) ([]string, error) {
-	path := strings.TrimSuffix(strings.TrimPrefix(u.EscapedPath(), "/"), "/")
-	if path == "" {
-		return nil, nil
-	}
-	all := strings.Split(path, "/")
-	for i, s := range all {
-		var err error
-		if all[i], err = url.PathUnescape(s); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
-}
-
-// takeName takes a package name off the front of a path.
-func takeName(path []string) (npm.Name, []string, error) {
-	first, rest := path[0], path[1:]
-	if strings.HasPrefix(first, "@") && !strings.Contains(first, "/") && len(rest) > 0 {
-		first, rest = first+"/"+rest[0], rest[1:]
-	}
-	name, err := npm.ParseName(first)
-	return name, rest, err
 }
 
 // servePublish takes what npm publish sends, and what npm deprecate does.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -80,9 +79,9 @@ func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...n
 // route finds what a path means. A scope may be its own segment or part of the
 // name's, and any character may be percent-encoded in either case.
 func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
-	segments, ok := segmentsOf(r.URL)
-	if !ok {
-		sendError(w, r, http.StatusBadRequest, "the path is not properly escaped")
+	segments, err := npm.SplitPath(r.URL)
+	if err != nil {
+		sendError(w, r, http.StatusBadRequest, err.Error())
 		return
 	}
 	if m.o.Origin == nil && !slices.Equal(segments, []string{"-", "ping"}) {
@@ -101,7 +100,7 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 		m.serveRoot(w, r)
 		return
 	}
-	name, rest, err := takeName(segments)
+	name, rest, err := npm.TakeName(segments)
 	if err != nil {
 		m.fail(w, r, errNotFound)
 		return
@@ -153,7 +152,7 @@ func (m *Mirror) routeService(w http.ResponseWriter, r *http.Request, path []str
 	case len(path) > 3 && strings.HasPrefix(joined, "npm/v1/attestations/"):
 		m.serveAttestations(w, r, strings.Join(path[3:], "/"))
 	case len(path) >= 3 && path[0] == "package":
-		name, rest, err := takeName(path[1:])
+		name, rest, err := npm.TakeName(path[1:])
 		if err != nil || len(rest) != 1 || rest[0] != "dist-tags" {
 			m.fail(w, r, errNotFound)
 			return
@@ -213,31 +212,6 @@ func (m *Mirror) refuseWrite(w http.ResponseWriter, r *http.Request) {
 	// The body is not read: without this a client may wait for the server to.
 	w.Header().Set("Connection", "close")
 	sendError(w, r, http.StatusMethodNotAllowed, "this registry is a read-only mirror: publish to the registry that it mirrors")
-}
-
-func segmentsOf(u *url.URL) ([]string, bool) {
-	path := strings.TrimSuffix(strings.TrimPrefix(u.EscapedPath(), "/"), "/")
-	if path == "" {
-		return nil, true
-	}
-	segments := strings.Split(path, "/")
-	for i, s := range segments {
-		var err error
-		if segments[i], err = url.PathUnescape(s); err != nil {
-			return nil, false
-		}
-	}
-	return segments, true
-}
-
-// takeName takes a package name off the front of a path.
-func takeName(segments []string) (npm.Name, []string, error) {
-	first, rest := segments[0], segments[1:]
-	if strings.HasPrefix(first, "@") && !strings.Contains(first, "/") && len(rest) > 0 {
-		first, rest = first+"/"+rest[0], rest[1:]
-	}
-	name, err := npm.ParseName(first)
-	return name, rest, err
 }
 
 // safeFile keeps everything that is no file name away from directories, marks

@@ -121,14 +121,14 @@ func (t *Table) Handler() http.Handler {
 		handlers[r.Mirror] = r.Mirror.Handler()
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		segments, ok := segmentsOf(r.URL)
+		segments, err := npm.SplitPath(r.URL)
 		read := r.Method == http.MethodGet || r.Method == http.MethodHead
 		switch {
-		case ok && len(segments) == 0 && read:
+		case err == nil && len(segments) == 0 && read:
 			t.serveRoot(w, r)
-		case ok && read && slices.Equal(segments, []string{"-", "v1", "search"}):
+		case err == nil && read && slices.Equal(segments, []string{"-", "v1", "search"}):
 			t.serveSearch(w, r)
-		case ok && read && slices.Equal(segments, []string{"-", "npm", "v1", "keys"}):
+		case err == nil && read && slices.Equal(segments, []string{"-", "npm", "v1", "keys"}):
 			t.serveKeys(w, r)
 		default:
 			m := t.rows[0].Mirror // for what is of no package
@@ -157,7 +157,7 @@ func nameIn(segments []string) (npm.Name, bool) {
 	if len(segments) == 0 || segments[0] == "-" {
 		return "", false
 	}
-	name, _, err := takeName(segments)
+	name, _, err := npm.TakeName(segments)
 	return name, err == nil
 }
 
