@@ -501,11 +501,8 @@ type pebbleLog struct {
 	fatal func(error)
 }
 
-func (l pebbleLog) Infof(format string, args ...any) {
-	if l.log.Enabled(context.Background(), slog.LevelDebug) {
-		l.log.Debug("pebble", "says", fmt.Sprintf(format, args...))
-	}
-}
+// Infof is what its logs and tables are doing, which nobody can act on.
+func (pebbleLog) Infof(string, ...any) {}
 
 func (l pebbleLog) Errorf(format string, args ...any) {
 	l.log.Error("pebble", "says", fmt.Sprintf(format, args...))

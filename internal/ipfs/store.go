@@ -656,17 +656,16 @@ func (s *store) held(label string) (roots []cid.Cid, err error) {
 // pebbleLog hands Pebble's own messages to slog.
 type pebbleLog struct{ log *slog.Logger }
 
-func (l pebbleLog) Infof(format string, args ...any) {
-	l.log.Debug("pebble", "msg", fmt.Sprintf(format, args...))
-}
+// Infof is what its logs and tables are doing, which nobody can act on.
+func (pebbleLog) Infof(string, ...any) {}
 
 func (l pebbleLog) Errorf(format string, args ...any) {
-	l.log.Error("pebble", "msg", fmt.Sprintf(format, args...))
+	l.log.Error("pebble", "says", fmt.Sprintf(format, args...))
 }
 
 // Fatalf must not return: Pebble calls it when it can no longer keep what it
 // acknowledged.
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	l.log.Error("pebble", "msg", fmt.Sprintf(format, args...))
+	l.log.Error("pebble", "says", fmt.Sprintf(format, args...))
 	panic(fmt.Sprintf(format, args...))
 }
