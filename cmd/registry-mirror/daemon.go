@@ -249,7 +249,7 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 		if err != nil {
 			return nil, err
 		}
-		o.Tarballs = tarballsFrom(up, config)
+		o.Tarballs, o.Attestations = tarballsFrom(up, config), attestationsFrom(up)
 	}
 	if h.ipfs {
 		node, err := h.node(ctx, dir, r.Network, rows)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -246,13 +245,7 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 	}
 	h.registry = config.Registry
 	h.keys = dir.FollowRegistryKeys(ctx, up, log)
-	h.attestations = func(ctx context.Context, name npm.Name, version string) ([]byte, error) {
-		raw, err := up.Attestations(ctx, name, version)
-		if errors.Is(err, upstream.ErrNotFound) {
-			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-		}
-		return raw, err
-	}
+	h.attestations = attestationsFrom(up)
 	if h.ledger, err = dir.OpenLedger(ctx, ledger.Options{Log: log}); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -49,5 +50,17 @@ func tarballsFrom(up *upstream.Client, config npm.Config) mirror.Tarballs {
 			return nil, fmt.Errorf("%s@%s is not of a registry that may be asked: %w", name, version, fs.ErrNotExist)
 		}
 		return up.Tarball(ctx, name, version, d)
+	}
+}
+
+// attestationsFrom asks the configured registry for a version's attestations, which
+// npm publishes and which prove themselves.
+func attestationsFrom(up *upstream.Client) func(context.Context, npm.Name, string) ([]byte, error) {
+	return func(ctx context.Context, name npm.Name, version string) ([]byte, error) {
+		raw, err := up.Attestations(ctx, name, version)
+		if errors.Is(err, upstream.ErrNotFound) {
+			err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		}
+		return raw, err
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -42,12 +45,8 @@ func (m *Mirror) serveAttestations(w http.ResponseWriter, r *http.Request, spec 
 		sendError(w, r, http.StatusNotFound, noAttestations)
 		return
 	}
-	if m.o.Origin == nil { // which is asked for what is listed alone
-		_, listed, err := m.entry(name)
-		if err == nil && !listed {
-			err = errNotFound
-		}
-		if err != nil {
+	if m.o.Origin == nil {
+		if err := m.attests(r.Context(), name, version); err != nil {
 			m.fail(w, r, err)
 			return
 		}
@@ -59,6 +58,43 @@ func (m *Mirror) serveAttestations(w http.ResponseWriter, r *http.Request, spec 
 	}
 	w.Header().Set("Cache-Control", cacheDocument)
 	sendRaw(w, r, http.StatusOK, doc)
+}
+
+// attests is nil where the listed document says that a version has attestations, and
+// errNotFound where not: nobody is to learn of a name, or of a private registry's
+// version, by being asked for what it does not have.
+func (m *Mirror) attests(ctx context.Context, name npm.Name, version string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
+	defer cancel()
+	dir, listed, err := m.entry(name)
+	if err == nil && !listed {
+		err = errNotFound
+	}
+	if err != nil {
+		return err
+	}
+	p, err := m.eitherPackument(ctx, name, dir)
+	if err != nil {
+		return err
+	}
+	raw, err := m.decoded(ctx, p)
+	if err != nil {
+		return err
+	}
+	var doc struct {
+		Versions map[string]struct {
+			Dist struct {
+				Attestations jsontext.Value `json:"attestations"`
+			} `json:"dist"`
+		} `json:"versions"`
+	}
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		return fmt.Errorf("%w: %w", npm.ErrPackument, err)
+	}
+	if a := doc.Versions[version].Dist.Attestations; len(a) == 0 || a.Kind() != '{' {
+		return errNotFound
+	}
+	return nil
 }
 
 // attestationsOf asks upstream, unless it has answered before: that there are none

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,13 @@ import (
 // it cannot.
 func TestAttestations(t *testing.T) {
 	w := newWorld(t)
-	w.publish(everything...)
+	for _, name := range []string{"left-pad", "@types/node"} {
+		w.registry.Edit(name, func(doc []byte) []byte {
+			return bytes.ReplaceAll(doc, []byte(`"dist":{`), []byte(`"dist":{"attestations":{"url":"https://registry.example.test/"},`))
+		})
+	}
+	w.registry.Publish("-- bare@1.0.0/package.json --\n{\"name\":\"bare\",\"version\":\"1.0.0\"}\n")
+	w.publish(append([]string{"bare"}, everything...)...)
 	const path = "/-/npm/v1/attestations/"
 	if got := get(w.synced(), path+"left-pad@1.3.0"); got.Code != 404 || !strings.Contains(got.Body.String(), noAttestations) {
 		t.Errorf("nobody to ask: %d %s", got.Code, got.Body)
@@ -25,10 +32,8 @@ func TestAttestations(t *testing.T) {
 		o.Attestations = func(_ context.Context, name npm.Name, version string) ([]byte, error) {
 			asked[string(name)+" "+version]++
 			switch string(name) + "@" + version {
-			case "left-pad@1.3.0", "@types/node@20.0.0", "left-pad@1.0.0-rc.1+b":
+			case "left-pad@1.3.0", "@types/node@20.0.0":
 				return fmt.Appendf(nil, "{ \"attestations\": [\"%s\"] }\n", name), nil
-			case "is-odd@3.0.1":
-				return nil, fmt.Errorf("upstream: %w", fs.ErrNotExist)
 			}
 			return nil, errors.New("away")
 		}
@@ -44,10 +49,10 @@ func TestAttestations(t *testing.T) {
 		{"@types%2fnode@20.0.0", 200, "{ \"attestations\": [\"@types/node\"] }\n"},
 		{"@types%2Fnode@20.0.0", 200, "{ \"attestations\": [\"@types/node\"] }\n"},
 		{"@types/node@20.0.0", 200, "{ \"attestations\": [\"@types/node\"] }\n"},
-		{"left-pad@1.0.0-rc.1+b", 200, "{ \"attestations\": [\"left-pad\"] }\n"},
-		{"is-odd@3.0.1", 404, `{"error":"Not found"}`},
-		{"is-odd@3.0.1", 404, `{"error":"Not found"}`},
-		{"left-pad@9.9.9", 503, "away"},
+		{"left-pad@1.0.0", 503, "away"},
+		{"left-pad@9.9.9", 404, `{"error":"Not found"}`}, // nor of a version that is not
+		{"left-pad@1.0.0-rc.1+b", 404, `{"error":"Not found"}`},
+		{"bare@1.0.0", 404, `{"error":"Not found"}`},    // nor of one that has none
 		{"nowhere@1.0.0", 404, `{"error":"Not found"}`}, // nobody learns of a name that is not listed
 		{"left-pad@latest", 404, `{"error":"Not found"}`},
 		{"left-pad", 404, `{"error":"Not found"}`},
@@ -60,15 +65,32 @@ func TestAttestations(t *testing.T) {
 			t.Errorf("%s: %d %v %s", tt.spec, got.Code, got.Header(), got.Body)
 		}
 	}
-	for spec, n := range map[string]int{"nowhere 1.0.0": 0, "left-pad 1.3.0": 1, "@types/node 20.0.0": 1, "is-odd 3.0.1": 1} {
+	for spec, n := range map[string]int{"nowhere 1.0.0": 0, "left-pad 1.3.0": 1, "@types/node 20.0.0": 1, "left-pad 9.9.9": 0, "bare 1.0.0": 0} {
 		if asked[spec] != n {
 			t.Errorf("%s: upstream was asked %d times, want %d", spec, asked[spec], n)
 		}
 	}
-	w.now = w.now.Add(originFresh)
-	get(m, path+"is-odd@3.0.1")
-	get(m, path+"left-pad@1.3.0")
-	if asked["is-odd 3.0.1"] != 2 || asked["left-pad 1.3.0"] != 1 {
+
+	// With pull-through upstream is asked for whatever a client is: that there are none
+	// is asked again soon.
+	m = w.synced(func(o *Options) {
+		o.Origin = &fakeOrigin{w: w}
+		o.Attestations = func(_ context.Context, name npm.Name, version string) ([]byte, error) {
+			asked["pull "+string(name)]++
+			if name == "left-pad" {
+				return []byte("{}"), nil
+			}
+			return nil, fmt.Errorf("upstream: %w", fs.ErrNotExist)
+		}
+	})
+	for range 2 {
+		for range 2 {
+			get(m, path+"is-odd@3.0.1")
+			get(m, path+"left-pad@1.3.0")
+		}
+		w.now = w.now.Add(originFresh)
+	}
+	if asked["pull is-odd"] != 2 || asked["pull left-pad"] != 1 {
 		t.Errorf("later: %v", asked)
 	}
 }
