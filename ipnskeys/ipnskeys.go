@@ -326,6 +326,14 @@ func writeSealed(path string, private ed25519.PrivateKey, seal Seal) error {
 	return nil
 }
 
+// CheckName says whether a key may have that name. Error: ErrKeyName.
+func CheckName(name string) error {
+	if !keyName.MatchString(name) {
+		return fmt.Errorf("%q: %w", name, ErrKeyName)
+	}
+	return nil
+}
+
 // List gives the keys in dir by name; none where there is no such directory.
 func List(dir string) ([]Key, error) {
 	entries, err := os.ReadDir(dir)

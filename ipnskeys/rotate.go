@@ -29,8 +29,9 @@ type Rotation struct {
 	Signer *Elsewhere
 	// Next is the public key of who will follow the successor; nil mints one.
 	Next ed25519.PublicKey
-	// Until is when the records of the key that is followed are renewed for the
-	// last time.
+	// Until is when the records of the key that is followed are renewed for the last
+	// time; later where a key before it is kept up for longer, for that one's readers
+	// go from name to name.
 	Until time.Time
 	// Seal is of the successor, and of who follows it; the zero Seal is the
 	// identity beside the keys.
@@ -93,7 +94,13 @@ func rotate(dir, name string, r Rotation, begin func(ipns.Name) error, fault fun
 		return Key{}, err
 	}
 
-	p.Former = append(p.Former, formerDescription{key.IPNSName, key.Created, r.Until.UTC().Truncate(time.Second), p.Signer})
+	until := r.Until
+	for _, f := range p.Former { // whose readers come by this name
+		if f.Until.After(until) {
+			until = f.Until
+		}
+	}
+	p.Former = append(p.Former, formerDescription{key.IPNSName, key.Created, until.UTC().Truncate(time.Second), p.Signer})
 	p.Format, p.IPNSName, p.Next, p.Signer, p.Identity = rotatedFormat, successor, next, r.Signer, own
 	p.Created = time.Now().UTC().Truncate(time.Second)
 	home := filepath.Dir(key.SuccessorFile)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
@@ -78,6 +80,9 @@ func (r *registry) check() error {
 func (r *registry) checkTables(s *cli.Settings) error {
 	written := s.Written()
 	for _, name := range slices.Sorted(maps.Keys(s.Registries)) {
+		if err := ipnskeys.CheckName(name); err != nil {
+			return cli.Hint(cli.Usagef("%s: %s: %w", s.File, cli.RegistryTable(name), err), "a registry's table is called as its key is: `publisher key list`")
+		}
 		one, _, err := r.named(name, written)
 		if err != nil {
 			return err
@@ -172,11 +177,7 @@ func (r *registry) ofState(ctx context.Context, w io.Writer, names []string) ([]
 				names = append(names, k.Name)
 			}
 		}
-		for _, name := range slices.Sorted(maps.Keys(r.Settings.Registries)) {
-			if !slices.ContainsFunc(keys, func(k ipnskeys.Key) bool { return k.Name == name }) {
-				r.Logger(w, false).WarnContext(ctx, "a registry of the configuration has no key here", "registry", name)
-			}
-		}
+		r.warnKeyless(ctx, r.Logger(w, false), keys)
 		if len(names) == 0 {
 			return nil, cli.Hint(fmt.Errorf("no registry of %s can be published from here: %w", r.State, ipnskeys.ErrNoKey), "`publisher key new` mints a key, and so begins a registry")
 		}
@@ -202,6 +203,16 @@ func (r *registry) ofState(ctx context.Context, w io.Writer, names []string) ([]
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+// warnKeyless says which tables of the configuration file are of no registry of this
+// state: a misspelt one holds for none.
+func (r *registry) warnKeyless(ctx context.Context, log *slog.Logger, keys []ipnskeys.Key) {
+	for _, name := range slices.Sorted(maps.Keys(r.Settings.Registries)) {
+		if !slices.ContainsFunc(keys, func(k ipnskeys.Key) bool { return k.Name == name }) {
+			log.WarnContext(ctx, "a registry of the configuration has no key here", "registry", name)
+		}
+	}
 }
 
 // lasting says that publishing again changes nothing: someone has to look.
@@ -254,7 +265,10 @@ func (r *registry) publishAll(cmd *cobra.Command) error {
 		if t.Due, err = one.due(); err != nil {
 			return err
 		}
-		if t.Skipped = began.Before(t.Due); t.Skipped {
+		if socket.Alive(cmd.Context(), state.Dir(r.State).HostedSocket(one.name, "publisher")) {
+			began = time.Time{} // publisher serve publishes it
+		}
+		if t.Skipped = began.Before(t.Due) || began.IsZero(); t.Skipped {
 			turns = append(turns, t)
 			continue
 		}

@@ -108,6 +108,13 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 		return nil, err
 	}
 	former := r.former(ctx, dir, o.key)
+	if _, own := r.Settings.Registries[r.name]; !own && (purpose == sign || purpose == build) && len(r.Settings.Registries) > 0 {
+		keys, err := ipnskeys.List(dir.Keys()) // a table may have been meant for this one
+		if err != nil {
+			return nil, err
+		}
+		r.warnKeyless(ctx, log, keys)
+	}
 	switch purpose {
 	case renew:
 		signer = lateSigner{o.key.IPNSName, func() (publish.Signer, error) { return r.loadKey(ctx, o.key) }}

@@ -65,7 +65,7 @@ what.`,
 			if !f.seal.given() && k.IdentityFile == "" && rotation.Signer == nil {
 				return cli.Hint(cli.Usagef("say what the successor is sealed to: the key is not sealed to the identity beside it"), "--recipient, or --ask-passphrase")
 			}
-			if socket.Alive(cmd.Context(), dir.Socket("publisher")) {
+			if socket.Alive(cmd.Context(), dir.Socket("publisher")) || socket.Alive(cmd.Context(), dir.HostedSocket(r.name, "publisher")) {
 				return fmt.Errorf("rotate key %q: %w", r.name, publish.ErrLocked)
 			}
 			if rotation.Identities, err = r.opening(cmd.Context()).Read(r.name); err != nil {

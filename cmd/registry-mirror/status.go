@@ -263,6 +263,9 @@ func printOne(w io.Writer, s mirror.Status) error {
 		stale := ""
 		if s.Stale {
 			stale = " (expired: what is held is served all the same)"
+			if s.TooOld {
+				stale = " (expired for longer than --max-stale: nothing is served)"
+			}
 		}
 		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
 	}

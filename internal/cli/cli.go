@@ -96,6 +96,7 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 		}
 		return usageError{err}
 	})
+	refuseUnknown(root)
 	var own bool // the command began: an error from here on is not cobra's own
 	prior := root.PersistentPreRunE
 	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
@@ -117,6 +118,18 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 		return int(exit)
 	}
 	return Report(stderr, cmd, err, causes)
+}
+
+// refuseUnknown has groups of commands take no arguments: what is none of theirs is a
+// mistake, for which cobra alone would print their help and end well.
+func refuseUnknown(root *cobra.Command) {
+	for _, c := range root.Commands() {
+		refuseUnknown(c)
+		if c.HasSubCommands() && !c.Runnable() {
+			c.Args = cobra.NoArgs
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	}
 }
 
 // Code is the exit code with which Main ends for err.

@@ -46,6 +46,7 @@ type Status struct {
 	Stale   bool      `json:"stale"`            // the record has expired; its list is served all the same
 	Error   string    `json:"error,omitempty"`  // of the last sync
 	Offline bool      `json:"offline,omitempty"`
+	TooOld  bool      `json:"too_old,omitempty"` // the list is not served any more: Options.MaxStale
 
 	Rollbacks         int64 `json:"rollbacks"`          // records or releases refused as older
 	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
@@ -130,7 +131,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 	s.Told, s.Successor = high.Told, high.Successor
 	if high.Value != "" {
 		s.Record = Record{Sequence: high.Sequence, Value: high.Value, EOL: high.EOL}
-		s.Stale = m.o.Now().After(high.EOL)
+		s.Stale, s.TooOld = m.o.Now().After(high.EOL), m.tooOld() != nil
 	}
 	m.stats.mu.Lock()
 	s.Checked, s.Error = m.stats.checked, m.stats.failure

@@ -42,7 +42,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 			last = ""
 		case err.Error() != last: // the same failure is said once
 			last = err.Error()
-			m.log.WarnContext(ctx, "sync failed; what is held is served", "error", err)
+			m.log.WarnContext(ctx, "sync failed", "error", err)
 		}
 		wait := time.NewTimer(time.Until(m.due()))
 		select {

@@ -83,6 +83,11 @@ func (p *Publisher) build(ctx context.Context) (index.Release, bool, error) {
 	if err != nil {
 		return index.Release{}, false, fmt.Errorf("build: %w", err)
 	}
+	if first && !pending {
+		if err := p.keepsPolicy(ctx, h.newest); err != nil {
+			return index.Release{}, false, fmt.Errorf("build: %w", err)
+		}
+	}
 	r := run{p: p, newest: h.newest, cursor: cursor, release: before}
 	if r.curation, err = p.curation(); err == nil {
 		var remade bool
@@ -467,13 +472,17 @@ func (q *putter) put(ctx context.Context) error {
 // Law: pushed, durable, a sample read back, pinned, the sample fetched through the
 // witnesses, who find only what is pinned, and only then written in the journal. So a run after one that failed in any of these pushes again.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
-	if j.pinned.root == release.Root {
+	kept, err := p.keepsPinned(ctx, j)
+	if err != nil {
+		return fmt.Errorf("release %d: %w: %w", release.Number, ErrIncomplete, err)
+	}
+	if kept && j.pinned.root == release.Root {
 		return nil
 	}
 	if p.pushed.Defined() && p.pushed == release.Root {
 		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 	}
-	if err := p.push(ctx, j, release); err != nil {
+	if err := p.push(ctx, j, release, kept); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -482,13 +491,38 @@ func (p *Publisher) content(ctx context.Context, j *journal, release index.Relea
 	return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 }
 
-func (p *Publisher) push(ctx context.Context, j *journal, release index.Release) error {
+// keepsPinned says whether the node has the release that the journal says was pinned
+// in it. One that was lost, with its disk or to another hand, is put anew.
+func (p *Publisher) keepsPinned(ctx context.Context, j *journal) (bool, error) {
+	if !j.pinned.root.Defined() {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	pins, err := p.o.Node.Pins(ctx, p.label)
+	if err != nil {
+		return false, fmt.Errorf("pins of the node: %w", err)
+	}
+	if slices.ContainsFunc(pins, j.pinned.root.Equals) {
+		return true, nil
+	}
+	p.o.Log.WarnContext(ctx, "the node has lost the release that was published last; all of it is put anew", "registry", p.o.Registry, "release", j.pinned.number)
+	return false, nil
+}
+
+// push is content's work. Where the node has not kept the release pinned last,
+// nothing of it is there to go by.
+func (p *Publisher) push(ctx context.Context, j *journal, release index.Release, kept bool) error {
 	ctx, cancel := context.WithTimeout(ctx, contentTimeout)
 	defer cancel()
 	// Nothing of it is this index's where that was built anew or is an old copy.
 	since, pinned := uint64(0), cid.Undef
+	near := j.pinned.root
+	if !kept {
+		near = cid.Undef
+	}
 	switch was, err := p.o.Index.Release(j.pinned.number); {
-	case err == nil && was.Root == j.pinned.root:
+	case err == nil && was.Root == j.pinned.root && kept:
 		since, pinned = was.Number, was.Root
 	case err != nil && !errors.Is(err, index.ErrNoRelease):
 		return err
@@ -523,7 +557,7 @@ func (p *Publisher) push(ctx context.Context, j *journal, release index.Release)
 	if err := hook(p.fault, "read back from the node"); err != nil {
 		return err
 	}
-	if err := p.pinOrMend(ctx, j.pinned.root, pinned, release); err != nil {
+	if err := p.pinOrMend(ctx, near, pinned, release); err != nil {
 		return err
 	}
 	if err := hook(p.fault, "pinned in the node"); err != nil {

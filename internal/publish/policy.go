@@ -62,6 +62,29 @@ func (c curation) label() string {
 // had another name.
 func policyOf(label string) string { return label[strings.LastIndexByte(label, ' ')+1:] }
 
+// ErrPolicyLost is returned where an index is to begin without a policy, and the
+// release that readers have follows one: all that it keeps out would be listed.
+var ErrPolicyLost = errors.New("the newest release follows a policy, and none is configured")
+
+// keepsPolicy holds a new index to the policy of the release that was made known
+// last, where the node still tells what that is.
+func (p *Publisher) keepsPolicy(ctx context.Context, newest made) error {
+	if p.o.Policy != nil || !newest.root.Defined() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+	defer cancel()
+	r, err := index.ReadRelease(ctx, offline{p.o.Node}, newest.root)
+	if err != nil {
+		p.o.Log.WarnContext(ctx, "whether the newest release follows a policy cannot be read", "release", newest.number, "error", err)
+		return nil
+	}
+	if r.Policy != "" {
+		return fmt.Errorf("%w: %s", ErrPolicyLost, r.Policy)
+	}
+	return nil
+}
+
 // curation is the policy that the list follows, or is being brought to.
 func (p *Publisher) curation() (curation, error) {
 	c := curation{now: p.now()}
