@@ -506,6 +506,7 @@ func (n *Embedded) Info(context.Context) (Info, error) {
 		Gateway: n.gateway,
 		Peers:   len(n.host.Network().Peers()),
 		Durable: true,
+		Network: n.network, Share: n.share && n.network == Public,
 	}
 	for _, a := range n.host.Addrs() {
 		info.Addrs = append(info.Addrs, a.String()+"/p2p/"+info.ID)
