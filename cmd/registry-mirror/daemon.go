@@ -120,6 +120,16 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 			return err
 		}
 	}
+	var told []string // once for each node
+	for _, r := range s.Registries {
+		if r.Node == nil || seenBy(*r.Node) == "" || slices.Contains(told, r.Node.ID) {
+			continue
+		}
+		told = append(told, r.Node.ID)
+		if _, err := fmt.Fprintf(out, "network %s\n", seenBy(*r.Node)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -19,6 +19,7 @@ type report struct {
 	publish.Result
 	Registry    string
 	Peers       []string // where other machines reach this node
+	Network     string   // what others see of it; "" where that is not known
 	PullThrough bool
 	State       string
 	Fetched     fetched
@@ -102,6 +103,9 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	}
 	if len(r.Peers) > 0 {
 		fmt.Fprintf(w, "  peer       %s\n", r.Peers[0])
+	}
+	if r.Network != "" {
+		fmt.Fprintf(w, "  network    %s\n", r.Network)
 	}
 	fmt.Fprintf(w, "  fetched    %s, %.1f MiB\n", cli.Count(r.Fetched.Tarballs, "tarball"), float64(r.Fetched.Bytes)/(1<<20))
 	for _, one := range r.Withheld {

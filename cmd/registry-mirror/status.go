@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -273,12 +275,40 @@ func printOne(w io.Writer, s mirror.Status) error {
 		fmt.Fprintf(w, "refused   %s that the owner does not sign; mirror/NAME/evidence has them\n", cli.Count(int(s.Equivocations), "record"))
 	}
 	if s.Error != "" {
-		fmt.Fprintf(w, "problem   %s\n", s.Error)
+		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Error, "\n", "; "))
+	}
+	if s.Expired && s.Node != nil {
+		fmt.Fprintln(w, "hint      on a network that is cut off, `daemon --accept-stale` follows a record that has expired; else: is the clock right?")
+	}
+	if s.IntegrityFailures > 0 {
+		fmt.Fprintf(w, "withheld  %s: the bytes at hand are not what the packument says\n", cli.Count(int(s.IntegrityFailures), "tarball"))
+	}
+	if s.Unavailable > 0 {
+		fmt.Fprintf(w, "lacking   %s that no source could answer; the last: %s\n", cli.Count(int(s.Unavailable), "request"), s.LastUnavailable)
 	}
 	if s.Node != nil {
 		fmt.Fprintf(w, "node      %s, %s\n", s.Node.Agent, cli.Count(s.Node.Peers, "peer"))
+		if seen := seenBy(*s.Node); seen != "" {
+			fmt.Fprintf(w, "network   %s\n", seen)
+		}
 	}
 	b := summed(s).BytesBySource
 	_, err := fmt.Fprintf(w, "bytes     %d held, %d bitswap, %d CAR, %d upstream; %s\n", b.Cache, b.Bitswap, b.CAR, b.Upstream, cli.Count(s.Requests, "request"))
 	return err
+}
+
+// seenBy says what others see of a node and of what is read through it; "" where this
+// process cannot know.
+func seenBy(n ipfs.Info) string {
+	switch {
+	case n.Network == ipfs.Local:
+		return "local: nobody but this machine"
+	case n.Network == ipfs.LAN:
+		return "lan: whoever is on the same network finds this machine and may fetch what it holds"
+	case n.Network == ipfs.Public && n.Share:
+		return "public, shared: everybody sees this machine's address and what it publishes, and may fetch what it holds"
+	case n.Network == ipfs.Public:
+		return "public, not shared: nothing held is announced, or given to others than the peers dialled; those that are asked for packages see this machine's address"
+	}
+	return ""
 }

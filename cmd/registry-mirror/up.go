@@ -228,7 +228,7 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	}
 	after := h.ledger.Counts()
 	return report{
-		Result: result, Peers: info.Addrs, PullThrough: s.pull, State: s.State, Missing: missing,
+		Result: result, Peers: info.Addrs, Network: seenBy(info), PullThrough: s.pull, State: s.State, Missing: missing,
 		Fetched: fetched{Tarballs: after.Versions - before.Versions, Bytes: int64(after.Bytes) - int64(before.Bytes)},
 		Key:     h.key,
 	}, nil

@@ -86,7 +86,6 @@ type Embedded struct {
 
 	gateway    string // base URL, "" where off
 	gatewaySrv *http.Server
-	mdns       interface{ Close() error }
 
 	names    *recordCache
 	recordMu sync.Mutex // one PutRecord at a time compares and stores
@@ -261,11 +260,7 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 		return nil, fmt.Errorf("start the DHT: %w", err)
 	}
 	if n.network == LAN {
-		if n.mdns, err = n.startMDNS(); err != nil {
-			// No multicast here (a container, say): dialled peers still work.
-			n.log.Warn("mDNS is off", "err", err)
-			n.mdns, err = nil, nil
-		}
+		n.wg.Go(n.meet)
 	}
 	n.wg.Go(n.settle)
 	for _, p := range peers {
@@ -284,9 +279,6 @@ func (n *Embedded) Close() error {
 	var errs []error
 	if n.gatewaySrv != nil {
 		errs = append(errs, n.gatewaySrv.Close())
-	}
-	if n.mdns != nil {
-		errs = append(errs, n.mdns.Close())
 	}
 	n.wg.Wait()
 	n.sessionMu.Lock()
@@ -514,6 +506,7 @@ func (n *Embedded) Info(context.Context) (Info, error) {
 		Gateway: n.gateway,
 		Peers:   len(n.host.Network().Peers()),
 		Durable: true,
+		Network: n.network, Share: n.share && n.network == Public,
 	}
 	for _, a := range n.host.Addrs() {
 		info.Addrs = append(info.Addrs, a.String()+"/p2p/"+info.ID)

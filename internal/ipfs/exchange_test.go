@@ -310,6 +310,9 @@ func TestPublicNode(t *testing.T) {
 	defer n.Close()
 	other := newEmbedded(t)
 	info, _ := n.Info(ctx)
+	if info.Network != Public || !info.Share {
+		t.Errorf("it says of itself: %+v", info)
+	}
 	if err := other.Connect(ctx, info.Addrs[0]); err != nil {
 		t.Fatal(err)
 	}

@@ -273,10 +273,12 @@ func (g *Gateway) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
 	if err != nil && ctx.Err() == nil {
 		var second error
 		raw, second = g.record(ctx, name, "/ipns/"+name.String()+"?format=ipns-record")
-		if second != nil && !errors.Is(err, ErrNotFound) {
+		switch {
+		case second != nil && second.Error() == err.Error():
+		case second != nil && !errors.Is(err, ErrNotFound):
 			// The first says more, unless it only lacks that service.
 			err = errors.Join(err, second)
-		} else {
+		default:
 			err = second
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -340,7 +341,62 @@ func (n *Embedded) provide(ctx context.Context, root cid.Cid) {
 	}
 }
 
-// startMDNS announces this node on the local network and dials those that do.
+// lookAround is how often the machine's addresses are compared.
+const lookAround = 5 * time.Second
+
+// meet announces this node on the local network and dials those that do, until the node
+// is closed. It begins anew whenever the machine's addresses change: the service joins
+// the interfaces, and names the addresses, that were there at its start, so that a
+// machine which moved to another network would neither be found there nor find anybody.
+func (n *Embedded) meet() {
+	tick := time.NewTicker(lookAround)
+	defer tick.Stop()
+	var service interface{ Close() error }
+	var at []string
+	for begun := false; ; begun = true {
+		if now := n.addresses(); !begun || !slices.Equal(at, now) {
+			at = now
+			var err error
+			if service != nil {
+				_ = service.Close() // it has no error to give
+			}
+			if service, err = n.startMDNS(); err != nil {
+				// No multicast here (a container, say): dialled peers still work.
+				n.log.Warn("mDNS is off", "err", err)
+				service = nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-n.ctx.Done():
+			if service != nil {
+				_ = service.Close()
+			}
+			return
+		}
+	}
+}
+
+// addresses are the machine's, sorted, and those that libp2p takes for the machine's:
+// it looks once a minute, and names no other before that.
+func (n *Embedded) addresses() (all []string) {
+	machine, err := net.InterfaceAddrs()
+	listen, listenErr := n.host.Network().InterfaceListenAddresses()
+	if err := errors.Join(err, listenErr); err != nil {
+		n.log.Debug("not all of the machine's addresses are known", "err", err)
+	}
+	for _, a := range machine {
+		all = append(all, a.String())
+	}
+	for _, a := range listen {
+		all = append(all, a.String())
+	}
+	slices.Sort(all)
+	return all
+}
+
+// startMDNS announces this node on the local network as it is now, and dials those that
+// do, until what it returns is closed.
 func (n *Embedded) startMDNS() (interface{ Close() error }, error) {
 	s := mdns.NewMdnsService(n.host, "", found(func(p peer.AddrInfo) {
 		if n.ctx.Err() != nil || p.ID == n.host.ID() {
@@ -355,7 +411,7 @@ func (n *Embedded) startMDNS() (interface{ Close() error }, error) {
 		})
 	}))
 	if err := s.Start(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }

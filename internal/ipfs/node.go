@@ -28,7 +28,7 @@ var (
 	ErrLocked = errors.New("the embedded node is in use by another process")
 	// ErrCorrupt is returned for a block that is held but whose bytes do not
 	// match its CID. Putting the block again heals it.
-	ErrCorrupt = errors.New("a stored block does not match its CID")
+	ErrCorrupt = errors.New("the block does not match its CID")
 	// ErrDamaged is returned when a file of the embedded node's store cannot be
 	// read as it was written; the error names it.
 	ErrDamaged = errors.New("the IPFS node's store is damaged")
@@ -55,6 +55,10 @@ type Info struct {
 	Gateway string   `json:"gateway"` // base URL of its HTTP gateway and /routing/v1, "" where none
 	Peers   int      `json:"peers"`   // connected peers
 	Durable bool     `json:"durable"` // Checkpoint reaches the disk; false for a daemon elsewhere, whose disk nobody here can sync
+	// Network is where peers come from, and Share whether they are everybody; "" and
+	// false of a daemon, and of a node that runs in another process.
+	Network Network `json:"network,omitempty"`
+	Share   bool    `json:"share,omitempty"`
 }
 
 // Node is what the project needs of an IPFS node. Methods may run concurrently.

@@ -83,7 +83,7 @@ func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 		})
 	}
 	if err != nil {
-		return nil, fmt.Errorf("block %s: %w", c, err)
+		return nil, err // unixfs names the block
 	}
 	switch size := int64(len(b.RawData())); {
 	case size > smallBlock && d.again:

@@ -116,6 +116,9 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		sendError(w, r, http.StatusForbidden, oneLine(err))
 	case errors.Is(err, ErrNotSynced), errors.Is(err, ErrStale), errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed),
 		errors.Is(err, context.DeadlineExceeded):
+		if errors.Is(err, ErrUnavailable) {
+			m.stats.lack(r.URL.Path, err)
+		}
 		w.Header().Set("Retry-After", retryAfter)
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
 		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))

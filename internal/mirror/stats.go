@@ -42,15 +42,19 @@ type Status struct {
 	Release Release   `json:"release,omitzero"`
 	Record  Record    `json:"record,omitzero"`
 
-	Checked time.Time `json:"checked,omitzero"` // when a route last gave a valid record
-	Stale   bool      `json:"stale"`            // the record has expired; its list is served all the same
-	Error   string    `json:"error,omitempty"`  // of the last sync
+	Checked time.Time `json:"checked,omitzero"`  // when a route last gave a valid record
+	Stale   bool      `json:"stale"`             // the record has expired; its list is served all the same
+	Error   string    `json:"error,omitempty"`   // of the last sync
+	Expired bool      `json:"expired,omitempty"` // the last sync met a record that has expired, and follows none
 	Offline bool      `json:"offline,omitempty"`
 	TooOld  bool      `json:"too_old,omitempty"` // the list is not served any more: Options.MaxStale
 
 	Rollbacks         int64 `json:"rollbacks"`          // records or releases refused as older
 	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
 	IntegrityFailures int64 `json:"integrity_failures"` // tarballs not served since their bytes are not what the packument says
+
+	Unavailable     int64  `json:"unavailable"`                // requests that no source could answer in time
+	LastUnavailable string `json:"last_unavailable,omitempty"` // the path of the last of them, and why not
 
 	Requests      int64         `json:"requests"`
 	BytesBySource BytesBySource `json:"bytes_by_source"`
@@ -93,11 +97,22 @@ type stats struct {
 	equivocations atomic.Int64
 	mismatches    atomic.Int64
 	requests      atomic.Int64
+	unavailable   atomic.Int64
 	started       time.Time
 
 	mu      sync.Mutex
 	checked time.Time
 	failure string
+	expired bool   // Status.Expired
+	lacking string // Status.LastUnavailable
+}
+
+// lack counts a request that no source could answer.
+func (s *stats) lack(path string, err error) {
+	s.unavailable.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lacking = path + ": " + oneLine(err)
 }
 
 // count adds a block's payload: leaves count as k, all other blocks as directories.
@@ -114,7 +129,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 	s := Status{
 		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started, Offline: m.o.Offline,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
-		IntegrityFailures: m.stats.mismatches.Load(), Requests: m.stats.requests.Load(),
+		IntegrityFailures: m.stats.mismatches.Load(), Unavailable: m.stats.unavailable.Load(), Requests: m.stats.requests.Load(),
 		BytesBySource: BytesBySource{
 			Tarballs: m.stats.kinds[tarballs].bytes(), Documents: m.stats.kinds[documents].bytes(),
 			Directories: m.stats.kinds[directories].bytes(),
@@ -134,7 +149,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 		s.Stale, s.TooOld = m.o.Now().After(high.EOL), m.tooOld() != nil
 	}
 	m.stats.mu.Lock()
-	s.Checked, s.Error = m.stats.checked, m.stats.failure
+	s.Checked, s.Error, s.Expired, s.LastUnavailable = m.stats.checked, m.stats.failure, m.stats.expired, m.stats.lacking
 	m.stats.mu.Unlock()
 	if m.o.Node != nil {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)

@@ -198,7 +198,7 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 	}
 	if ctx.Err() == nil {
 		m.stats.mu.Lock()
-		m.stats.failure = ""
+		m.stats.failure, m.stats.expired = "", errors.Is(err, ipnsrecord.ErrExpired)
 		if err != nil {
 			m.stats.failure = err.Error()
 		}

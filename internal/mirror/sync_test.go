@@ -389,7 +389,8 @@ func TestExpiredRecord(t *testing.T) {
 	w := newWorld(t)
 	w.publish("left-pad")
 	w.now = w.now.Add(48 * time.Hour) // the record is valid for 24
-	if err := w.open().Sync(t.Context()); !errors.Is(err, ErrNoRecord) {
+	unasked := w.open()
+	if err := unasked.Sync(t.Context()); !errors.Is(err, ErrNoRecord) || !unasked.Status(t.Context()).Expired {
 		t.Errorf("not asked for: %v", err)
 	}
 	node := &keeper{fakeNode: w.node}

@@ -285,6 +285,9 @@ func TestNobodyProvides(t *testing.T) {
 			if got := get(m, "/is-odd"); got.Code != 200 {
 				t.Errorf("what is held: %d", got.Code)
 			}
+			if s := m.Status(t.Context()); s.Unavailable != 2 || !strings.HasPrefix(s.LastUnavailable, "/left-pad: ") {
+				t.Errorf("status: %d, %q", s.Unavailable, s.LastUnavailable)
+			}
 		})
 	}
 }
