@@ -693,7 +693,9 @@ func (c *Cache) evicting(files []victim, failed *error) iter.Seq[[]cid.Cid] {
 					err = c.step("evicted")
 				}
 				if more && err == nil {
-					err = c.strike(keys)
+					if err = c.strike(keys); err == nil {
+						err = c.db.LogData(nil, pebble.Sync) // or what is gone would count after a crash
+					}
 				}
 				c.mu.Lock()
 				for _, key := range keys {

@@ -200,7 +200,7 @@ func TestCacheSending(t *testing.T) {
 // its node pins it; unpinned it goes.
 func TestCachePins(t *testing.T) {
 	const size = 1500 << 10
-	w, _ := cachedWorld(t, size)
+	w, names := cachedWorld(t, size)
 	c := testCache(t, CacheOptions{Bound: 2*size + size/2})
 	node := &pinningNode{pins: map[cid.Cid]bool{}}
 	m := w.synced(func(o *Options) { o.Cached = c.Part("node ", w.node, node) })
@@ -222,6 +222,13 @@ func TestCachePins(t *testing.T) {
 	}
 	if !w.node.holds(w.docs["a"]) || !w.node.holds(file) {
 		t.Error("what is pinned was evicted")
+	}
+	old := w.docs["a"]
+	w.registry.Edit("a", func(doc []byte) []byte { return bytes.Replace(doc, []byte("{"), []byte(`{"renewed":true,`), 1) })
+	w.publish(names...)
+	check(t, m.Sync(t.Context()))
+	if !table.fetchPins(t.Context(), c) || old == w.docs["a"] || !node.pins[w.docs["a"]] || node.pins[old] || !node.pins[file] {
+		t.Error("the node does not pin what the new release has, or still what the old one had")
 	}
 	for _, tt := range []struct {
 		method, query string
