@@ -32,6 +32,7 @@ type source struct {
 	upstream, address                             string
 	maxStale                                      time.Duration
 	proxies                                       proxies // that the daemon trusts
+	cacheSize                                     cli.Size
 	// follow and successor are what sync is told of the name that follows.
 	follow    string
 	successor ipns.Name
@@ -42,6 +43,9 @@ func (s *source) bind(cmd *cobra.Command) {
 	f.BoolVar(&s.ipfs, "ipfs", false, "use an IPFS node: find peers, fetch from them, serve them")
 	f.StringArrayVar(&s.gateways, "gateway", nil, "URL of a trustless gateway to read from as well; may be repeated")
 }
+
+// defaultCacheSize is the bound of a state that only reads.
+const defaultCacheSize cli.Size = 20 << 30
 
 func daemonCommand(common *cli.Common) *cobra.Command {
 	s := &source{Common: common}
@@ -94,6 +98,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 	f.BoolVar(&s.acceptStale, "accept-stale", false, "follow a record that has expired where there is no better one, as on a network that is cut off")
 	f.DurationVar(&s.maxStale, "max-stale", 0, "serve a list for so long after its record expired, and no longer (default: for ever, and it is said)")
 	f.Var(&s.proxies, "trusted-proxy", proxyUsage)
+	f.Var(&s.cacheSize, "cache-size", "keep at most so much of what was fetched, the least recently used going first; 0: all (default: 20GiB; all with --offline, in a follower's or publisher's state, and where the node collects its garbage itself)")
 	return cmd
 }
 
@@ -177,6 +182,22 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 			err = errors.Join(err, h.Close())
 		}
 	}()
+	if daemon {
+		o := mirror.CacheOptions{Dir: dir.Cache(), Bound: int64(defaultCacheSize), Log: h.log}
+		h.bounded = cmd.Flags().Changed("cache-size")
+		switch {
+		case s.offline: // what goes could not come again
+			o.Bound = 0
+		case h.bounded:
+			o.Bound = int64(s.cacheSize)
+		case dir.Makes():
+			o.Bound = 0
+		}
+		if h.cache, err = mirror.OpenCache(o); err != nil {
+			return nil, nil, err
+		}
+		h.own(h.cache.Close)
+	}
 	registries := make([]mirror.Registry, len(rows))
 	for i, r := range rows {
 		registries[i] = registryOf(r.Row)
@@ -187,6 +208,9 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 	m, err := mirror.NewTable(registries...)
 	if err != nil {
 		return nil, nil, err
+	}
+	if h.cache != nil {
+		h.own(h.cache.Stop) // before what it evicts from is closed
 	}
 	return m, h.Close, nil
 }
@@ -238,7 +262,10 @@ type opened struct {
 	*source
 	log   *slog.Logger
 	nodes map[string]*state.Node // by network; "" is the state's own
-	close []func() error         // in the order of closing
+	cache *mirror.Cache          // nil for a command that does one thing
+	// bounded says that a bound was asked for.
+	bounded bool
+	close   []func() error // in the order of closing
 }
 
 func (h *opened) own(f func() error) { h.close = append([]func() error{f}, h.close...) }
@@ -267,6 +294,16 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			return nil, err
 		}
 		o.Node = node
+		if h.cache != nil {
+			from := node.Evictor()
+			if from == nil && h.bounded && h.cacheSize > 0 {
+				return nil, cli.Hint(cli.Usagef("--cache-size: this state's node is Kubo, or another command's, and what goes there its own garbage collection decides"),
+					"leave it out; Kubo has Datastore.StorageMax, and keeps what `registry-mirror pin` names")
+			}
+			o.Cached = h.cache.Part("node "+r.Network, from, node)
+		}
+	} else if h.cache != nil {
+		o.Cached = h.cache.Part("mirror "+r.at.dir(), nil, nil)
 	}
 	m, err := mirror.Open(o)
 	if err != nil {

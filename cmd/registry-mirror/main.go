@@ -43,6 +43,10 @@ var causes = []cli.Cause{
 	{Is: errDNSLink, Code: cli.CodeAway, Hint: "`dig TXT _dnslink.DOMAIN` shows what a domain says; dnslink=/ipns/k51... is what is needed"},
 	{Is: errNoRow, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows those that were"},
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
+	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
+	{Is: errNotFetched, Code: cli.CodeFailed, Hint: "the daemon tries again each minute, and when a new release comes; `registry-mirror unpin` takes it back"},
+	{Is: mirror.ErrNotPinned, Code: cli.CodeUsage, Hint: "`registry-mirror pins` shows what is"},
+	{Is: mirror.ErrPinned, Code: cli.CodeUsage, Hint: "unpin the package, then pin the versions that shall stay"},
 	{Is: state.ErrTable, Code: cli.CodeFailed, Hint: "restore table.json from a backup, or move it away and add the registries again"},
 	{Is: errNotRunning, Code: cli.CodeAway, Hint: "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`"},
 	{Is: upstream.ErrUnavailable, Code: cli.CodeAway, Hint: "is the registry reachable? `npm ping` asks it; --upstream names another"},
@@ -82,6 +86,6 @@ away, 75 another command has this state.`,
   npm install express --registry=http://127.0.0.1:4873`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
 	return cmd
 }

@@ -30,6 +30,7 @@ var errNotRunning = errors.New("no registry-mirror runs on this state")
 // the two figures that matter most at the top.
 type statusJSON struct {
 	mirror.Status
+	Cache             *mirror.CacheStatus  `json:"cache,omitempty"`
 	BytesBySource     mirror.Bytes         `json:"bytes_by_source"`
 	TarballsBySource  mirror.Bytes         `json:"tarballs_by_source"`
 	DocumentsBySource mirror.Bytes         `json:"documents_by_source"`
@@ -206,7 +207,9 @@ func summed(s mirror.Status) statusJSON {
 // printJSON prints one registry's object, or one of several.
 func printJSON(w io.Writer, s mirror.TableStatus) error {
 	if len(s.Registries) == 1 && len(s.Registries[0].Scopes)+len(s.Registries[0].Claims) == 0 {
-		return cli.PrintJSON(w, summed(s.Registries[0].Status))
+		one := summed(s.Registries[0].Status)
+		one.Cache = s.Cache
+		return cli.PrintJSON(w, one)
 	}
 	type row struct {
 		Registry string     `json:"registry"`
@@ -215,9 +218,10 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		statusJSON
 	}
 	all := struct {
-		Registries []row            `json:"registries"`
-		Overlaps   []mirror.Overlap `json:"overlaps,omitempty"`
-	}{Overlaps: s.Overlaps}
+		Registries []row               `json:"registries"`
+		Overlaps   []mirror.Overlap    `json:"overlaps,omitempty"`
+		Cache      *mirror.CacheStatus `json:"cache,omitempty"`
+	}{Overlaps: s.Overlaps, Cache: s.Cache}
 	for _, r := range s.Registries {
 		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, summed(r.Status)})
 	}
@@ -237,6 +241,16 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 			fmt.Fprintf(w, "registry  %s, %s\n", r.Registry, claims(row))
 		}
 		if err := printOne(w, r.Status); err != nil {
+			return err
+		}
+	}
+	if c := s.Cache; c != nil {
+		bound := "no bound"
+		if c.Bound > 0 {
+			size := cli.Size(c.Bound)
+			bound = "at most " + size.String()
+		}
+		if _, err := fmt.Fprintf(w, "cache     %d bytes, %s; %s pinned\n", c.Bytes, bound, cli.Count(c.Pins, "package")); err != nil {
 			return err
 		}
 	}

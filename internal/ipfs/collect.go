@@ -99,7 +99,7 @@ func (s *store) collect(ctx context.Context, report func(stage string, done, tot
 	if err := s.Sync(); err != nil { // to find all places in Pebble
 		return c, err
 	}
-	g, total, err := s.begin()
+	g, total, err := s.begin(falseMarks)
 	if err != nil {
 		return c, err
 	}
@@ -129,15 +129,15 @@ type collection struct {
 }
 
 // begin makes a collection, which hears of new roots from then on, and estimates
-// how many blocks there are.
-func (s *store) begin() (*collection, int, error) {
+// how many blocks there are. mistaken is the share of garbage that it takes for kept.
+func (s *store) begin(mistaken float64) (*collection, int, error) {
 	total, err := s.estimate()
 	if err != nil {
 		return nil, 0, err
 	}
 	// 1.2 to 2.4 bytes a block. Keys of its own: what a stranger put cannot be made
 	// to look marked.
-	marks, err := bbloom.NewWithKeys(rand.Uint64(), rand.Uint64(), float64(total+1<<16), falseMarks)
+	marks, err := bbloom.NewWithKeys(rand.Uint64(), rand.Uint64(), float64(total+1<<16), mistaken)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -469,22 +469,9 @@ func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
 			if _, fresh := s.cars.uncovered(r.key); fresh {
 				continue
 			}
-			size, held, err := storedSize(db, r.key)
-			if err != nil {
+			if err := s.strike(db, batch, r.key, c); err != nil {
 				return err
 			}
-			if held {
-				c.Removed++
-				c.Bytes += int64(size)
-			}
-			for _, space := range []byte{looseSpace, blockSpace, placeSpace} {
-				if err := batch.Delete(append([]byte{space}, r.key...), nil); err != nil {
-					return err
-				}
-			}
-			s.badMu.Lock()
-			delete(s.bad, string(r.key))
-			s.badMu.Unlock()
 		}
 		if batch.Empty() {
 			return nil
@@ -495,6 +482,28 @@ func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
 		return false, err
 	}
 	return true, s.step("removed")
+}
+
+// strike removes a block and its note in batch, and counts it. The caller holds
+// removing.
+func (s *store) strike(db *pebble.DB, batch *pebble.Batch, hash []byte, c *Collected) error {
+	size, held, err := storedSize(db, hash)
+	if err != nil {
+		return err
+	}
+	if held {
+		c.Removed++
+		c.Bytes += int64(size)
+	}
+	for _, space := range []byte{looseSpace, blockSpace, placeSpace} {
+		if err := batch.Delete(append([]byte{space}, hash...), nil); err != nil {
+			return err
+		}
+	}
+	s.badMu.Lock()
+	delete(s.bad, string(hash))
+	s.badMu.Unlock()
+	return nil
 }
 
 // storedSize is a block's size in bytes, if it lies in Pebble or has a place.

@@ -149,6 +149,9 @@ type Options struct {
 	Deadline time.Duration // for a block or a document to come; 0: 30 s
 	Hedge    time.Duration // head start of peers over gateways; 0: 200 ms
 	Cache    int64         // bytes of memory for rendered documents; 0: 128 MiB
+	// Cached keeps account of the files that are fetched, and evicts some. nil: all
+	// stay.
+	Cached *Part
 
 	Log *slog.Logger     // nil: none
 	Now func() time.Time // nil: time.Now
@@ -304,6 +307,13 @@ func Open(o Options) (*Mirror, error) {
 		return nil, err
 	}
 	m.life, m.end = context.WithCancel(context.Background())
+	if o.Cached != nil {
+		var own ipfs.Evictor
+		if o.Node == nil {
+			own = ownBlocks{m}
+		}
+		o.Cached.attach(m.pieces, own)
+	}
 	return m, nil
 }
 

@@ -45,7 +45,8 @@ func (b *body) reader() *bytes.Reader { return bytes.NewReader(b.data) }
 // URLs are still upstream's.
 type packument struct {
 	name        npm.Name
-	id          string // of its bytes and form, safe in an ETag
+	id          string  // of its bytes and form, safe in an ETag
+	file        cid.Cid // that it is in the list; undefined for Origin's
 	abbreviated bool
 	load        func(context.Context) (*body, error)
 }
@@ -139,8 +140,9 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 		return nil, fmt.Errorf("package directory of %s: %w: no packument", name, unixfs.ErrMalformed)
 	}
 	return &packument{
-		name: name, id: file.String(), abbreviated: abbreviated,
+		name: name, id: file.String(), file: file, abbreviated: abbreviated,
 		load: func(ctx context.Context) (*body, error) {
+			defer m.using(ctx, file)()
 			data, err := unixfs.ReadFile(ctx, dag{m: m, kind: documents, root: file}, file, maxCompressed)
 			if err != nil {
 				return nil, fmt.Errorf("read document of %s: %w", name, err)
@@ -314,6 +316,7 @@ func (m *Mirror) rendition(ctx context.Context, p *packument, base string, as co
 		as = gzipped
 	}
 	if b, ok := m.bodies.get(key); ok {
+		m.usedAgain(ctx, p.file)
 		return b, nil
 	}
 	b, err := shared(ctx, m, "body "+key, 2*m.o.Deadline, func(ctx context.Context) (*body, error) {

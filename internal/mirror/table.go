@@ -213,6 +213,10 @@ func (t *Table) Run(ctx context.Context) error {
 		t.warn(ctx)
 		return nil
 	})
+	g.Go(func() error {
+		t.keepPins(ctx)
+		return nil
+	})
 	return g.Wait()
 }
 
@@ -333,6 +337,7 @@ func (t *Table) warn(ctx context.Context) {
 type TableStatus struct {
 	Registries []RegistryStatus `json:"registries"`
 	Overlaps   []Overlap        `json:"overlaps,omitempty"`
+	Cache      *CacheStatus     `json:"cache,omitempty"`
 }
 
 // RegistryStatus is Status of one of several.
@@ -354,6 +359,10 @@ func (t *Table) Status(ctx context.Context) TableStatus {
 		})
 	}
 	g.Wait()
+	if c := t.cache(); c != nil {
+		said := c.Status()
+		s.Cache = &said
+	}
 	var err error
 	if s.Overlaps, err = t.Overlaps(ctx); err != nil && ctx.Err() == nil {
 		t.rows[0].log.ErrorContext(ctx, "claimed names were not looked for", "error", err)

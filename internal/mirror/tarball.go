@@ -50,6 +50,7 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 		return
 	}
 
+	defer m.using(ctx, c)()
 	var rescued atomic.Bool
 	rescued.Store(obtained)
 	d := dag{m: m, kind: tarballs, root: c, rescued: &rescued, again: checked}

@@ -135,6 +135,15 @@ func (n *Node) KeepRecord(ctx context.Context, name ipns.Name, record []byte) er
 	return nil
 }
 
+// Evictor is what takes blocks out of the node: nil where the node is Kubo or another
+// process's, whose garbage is its own.
+func (n *Node) Evictor() ipfs.Evictor {
+	if own, ok := n.Node.(*ipfs.Embedded); ok {
+		return own
+	}
+	return nil
+}
+
 // Own says whether the node runs in this process, and so as long as it.
 func (n *Node) Own() bool { return n.stop != nil }
 

@@ -28,6 +28,7 @@ import (
 //	registries/NAME/COMMAND.sock  how others reach the COMMAND that serves it
 //	keys/                     sealed keys, and the identity that opens them
 //	mirror/NAME/              what registry-mirror caches of the IPNS name NAME, or of a CID
+//	cache/                    which of its files go first, and which never
 //	table.json                which registries it serves
 //	networks/NETWORK/         a state of its own for the node of another network
 //	tmp/                      tarballs too large for memory, while they come in
@@ -94,6 +95,20 @@ func (d Dir) Keys() string { return d.path("keys") }
 
 // Mirror is the directory of what is cached of the registry of an IPNS name.
 func (d Dir) Mirror(name string) string { return d.path("mirror", name) }
+
+// Cache is the directory of the account of what registry-mirror fetched, and of what
+// is pinned.
+func (d Dir) Cache() string { return d.path("cache") }
+
+// Makes says whether a follower or a publisher has this state too.
+func (d Dir) Makes() bool {
+	for _, path := range []string{d.Ledger(), d.path("registries")} {
+		if _, err := os.Stat(path); err == nil {
+			return true
+		}
+	}
+	return false
+}
 
 // Temp is a directory for spooled downloads.
 func (d Dir) Temp() string { return d.path("tmp") }

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+// errNotFetched is returned by pin where something is pinned and not here yet.
+var errNotFetched = errors.New("pinned, and not all here yet")
+
+// pinDeadline is for the daemon to fetch one package that is pinned.
+const pinDeadline = 35 * time.Minute
+
+// pinSpec is what pin and unpin name: a package, and one version or all.
+type pinSpec struct {
+	name    npm.Name
+	version string // "" for all
+}
+
+// pinSpecs reads arguments and lockfiles.
+func pinSpecs(args, lockfiles []string) (specs []pinSpec, err error) {
+	for _, text := range args {
+		at := strings.LastIndexByte(text, '@')
+		version := ""
+		if at > 0 {
+			text, version = text[:at], text[at+1:]
+			if err := npm.ParseVersion(version); err != nil {
+				return nil, cli.Hint(cli.Usagef("%s@%s: a pin names one version: %w", text, version, err), "write it as 4.18.2; the name alone is all versions that the registry lists")
+			}
+		}
+		name, err := npm.ParseName(text)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, pinSpec{name, version})
+	}
+	for _, path := range lockfiles {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("read lockfile: %w", err)
+		}
+		locked, err := npm.ReadLockfile(f)
+		f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
+		}
+		for _, spec := range locked {
+			specs = append(specs, pinSpec{spec.Name, spec.Range})
+		}
+	}
+	if len(specs) == 0 {
+		return nil, cli.Hint(cli.Usagef("nothing is named"), "name a package, as in express or express@4.18.2, or --lockfile package-lock.json")
+	}
+	return specs, nil
+}
+
+// call asks the running daemon to pin or unpin one of specs.
+func (p pinSpec) call(ctx context.Context, path, method string) (got mirror.Pinned, err error) {
+	ctx, cancel := context.WithTimeout(ctx, pinDeadline)
+	defer cancel()
+	query := url.Values{"name": {string(p.name)}, "version": {p.version}}
+	err = socket.Call(ctx, path, method, "/pins?"+query.Encode(), &got)
+	for _, known := range []error{mirror.ErrNoCache, mirror.ErrNotPinned, mirror.ErrPinned} {
+		if err != nil && strings.HasSuffix(err.Error(), known.Error()) {
+			return got, known // what the socket says is text
+		}
+	}
+	return got, err
+}
+
+func (p pinSpec) String() string {
+	if p.version == "" {
+		return string(p.name)
+	}
+	return string(p.name) + "@" + p.version
+}
+
+// offlineCache opens the pins of a state whose daemon does not run.
+func offlineCache(common *cli.Common, cmd *cobra.Command) (*mirror.Cache, error) {
+	dir := state.Dir(common.State)
+	if err := dir.Make(); err != nil {
+		return nil, err
+	}
+	return mirror.OpenCache(mirror.CacheOptions{Dir: dir.Cache(), Log: common.Logger(cmd.ErrOrStderr(), false)})
+}
+
+func pinCommand(common *cli.Common) *cobra.Command {
+	var lockfiles []string
+	cmd := &cobra.Command{
+		Use:   "pin [NAME | NAME@VERSION]...",
+		Short: "Keep packages whatever happens, and fetch them",
+		Long: `Keeps the documents and tarballs of packages out of what --cache-size lets go: of
+NAME every version that the registry lists, now and later; of NAME@VERSION that one.
+The running daemon fetches them at once, and again what a new release brings; where
+none runs, the next one does.`,
+		Example: `  registry-mirror pin express @types/node@20.1.0
+  registry-mirror pin --lockfile package-lock.json`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			specs, err := pinSpecs(args, lockfiles)
+			if err != nil {
+				return err
+			}
+			path := state.Dir(common.State).Socket("registry-mirror")
+			if !socket.Alive(cmd.Context(), path) {
+				c, err := offlineCache(common, cmd)
+				if err != nil {
+					return err
+				}
+				for _, p := range specs {
+					if err := c.Pin(p.name, p.version); err != nil {
+						return errors.Join(err, c.Close())
+					}
+				}
+				if err := c.Close(); err != nil {
+					return err
+				}
+				if common.JSON {
+					return cli.PrintJSON(cmd.OutOrStdout(), map[string]any{"packages": []mirror.Pinned{}})
+				}
+				_, err = fmt.Fprintln(cmd.ErrOrStderr(), "registry-mirror: note: no daemon runs on this state: the next one fetches what is pinned")
+				return err
+			}
+			progress := cli.NewProgress(cmd.ErrOrStderr(), common.Logger(cmd.ErrOrStderr(), false))
+			defer progress.End()
+			all := []mirror.Pinned{}
+			files, missing := 0, 0
+			for i, p := range specs {
+				progress.Update("fetched", i, len(specs), 0)
+				got, err := p.call(cmd.Context(), path, http.MethodPost)
+				if cmd.Context().Err() != nil {
+					return cmd.Context().Err()
+				}
+				if err != nil {
+					return fmt.Errorf("pin %s: %w", p, err)
+				}
+				all = append(all, got)
+				files += got.Files
+				missing += len(got.Missing)
+				for _, why := range got.Missing {
+					fmt.Fprintf(progress.Above(cmd.ErrOrStderr()), "registry-mirror: note: %s: %s\n", p, why)
+				}
+			}
+			progress.End()
+			out := cmd.OutOrStdout()
+			switch {
+			case common.JSON:
+				err = cli.PrintJSON(out, map[string]any{"packages": all})
+			case cli.IsTerminal(out) || common.Verbose:
+				_, err = fmt.Fprintf(out, "%s pinned, %s here\n", cli.Count(len(specs), "package"), cli.Count(files, "file"))
+			}
+			if err == nil && missing > 0 {
+				err = fmt.Errorf("pin: %w: %d missing", errNotFetched, missing)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	return cmd
+}
+
+func unpinCommand(common *cli.Common) *cobra.Command {
+	var lockfiles []string
+	cmd := &cobra.Command{
+		Use:   "unpin [NAME | NAME@VERSION]...",
+		Short: "Keep packages no longer than others",
+		Long: `Takes back what pin was given. The files stay until they are the least recently used
+and room is needed.`,
+		Example: "  registry-mirror unpin express",
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			specs, err := pinSpecs(args, lockfiles)
+			if err != nil {
+				return err
+			}
+			path := state.Dir(common.State).Socket("registry-mirror")
+			unpin := func(p pinSpec) error {
+				_, err := p.call(cmd.Context(), path, http.MethodDelete)
+				return err
+			}
+			if !socket.Alive(cmd.Context(), path) {
+				c, err := offlineCache(common, cmd)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				unpin = func(p pinSpec) error { return c.Unpin(p.name, p.version) }
+			}
+			for _, p := range specs {
+				if err := unpin(p); err != nil {
+					return fmt.Errorf("unpin %s: %w", p, err)
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	return cmd
+}
+
+func pinsCommand(common *cli.Common) *cobra.Command {
+	return &cobra.Command{
+		Use:     "pins",
+		Short:   "Show which packages are kept whatever happens",
+		Example: "  registry-mirror pins",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var said struct {
+				Pins []mirror.Pin `json:"pins"`
+			}
+			path := state.Dir(common.State).Socket("registry-mirror")
+			if socket.Alive(cmd.Context(), path) {
+				if err := socket.Call(cmd.Context(), path, http.MethodGet, "/pins", &said); err != nil {
+					return err
+				}
+			} else {
+				c, err := offlineCache(common, cmd)
+				if err != nil {
+					return err
+				}
+				said.Pins = c.Pins()
+				if err := c.Close(); err != nil {
+					return err
+				}
+			}
+			if common.JSON {
+				return cli.PrintJSON(cmd.OutOrStdout(), said)
+			}
+			for _, p := range said.Pins {
+				for _, spec := range p.Specs() {
+					if _, err := fmt.Fprintln(cmd.OutOrStdout(), spec); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		},
+	}
+}
