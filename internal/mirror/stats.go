@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,7 @@ type Status struct {
 	IntegrityFailures int64 `json:"integrity_failures"` // tarballs not served since their bytes are not what the packument says
 
 	Requests      int64         `json:"requests"`
+	Goroutines    int           `json:"goroutines"` // of the whole process, now
 	BytesBySource BytesBySource `json:"bytes_by_source"`
 
 	Node     *ipfs.Info `json:"node,omitempty"` // nil: no node, or it does not answer
@@ -114,6 +116,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started, Offline: m.o.Offline,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
 		IntegrityFailures: m.stats.mismatches.Load(), Requests: m.stats.requests.Load(),
+		Goroutines: runtime.NumGoroutine(),
 		BytesBySource: BytesBySource{
 			Tarballs: m.stats.kinds[tarballs].bytes(), Documents: m.stats.kinds[documents].bytes(),
 			Directories: m.stats.kinds[directories].bytes(),
