@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// maxConnections bounds the connections of one Serve. One that waits for nothing
-	// costs some 20 KB here.
-	maxConnections = 4096
+	// maxConnections bounds the connections of one Serve. Those of 500 installs at once
+	// have room, of which npm has 15 each. One that is idle costs some 20 KB here.
+	maxConnections = 8192
 	// maxSending bounds the bytes that answers under way hold in memory.
 	maxSending = 256 << 20
 	// maxHeld is the most that one of them holds, in bytes: of a tarball as many blocks

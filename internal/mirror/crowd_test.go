@@ -331,3 +331,47 @@ func TestWhoWaitsMayGo(t *testing.T) {
 		}
 	})
 }
+
+// A document counts as one of the few that are in memory for as long as it is used.
+func TestDocumentsInMemoryAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced(func(o *Options) { o.Deadline = 50 * time.Millisecond })
+	m.render = make(chan struct{}, 1)
+	p, err := m.packument(t.Context(), "left-pad", false)
+	check(t, err)
+	paths := []string{"/left-pad/latest", "/-/package/left-pad/dist-tags", "/left-pad", tarballPath("left-pad", "left-pad-1.3.0.tgz")}
+	check(t, m.decoded(t.Context(), p, func([]byte) error {
+		for _, path := range paths {
+			if got := get(m, path); got.Code != http.StatusServiceUnavailable {
+				t.Errorf("%s beside another document: %d %s", path, got.Code, got.Body)
+			}
+		}
+		return nil
+	}))
+	for _, path := range paths {
+		if got := get(m, path); got.Code != http.StatusOK {
+			t.Errorf("%s: %d %s", path, got.Code, got.Body)
+		}
+	}
+}
+
+func TestSearchesTakeTurns(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	turns := m.searching
+	synctest.Test(t, func(t *testing.T) {
+		m.searching = make(chan struct{}, 1)
+		m.searching <- struct{}{}
+		began := time.Now()
+		got := newRecorder(http.HandlerFunc(m.serveSearch), http.MethodGet, "/-/v1/search?text=pad")
+		if got.Code != http.StatusServiceUnavailable || time.Since(began) != searchBudget {
+			t.Errorf("beside another search: %d %s after %v", got.Code, got.Body, time.Since(began))
+		}
+	})
+	m.searching = turns
+	if got := get(m, "/-/v1/search?text=pad"); got.Code != http.StatusOK {
+		t.Errorf("alone: %d %s", got.Code, got.Body)
+	}
+}

@@ -36,7 +36,7 @@ func (m *Mirror) Handler() http.Handler {
 
 // Serve answers with h on every listener until ctx ends; requests under way
 // then have ten seconds. It closes the listeners. Of connections there are at most
-// 4096: for one more, the one goes that has kept it waiting longest.
+// 8192: for one more, the one goes that has kept it waiting longest.
 func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...net.Listener) error {
 	return serve(ctx, log, h, newLobby(maxConnections), listeners...)
 }

@@ -52,7 +52,7 @@ const (
 
 func newHarm(address string, names []string) *harm {
 	return &harm{address: address, names: names, kinds: []*kind{
-		{about: "half-open, nothing is sent", clients: 5000, do: halfOpen, fair: []string{ended}},
+		{about: "half-open, nothing is sent", clients: 8000, do: halfOpen, fair: []string{ended}},
 		{about: "a header, a byte a second", clients: 500, do: trickle("GET /pkg-0000 HTTP/1.1\r\nX: "), fair: []string{ended, "400", "408"}},
 		{about: "an audit's body, a byte a second", clients: 300, do: trickle(post + "Content-Length: 100000\r\n\r\n"), fair: []string{ended}},
 		{about: "a body to a GET, a byte a second", clients: 200, do: trickle("GET /pkg-0000 HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"), fair: []string{ended, "200"}},

@@ -43,7 +43,7 @@ const (
 
 	// What a mirror under abuse may take: docs/soak.md says what for.
 	mostMemory     = 1 << 30
-	mostGoroutines = 16_000
+	mostGoroutines = 20_000
 )
 
 // mirrored is `registry-mirror up` over a registry of which it holds everything.
