@@ -17,9 +17,9 @@ const (
 	// maxConnections bounds the connections of one Serve. Those of 500 installs at once
 	// have room, of which npm has 15 each. One that is idle costs some 20 KB here.
 	maxConnections = 8192
-	// maxSending bounds the bytes that answers under way hold in memory.
+	// maxSending bounds the bytes that answers under way of one registry hold in memory.
 	maxSending = 256 << 20
-	// maxHeld is the most that one of them holds, in bytes: of a tarball as many blocks
+	// maxHeld is the most that a tarball on its way holds, in bytes: as many blocks
 	// as are read ahead, and that which is being written.
 	maxHeld = 9 * unixfs.ChunkSize
 	// crowdPatience is how long a client may keep waiting those that wait for room.
@@ -279,7 +279,7 @@ func (s *sending) begin(w http.ResponseWriter, r *http.Request, size int64) (*tr
 	if !ok {
 		return nil, errors.New("an answer that is not written with patience")
 	}
-	t := &transfer{patientWriter: p, of: s, size: min(max(size, 0), maxHeld, s.most)}
+	t := &transfer{patientWriter: p, of: s, size: min(max(size, 0), s.most)}
 	t.host, _, _ = net.SplitHostPort(r.RemoteAddr)
 	select {
 	case s.door <- struct{}{}:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -374,4 +375,35 @@ func TestSearchesTakeTurns(t *testing.T) {
 	if got := get(m, "/-/v1/search?text=pad"); got.Code != http.StatusOK {
 		t.Errorf("alone: %d %s", got.Code, got.Body)
 	}
+}
+
+// Whose client goes while its list is walked leaves nothing open: Close would panic.
+func TestASearchLeftMidway(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/-/v1/search?text=pad", nil)
+	check(t, err)
+	m.searching = make(chan struct{}) // nobody's turn: its time is over first
+	func() {
+		defer func() {
+			if got := recover(); got != http.ErrAbortHandler {
+				t.Errorf("it ended with %v", got)
+			}
+		}()
+		m.serveSearch(httptest.NewRecorder(), r)
+	}()
+	m.searching = make(chan struct{}, 1)
+	for range 20 { // which of the two is ready is chosen at random
+		func() {
+			defer func() { recover() }()
+			m.serveSearch(httptest.NewRecorder(), r)
+		}()
+	}
+	if len(m.searching) != 0 {
+		t.Error("its turn was not given back")
+	}
+	check(t, m.Close())
 }

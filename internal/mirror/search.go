@@ -80,10 +80,11 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 	total := 0
 	for _, s := range in {
 		some := 0
+		var broken error
 		for e, err := range s.names(ctx) {
 			if err != nil {
-				s.fail(w, r, err)
-				return
+				broken = err
+				break
 			}
 			name := strings.ToLower(string(e.Name))
 			if !containsAll(name, words) || !s.shows(e.Name) {
@@ -93,6 +94,10 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 			if some++; some <= maxHits || len(words) > 0 && name == words[0] {
 				hits = append(hits, hit{e, s.Mirror})
 			}
+		}
+		if broken != nil {
+			s.fail(w, r, broken)
+			return
 		}
 	}
 	rank := func(e hit) int {

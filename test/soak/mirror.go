@@ -42,7 +42,7 @@ const (
 	retries    = 2
 
 	// What a mirror under abuse may take: docs/soak.md says what for.
-	mostMemory     = 1 << 30
+	mostMemory     = 3 << 29
 	mostGoroutines = 20_000
 )
 
