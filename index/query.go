@@ -49,6 +49,12 @@ func (ix *Index) Log(ctx context.Context) iter.Seq2[Release, error] {
 			yield(Release{}, err)
 			return
 		}
+		ended := false
+		defer func() {
+			if !ended { // the loop's body panicked, as a handler's may
+				it.Close()
+			}
+		}()
 		stopped := false
 		for ok := it.Last(); ok && !stopped; ok = it.Prev() {
 			var r Release
@@ -58,6 +64,7 @@ func (ix *Index) Log(ctx context.Context) iter.Seq2[Release, error] {
 			}
 			stopped = !yield(r, err) || err != nil
 		}
+		ended = true
 		if err := it.Close(); err != nil && !stopped {
 			yield(Release{}, located(err))
 		}

@@ -157,3 +157,38 @@ func TestReadEntry(t *testing.T) {
 		t.Errorf("absent: %v", err)
 	}
 }
+
+// A handler gives up by a panic, also in the midst of a list: nothing may stay open.
+func TestWalksEndWithAPanic(t *testing.T) {
+	ix := newIndexFor(t)
+	mustApply(t, ix, put(t, "leaf", 0), put(t, "leafy", 1))
+	for name, walk := range map[string]func(func()){
+		"entries": func(f func()) {
+			for range ix.Entries(t.Context()) {
+				f()
+			}
+		},
+		"prefix": func(f func()) {
+			for range ix.Prefix(t.Context(), "l") {
+				f()
+			}
+		},
+		"log": func(f func()) {
+			for range ix.Log(t.Context()) {
+				f()
+			}
+		},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: it was empty", name)
+				}
+			}()
+			walk(func() { panic(name) })
+		}()
+	}
+	if err := ix.Close(); err != nil { // which panics where an iterator is open
+		t.Error(err)
+	}
+}

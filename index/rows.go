@@ -481,6 +481,12 @@ func scanBetween(ctx context.Context, r pebble.Reader, from, to []byte) iter.Seq
 			yield(keyValue{}, err)
 			return
 		}
+		ended := false
+		defer func() {
+			if !ended { // the loop's body panicked, as a handler's may
+				it.Close()
+			}
+		}()
 		stopped := false
 		for ok := it.First(); ok && !stopped; ok = it.Next() {
 			value, err := it.ValueAndErr()
@@ -489,6 +495,7 @@ func scanBetween(ctx context.Context, r pebble.Reader, from, to []byte) iter.Seq
 			}
 			stopped = !yield(keyValue{it.Key(), value}, located(err)) || err != nil
 		}
+		ended = true
 		if err := it.Close(); err != nil && !stopped {
 			yield(keyValue{}, located(err))
 		}

@@ -3,10 +3,10 @@
 // Command index times the list: building it whole, and a release of it when some
 // of it changed, beside boxo's directories, which make the same blocks; and how a
 // reader's copy follows, by delta, snapshot and the directories themselves; what a
-// day of releases leaves on the disk; and what a new version of a large package adds
-// to its documents.
+// day of releases leaves on the disk; how soon a mirror that holds it is there; and
+// what a new version of a large package adds to its documents.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,lookup,release,sync,day,packument]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,lookup,release,sync,start,day,packument]
 //	go run ./bench/index packument [--json]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
@@ -38,6 +38,7 @@ type result struct {
 	Growth    []growthResult    `json:"growth,omitempty"`
 	Sync      []syncResult      `json:"sync,omitempty"`
 	Day       []dayResult       `json:"day,omitempty"`
+	Start     []startResult     `json:"start,omitempty"`
 	Packument []packumentResult `json:"packument,omitempty"`
 }
 
@@ -47,7 +48,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"lookup", lookup}, {"release", release}, {"sync", syncing}, {"day", day}, {"packument", packuments}}
+var parts = []part{{"bulk", bulk}, {"lookup", lookup}, {"release", release}, {"sync", syncing}, {"start", starting}, {"day", day}, {"packument", packuments}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -155,6 +156,10 @@ func (r result) print(out io.Writer) {
 	if r.Day != nil {
 		table(printDay)
 		fmt.Fprintln(out, "every release synced; releases before the last 60 collected four times, the last time at the end")
+	}
+	if r.Start != nil {
+		table(printStart)
+		fmt.Fprintln(out, "registry-mirror daemon, from its process's start to its first answer; a gateway on loopback has the releases; starts with the state in the system's cache")
 	}
 	if r.Packument != nil {
 		table(printPackument)

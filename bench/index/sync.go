@@ -52,7 +52,7 @@ func syncing(ctx context.Context, b *bench, r *result) error {
 		if err != nil {
 			return err
 		}
-		changes, err := b.updates(l)
+		changes, err := b.updates(l, 1<<40)
 		if err != nil {
 			return err
 		}
@@ -96,8 +96,8 @@ func printSync(w *tabwriter.Writer, r result) {
 	}
 }
 
-// updates writes a file of syncChanges updates of a list.
-func (b *bench) updates(l *listed) (path string, err error) {
+// updates writes a file of syncChanges updates of a list, to that revision.
+func (b *bench) updates(l *listed, revision uint64) (path string, err error) {
 	rnd := rand.New(rand.NewPCG(4, uint64(l.names)))
 	at := map[int]bool{}
 	for len(at) < min(syncChanges, l.names/mostOf) {
@@ -113,9 +113,9 @@ func (b *bench) updates(l *listed) (path string, err error) {
 	}
 	var changes []index.Change
 	for i, name := range names {
-		changes = append(changes, put(name, uint64(i), 1<<40))
+		changes = append(changes, put(name, uint64(i), revision))
 	}
-	path = filepath.Join(b.dir, fmt.Sprint("updates-", l.names))
+	path = filepath.Join(b.dir, fmt.Sprint("updates-", l.names, "-", revision))
 	return path, writeChanges(path, slices.Values(changes))
 }
 

@@ -53,6 +53,8 @@ type dag struct {
 	// again says that the file was read before: its large blocks are kept in
 	// memory. Those of an install that comes once would fill it for nothing.
 	again bool
+	// transfer, where not nil, is the answer that it is read for.
+	transfer *transfer
 }
 
 // smallBlock is the most bytes of a block that is kept in memory when it is
@@ -78,9 +80,11 @@ func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 			m.stats.count(d.kind, fromCache, b)
 		}
 	} else {
+		over := d.transfer.fetch()
 		b, err = shared(ctx, m, "block "+key, 3*m.o.Deadline, func(ctx context.Context) (blocks.Block, error) {
 			return d.fetch(ctx, c)
 		})
+		over()
 	}
 	if err != nil {
 		return nil, err // unixfs names the block

@@ -34,10 +34,17 @@ func (m *Mirror) Handler() http.Handler {
 }
 
 // Serve answers with h on every listener until ctx ends; requests under way
-// then have ten seconds. It closes the listeners.
+// then have ten seconds. It closes the listeners. Of connections there are at most
+// 8192: for one more, the one goes that has kept it waiting longest.
 func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...net.Listener) error {
+	return serve(ctx, log, h, newLobby(maxConnections), listeners...)
+}
+
+func serve(ctx context.Context, log *slog.Logger, h http.Handler, lobby *lobby, listeners ...net.Listener) error {
 	server := &http.Server{
-		Handler:           h,
+		Handler:           impatient(h),
+		ConnState:         lobby.became,
+		ConnContext:       lobby.context,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -48,7 +55,7 @@ func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...n
 	var g errgroup.Group
 	for _, l := range listeners {
 		g.Go(func() error {
-			err := server.Serve(l)
+			err := server.Serve(lobby.listener(l))
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
 			}

@@ -31,6 +31,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/damage"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
 var (
@@ -216,8 +217,11 @@ type Mirror struct {
 	refused []byte // the record that was last refused
 	dialing atomic.Bool
 
-	flights singleflight.Group
-	render  chan struct{} // one token for each document being decoded or made
+	sending *sending
+
+	flights   singleflight.Group
+	render    chan struct{} // one token for each document being decoded or made
+	searching chan struct{} // one token for each search: it reads the whole list
 
 	carsMu sync.Mutex
 	cars   map[cid.Cid]*carFetch
@@ -228,7 +232,7 @@ type Mirror struct {
 	blocks    *lru[string, blocks.Block] // none is larger than smallBlock
 	leaves    *lru[string, blocks.Block] // larger ones, of tarballs that were asked for again
 	packages  *lru[cid.Cid, pkg]
-	files     *lru[string, cid.Cid] // tarballs by their package's directory and their name
+	files     *lru[string, unixfs.Link] // tarballs by their package's directory and their name
 	bodies    *lru[string, *body]
 	portable  *lru[string, bool]
 	summaries *lru[cid.Cid, summary]
@@ -279,14 +283,16 @@ func Open(o Options) (*Mirror, error) {
 		routes: waysTo(o),
 		first:  make(chan struct{}), patience: firstPatience,
 		syncing: make(chan struct{}, 1), refresh: make(chan struct{}, 1),
-		render: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
-		cars:   map[cid.Cid]*carFetch{},
+		render:    make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		sending:   newSending(maxSending),
+		searching: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		cars:      map[cid.Cid]*carFetch{},
 
 		entries:   newLRU[npm.Name, listedEntry](entryCache),
 		blocks:    newLRU[string, blocks.Block](blockCache),
 		leaves:    newLRU[string, blocks.Block](leafCache),
 		packages:  newLRU[cid.Cid, pkg](16 << 20),
-		files:     newLRU[string, cid.Cid](fileCache),
+		files:     newLRU[string, unixfs.Link](fileCache),
 		bodies:    newLRU[string, *body](o.Cache),
 		portable:  newLRU[string, bool](8 << 20),
 		summaries: newLRU[cid.Cid, summary](8 << 20),

@@ -183,15 +183,19 @@ func (u *upstreamDoc) packument(name npm.Name, abbreviated bool, m *Mirror) *pac
 		return p
 	}
 	p.id += ".install"
-	p.load = func(ctx context.Context) (*body, error) {
-		raw, err := document.Decode(u.full.reader(), 0, maxDocument)
-		if err == nil {
-			raw, err = npm.Abbreviate(raw, npm.AbbreviateOptions{Time: true})
-		}
-		if err != nil {
-			return nil, fmt.Errorf("abbreviate %s: %w", name, err)
-		}
-		return compress(raw, gzipped)
+	p.load = func(ctx context.Context) (b *body, err error) {
+		err = m.rendering(ctx, func() error {
+			raw, err := document.Decode(u.full.reader(), 0, maxDocument)
+			if err == nil {
+				raw, err = npm.Abbreviate(raw, npm.AbbreviateOptions{Time: true})
+			}
+			if err != nil {
+				return fmt.Errorf("abbreviate %s: %w", name, err)
+			}
+			b, err = compress(raw, gzipped)
+			return err
+		})
+		return b, err
 	}
 	return p
 }
@@ -323,23 +327,20 @@ func (m *Mirror) rendition(ctx context.Context, p *packument, base string, as co
 		if base == "" && as == gzipped {
 			return p.load(ctx)
 		}
-		raw, err := m.decoded(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		if !m.takeRender(ctx) {
-			return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
-		}
-		defer m.giveRender()
-		if base != "" {
-			raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
-				return tarballURL(base, p.name, version, upstreamURL)
-			})
-			if err != nil {
-				return nil, fmt.Errorf("rewrite %s: %w", p.name, err)
+		var b *body
+		err := m.decoded(ctx, p, func(raw []byte) (err error) {
+			if base != "" {
+				raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+					return tarballURL(base, p.name, version, upstreamURL)
+				})
+				if err != nil {
+					return fmt.Errorf("rewrite %s: %w", p.name, err)
+				}
 			}
-		}
-		return compress(raw, as)
+			b, err = compress(raw, as)
+			return err
+		})
+		return b, err
 	})
 	if err != nil {
 		return nil, err
@@ -348,34 +349,33 @@ func (m *Mirror) rendition(ctx context.Context, p *packument, base string, as co
 	return b, nil
 }
 
-// decoded is the document's JSON as its source gave it.
-func (m *Mirror) decoded(ctx context.Context, p *packument) ([]byte, error) {
+// decoded calls use with the document's JSON as its source gave it. As long as that
+// takes, it is one of the few that are in memory: use must not ask for another, nor
+// wait for a client.
+func (m *Mirror) decoded(ctx context.Context, p *packument, use func(raw []byte) error) error {
 	b, err := m.rendition(ctx, p, "", gzipped)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if !m.takeRender(ctx) {
-		return nil, fmt.Errorf("%w: too many documents at once", ErrUnavailable)
-	}
-	defer m.giveRender()
-	raw, err := document.Decode(b.reader(), 0, maxDocument)
-	if err != nil {
-		return nil, fmt.Errorf("document of %s: %w", p.name, err)
-	}
-	return raw, nil
+	return m.rendering(ctx, func() error {
+		raw, err := document.Decode(b.reader(), 0, maxDocument)
+		if err != nil {
+			return fmt.Errorf("document of %s: %w", p.name, err)
+		}
+		return use(raw)
+	})
 }
 
-// takeRender bounds how many documents are in memory decoded.
-func (m *Mirror) takeRender(ctx context.Context) bool {
+// rendering calls f once few enough documents are in memory decoded.
+func (m *Mirror) rendering(ctx context.Context, f func() error) error {
 	select {
 	case m.render <- struct{}{}:
-		return true
 	case <-ctx.Done():
-		return false
+		return fmt.Errorf("%w: too many documents at once", ErrUnavailable)
 	}
+	defer func() { <-m.render }()
+	return f()
 }
-
-func (m *Mirror) giveRender() { <-m.render }
 
 // isPortable says whether npm itself turns every tarball URL of the document
 // into one of the registry that it was given: that is so for URLs on npm's own
@@ -385,20 +385,23 @@ func (m *Mirror) isPortable(ctx context.Context, p *packument) (bool, error) {
 	if fit, ok := m.portable.get(p.id); ok {
 		return fit, nil
 	}
-	raw, err := m.decoded(ctx, p)
-	if err != nil {
-		return false, err
-	}
-	fit := true
-	_, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
-		fit = fit && upstreamURL == tarballURL(npm.DefaultRegistry(), p.name, version, upstreamURL)
-		return upstreamURL
+	return shared(ctx, m, "portable "+p.id, 2*m.o.Deadline, func(ctx context.Context) (bool, error) {
+		fit := true
+		err := m.decoded(ctx, p, func(raw []byte) error {
+			_, err := npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+				fit = fit && upstreamURL == tarballURL(npm.DefaultRegistry(), p.name, version, upstreamURL)
+				return upstreamURL
+			})
+			if err != nil {
+				return fmt.Errorf("read tarball URLs of %s: %w", p.name, err)
+			}
+			return nil
+		})
+		if err == nil {
+			m.portable.put(p.id, fit, int64(len(p.id))+64)
+		}
+		return fit, err
 	})
-	if err != nil {
-		return false, fmt.Errorf("read tarball URLs of %s: %w", p.name, err)
-	}
-	m.portable.put(p.id, fit, int64(len(p.id))+64)
-	return fit, nil
 }
 
 // tarballURL is where a registry at base has the tarball.
@@ -475,28 +478,30 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 		sendError(w, r, http.StatusBadRequest, notAddressed)
 		return
 	}
-	raw, err := m.full(ctx, name)
-	if err != nil {
-		m.fail(w, r, err)
-		return
-	}
-	raw, err = npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
-		return tarballURL(base, name, version, upstreamURL)
+	var manifest jsontext.Value
+	err := m.full(ctx, name, func(raw []byte) error {
+		raw, err := npm.RewriteTarballs(raw, func(version, upstreamURL string) string {
+			return tarballURL(base, name, version, upstreamURL)
+		})
+		if err != nil {
+			return err
+		}
+		head, tags, err := readHead(raw)
+		if err != nil {
+			return err
+		}
+		found := head.Versions[want]
+		if found == nil {
+			found = head.Versions[tags[want]]
+		}
+		manifest = bytes.Clone(found) // a part of raw
+		return nil
 	})
 	if err != nil {
 		m.fail(w, r, err)
 		return
 	}
-	head, tags, err := readHead(raw)
-	if err != nil {
-		m.fail(w, r, err)
-		return
-	}
-	manifest, ok := head.Versions[want]
-	if !ok {
-		manifest, ok = head.Versions[tags[want]]
-	}
-	if !ok {
+	if manifest == nil {
 		sendError(w, r, http.StatusNotFound, "version not found: "+want)
 		return
 	}
@@ -507,12 +512,11 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.Name) {
 	ctx, cancel := context.WithTimeout(r.Context(), m.o.Deadline)
 	defer cancel()
-	raw, err := m.full(ctx, name)
-	if err != nil {
-		m.fail(w, r, err)
-		return
-	}
-	_, tags, err := readHead(raw)
+	var tags map[string]string
+	err := m.full(ctx, name, func(raw []byte) (err error) {
+		_, tags, err = readHead(raw)
+		return err
+	})
 	if err != nil {
 		m.fail(w, r, err)
 		return
@@ -524,11 +528,11 @@ func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.
 	sendJSON(w, r, http.StatusOK, tags)
 }
 
-// full is the full packument's JSON.
-func (m *Mirror) full(ctx context.Context, name npm.Name) ([]byte, error) {
+// full calls use with the full packument's JSON, as decoded does.
+func (m *Mirror) full(ctx context.Context, name npm.Name, use func(raw []byte) error) error {
 	p, err := m.packument(ctx, name, false)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return m.decoded(ctx, p)
+	return m.decoded(ctx, p, use)
 }

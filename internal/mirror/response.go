@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -38,14 +39,19 @@ const (
 var errNotFound = errors.New("not found")
 
 // patientWriter gives a client writePatience for each piece of a response, so
-// that a slow one gets all of it and one that has stopped reading is left.
+// that a slow one gets all of it and one that has stopped reading is left. Where
+// others wait for the memory that it holds, end leaves it sooner.
 type patientWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	writing moment
+
+	mu    sync.Mutex // of ended, and of what end does with a Write under way
+	ended bool
 }
 
 func newPatientWriter(w http.ResponseWriter, first time.Duration) *patientWriter {
-	p := &patientWriter{w, http.NewResponseController(w)}
+	p := &patientWriter{ResponseWriter: w, control: http.NewResponseController(w)}
 	p.extend(first + writePatience)
 	return p
 }
@@ -54,13 +60,37 @@ func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // extend is a courtesy: a writer that has no deadline (a recorder) needs none.
 func (w *patientWriter) extend(d time.Duration) {
-	_ = w.control.SetWriteDeadline(time.Now().Add(d))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		_ = w.control.SetWriteDeadline(time.Now().Add(d))
+	}
+}
+
+func (w *patientWriter) waits() time.Time { return w.writing.time() }
+
+func (w *patientWriter) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.writing.time().IsZero() {
+		return // it is done: the connection may be another request's
+	}
+	w.ended = true
+	_ = w.control.SetWriteDeadline(time.Now())
+}
+
+func (w *patientWriter) written() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writing.never()
 }
 
 func (w *patientWriter) Write(p []byte) (int, error) {
+	defer w.written()
 	written := 0
 	for {
 		w.extend(writePatience)
+		w.writing.now()
 		piece := p[written:]
 		piece = piece[:min(len(piece), 64<<10)]
 		n, err := w.ResponseWriter.Write(piece)
@@ -155,6 +185,15 @@ func (m *Mirror) sendDocument(w http.ResponseWriter, r *http.Request, b *body, m
 	h.Set("Cache-Control", cacheDocument)
 	h.Set("Vary", varyDocument)
 	h.Set("X-Content-Type-Options", "nosniff")
+	if r.Method != http.MethodHead {
+		// It is in memory already, and stays there for as long as it is sent.
+		t, err := m.sending.begin(w, r, int64(len(b.data)))
+		if err != nil {
+			m.fail(w, r, err)
+			return
+		}
+		defer t.done()
+	}
 	if as == b.coding {
 		h.Set("Content-Encoding", string(b.coding))
 		h.Set("Content-Length", strconv.Itoa(len(b.data)))

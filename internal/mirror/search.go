@@ -3,6 +3,7 @@ package mirror
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -68,14 +69,22 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 		sendError(w, r, http.StatusBadRequest, "size and from must be numbers")
 		return
 	}
+	select {
+	case m.searching <- struct{}{}:
+		defer func() { <-m.searching }()
+	case <-ctx.Done():
+		m.fail(w, r, fmt.Errorf("%w: too many searches at once", ErrUnavailable))
+		return
+	}
 	var hits []hit
 	total := 0
 	for _, s := range in {
 		some := 0
+		var broken error
 		for e, err := range s.names(ctx) {
 			if err != nil {
-				s.fail(w, r, err)
-				return
+				broken = err
+				break
 			}
 			name := strings.ToLower(string(e.Name))
 			if !containsAll(name, words) || !s.shows(e.Name) {
@@ -85,6 +94,10 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 			if some++; some <= maxHits || len(words) > 0 && name == words[0] {
 				hits = append(hits, hit{e, s.Mirror})
 			}
+		}
+		if broken != nil {
+			s.fail(w, r, broken)
+			return
 		}
 	}
 	rank := func(e hit) int {
@@ -165,14 +178,29 @@ func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (sum
 	if err != nil {
 		return summary{}, err
 	}
-	raw, err := m.decoded(ctx, p)
+	var s summary
+	err = m.decoded(ctx, p, func(raw []byte) error {
+		head, tags, err := readHead(raw)
+		if err == nil {
+			s = summaryOf(name, head, tags)
+		}
+		return err
+	})
 	if err != nil {
 		return summary{}, err
 	}
-	head, tags, err := readHead(raw)
-	if err != nil {
-		return summary{}, err
+	cost := 256 + len(s.Description)
+	for _, word := range s.Keywords {
+		cost += 16 + len(word)
 	}
+	for _, person := range s.Maintainers {
+		cost += 32 + len(person.Username) + len(person.Email)
+	}
+	m.summaries.put(dir, s, int64(cost))
+	return s, nil
+}
+
+func summaryOf(name npm.Name, head packumentHead, tags map[string]string) summary {
 	s := summary{Name: name, Version: tags["latest"], Keywords: []string{}, Maintainers: []maintainer{}}
 	read(head.Description, &s.Description)
 	for _, raw := range elements(head.Keywords) {
@@ -203,15 +231,7 @@ func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (sum
 			s.Date = ""
 		}
 	}
-	cost := 256 + len(s.Description)
-	for _, word := range s.Keywords {
-		cost += 16 + len(word)
-	}
-	for _, person := range s.Maintainers {
-		cost += 32 + len(person.Username) + len(person.Email)
-	}
-	m.summaries.put(dir, s, int64(cost))
-	return s, nil
+	return s
 }
 
 // read reads a value of upstream's, which may be of any type, where it is of v's.

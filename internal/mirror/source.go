@@ -33,20 +33,20 @@ func (m *Mirror) version(ctx context.Context, name npm.Name, file string) (versi
 	if err != nil {
 		return "", d, err
 	}
-	raw, err := m.decoded(ctx, p)
-	if err != nil {
-		return "", d, err
-	}
-	doc, err := npm.ParsePackument(raw)
-	if err != nil {
-		return "", d, fmt.Errorf("read packument of %s: %w", name, err)
-	}
-	for v, manifest := range doc.Versions {
-		if f, err := npm.TarballFile(name, v, manifest.Dist.Tarball); err == nil && f == file {
-			return v, manifest.Dist, nil
+	err = m.decoded(ctx, p, func(raw []byte) error {
+		doc, err := npm.ParsePackument(raw)
+		if err != nil {
+			return fmt.Errorf("read packument of %s: %w", name, err)
 		}
-	}
-	return "", d, errNotFound
+		for v, manifest := range doc.Versions {
+			if f, err := npm.TarballFile(name, v, manifest.Dist.Tarball); err == nil && f == file {
+				version, d = v, manifest.Dist
+				return nil
+			}
+		}
+		return errNotFound
+	})
+	return version, d, err
 }
 
 // refetch has a listed tarball that no peer gives come from the registry that

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,7 @@ type Status struct {
 	LastUnavailable string `json:"last_unavailable,omitempty"` // the path of the last of them, and why not
 
 	Requests      int64         `json:"requests"`
+	Goroutines    int           `json:"goroutines"` // of the whole process, now
 	BytesBySource BytesBySource `json:"bytes_by_source"`
 
 	Node     *ipfs.Info `json:"node,omitempty"` // nil: no node, or it does not answer
@@ -130,6 +132,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started, Offline: m.o.Offline,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
 		IntegrityFailures: m.stats.mismatches.Load(), Unavailable: m.stats.unavailable.Load(), Requests: m.stats.requests.Load(),
+		Goroutines: runtime.NumGoroutine(),
 		BytesBySource: BytesBySource{
 			Tarballs: m.stats.kinds[tarballs].bytes(), Documents: m.stats.kinds[documents].bytes(),
 			Directories: m.stats.kinds[directories].bytes(),

@@ -37,11 +37,12 @@ const (
 // never complete at any client.
 func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.Name, file string) {
 	ctx := r.Context() // every block has a deadline of its own
-	c, obtained, err := m.locate(ctx, name, file)
+	at, obtained, err := m.locate(ctx, name, file)
 	if err != nil {
 		m.fail(w, r, err)
 		return
 	}
+	c := at.CID
 	etag := `"` + c.String() + `"`
 	mark := verifiedMark(name, file, c)
 	checked := m.isChecked(mark)
@@ -66,6 +67,13 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 	}
 	if m.o.Origin == nil && m.o.Tarballs != nil {
 		d.rescue = func(ctx context.Context) error { return m.refetch(ctx, name, file, c) }
+	}
+	if r.Method != http.MethodHead {
+		if d.transfer, err = m.sending.begin(w, r, int64(min(at.Tsize, maxHeld))); err != nil {
+			m.fail(w, r, err)
+			return
+		}
+		defer d.transfer.done()
 	}
 	content, err := unixfs.Open(ctx, d, c)
 	if err != nil {
@@ -194,56 +202,56 @@ func (m *Mirror) countMismatch(ctx context.Context, name npm.Name, file string, 
 	m.log.DebugContext(ctx, "tarball not sent whole", "package", name, "file", file, "error", err)
 }
 
-// locate finds the CID of a tarball: in the list, else from Origin; obtained
+// locate finds a tarball's CID and size: in the list, else from Origin; obtained
 // says that Origin gave it. A tarball that the list has, in a directory that
 // cannot be read, comes from Origin too.
-func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (c cid.Cid, obtained bool, err error) {
-	c, err = m.listed(ctx, name, file)
+func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (at unixfs.Link, obtained bool, err error) {
+	at, err = m.listed(ctx, name, file)
 	if err == nil || m.o.Origin == nil || ctx.Err() != nil {
-		return c, false, err
+		return at, false, err
 	}
 	c, originErr := m.originTarball(ctx, name, file)
 	switch {
 	case originErr == nil:
-		return c, true, nil
+		return unixfs.Link{Name: file, CID: c, Tsize: maxHeld}, true, nil // its size is not known yet
 	case errors.Is(originErr, errNotFound) && errors.Is(err, ErrUnavailable):
-		return cid.Undef, false, err
+		return at, false, err
 	}
-	return cid.Undef, false, originErr
+	return at, false, originErr
 }
 
 // listed finds a tarball in the list.
-func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (cid.Cid, error) {
+func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (at unixfs.Link, err error) {
 	dir, ok, err := m.entry(name)
 	if err != nil {
-		return cid.Undef, err
+		return at, err
 	}
 	if !ok {
-		return cid.Undef, errNotFound
+		return at, errNotFound
 	}
 	// A directory's CID commits to what its names mean: no need to decode it again.
 	key := dir.KeyString() + file
-	if c, ok := m.files.get(key); ok {
-		return c, nil
+	if at, ok := m.files.get(key); ok {
+		return at, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.o.Deadline)
 	defer cancel()
 	p, err := m.directory(ctx, dir)
 	if err != nil {
-		return cid.Undef, err
+		return at, err
 	}
 	if !p.tarballs.Defined() {
-		return cid.Undef, errNotFound
+		return at, errNotFound
 	}
-	link, err := unixfs.Lookup(ctx, dag{m: m, kind: directories}, p.tarballs, file)
+	at, err = unixfs.Lookup(ctx, dag{m: m, kind: directories}, p.tarballs, file)
 	if errors.Is(err, unixfs.ErrNotFound) {
-		return cid.Undef, errNotFound
+		return at, errNotFound
 	}
 	if err != nil {
-		return cid.Undef, fmt.Errorf("find %s of %s: %w", file, name, err)
+		return at, fmt.Errorf("find %s of %s: %w", file, name, err)
 	}
-	m.files.put(key, link.CID, int64(len(key))+256)
-	return link.CID, nil
+	m.files.put(key, at, int64(len(key)+len(file))+320)
+	return at, nil
 }
 
 // originTarball has Origin fetch a tarball, once for all that ask.
@@ -322,24 +330,27 @@ func (m *Mirror) integrities(ctx context.Context, p *packument) (map[string]npm.
 		return files, nil
 	}
 	return shared(ctx, m, "integrities "+p.id, 2*m.o.Deadline, func(ctx context.Context) (map[string]npm.Integrity, error) {
-		raw, err := m.decoded(ctx, p)
+		var files map[string]npm.Integrity
+		err := m.decoded(ctx, p, func(raw []byte) error {
+			doc, err := npm.ParsePackument(raw)
+			if err != nil {
+				return fmt.Errorf("read packument of %s: %w", p.name, err)
+			}
+			files = make(map[string]npm.Integrity, len(doc.Versions))
+			for version, manifest := range doc.Versions {
+				file, err := npm.TarballFile(p.name, version, manifest.Dist.Tarball)
+				if err != nil {
+					continue
+				}
+				// A version without a usable digest is one that cannot be checked.
+				if integrity, err := npm.ParseIntegrity(manifest.Dist); err == nil {
+					files[file] = integrity
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			return nil, err
-		}
-		doc, err := npm.ParsePackument(raw)
-		if err != nil {
-			return nil, fmt.Errorf("read packument of %s: %w", p.name, err)
-		}
-		files := make(map[string]npm.Integrity, len(doc.Versions))
-		for version, manifest := range doc.Versions {
-			file, err := npm.TarballFile(p.name, version, manifest.Dist.Tarball)
-			if err != nil {
-				continue
-			}
-			// A version without a usable digest is one that cannot be checked.
-			if integrity, err := npm.ParseIntegrity(manifest.Dist); err == nil {
-				files[file] = integrity
-			}
 		}
 		m.integrity.put(p.id, files, int64(len(files))*320+256)
 		return files, nil

@@ -80,8 +80,14 @@ func (f *follower) start(args ...string) (*process, error) {
 		return nil, err
 	}
 	args = append(append([]string{"run", "--feed", f.feed, "--upstream", f.upstream}, f.flags...), args...)
-	p := &process{Cmd: f.cmd(args...), exited: make(chan struct{}), log: log}
-	p.Stdout, p.Stderr = log, log
+	cmd := f.cmd(args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	return launch(cmd, log)
+}
+
+// launch starts cmd, whose output is log.
+func launch(cmd *exec.Cmd, log *os.File) (*process, error) {
+	p := &process{Cmd: cmd, exited: make(chan struct{}), log: log}
 	if err := p.Start(); err != nil {
 		log.Close()
 		return nil, err

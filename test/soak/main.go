@@ -1,12 +1,14 @@
 //go:build linux
 
 // Command soak runs the follower's binary through what a year brings, in
-// minutes to an hour, and holds its ledger against what the registry has:
+// minutes to an hour, and holds its ledger against what the registry has; and a
+// mirror's through what its clients may do:
 //
 //	go run ./test/soak kill      SIGKILL at random moments, Kubo's among them
 //	go run ./test/soak run       a busy feed for an hour, memory sampled
 //	go run ./test/soak full      a disk that fills up, and gets room again
 //	go run ./test/soak hostile   documents and tarballs that mean harm
+//	go run ./test/soak mirror    500 installs, beside clients that mean harm
 //
 // Each talks to loopback alone and says what it saw; docs/soak.md has the rest.
 package main
@@ -29,7 +31,7 @@ import (
 
 // scenarios are what the first argument names.
 var scenarios = map[string]func(ctx context.Context, args []string) error{
-	"kill": kill, "run": run, "full": full, "hostile": hostile, "registry": registry,
+	"kill": kill, "run": run, "full": full, "hostile": hostile, "mirror": abused, "registry": registry,
 }
 
 func main() {
@@ -37,7 +39,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if len(os.Args) < 2 || scenarios[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: soak kill | run | full | hostile, each with --help")
+		fmt.Fprintln(os.Stderr, "usage: soak kill | run | full | hostile | mirror, each with --help")
 		os.Exit(64)
 	}
 	err := scenarios[os.Args[1]](ctx, os.Args[2:])
@@ -68,7 +70,7 @@ func parse(flags *flag.FlagSet, args []string) error {
 	return nil
 }
 
-// inWork calls scenario with a new directory that holds the follower's binary.
+// inWork calls scenario with a new directory that holds the binaries.
 // The directory goes when all went well, else it stays to be looked at.
 func inWork(ctx context.Context, scenario func(dir string) error) error {
 	dir, err := os.MkdirTemp("", "soak-") // short: a socket's path has 107 bytes
@@ -86,15 +88,15 @@ func inWork(ctx context.Context, scenario func(dir string) error) error {
 	return errors.Join(err, os.RemoveAll(dir))
 }
 
-// build builds the follower into dir.
+// build builds the follower and the mirror into dir.
 func build(ctx context.Context, dir string) error {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("find the module: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-C", strings.TrimSpace(string(root)), "-o", filepath.Join(dir, "follower"), "./cmd/follower")
+	cmd := exec.CommandContext(ctx, "go", "build", "-C", strings.TrimSpace(string(root)), "-o", dir+string(filepath.Separator), "./cmd/follower", "./cmd/registry-mirror")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the follower: %w: %s", err, out)
+		return fmt.Errorf("build the commands: %w: %s", err, out)
 	}
 	return nil
 }
