@@ -77,10 +77,6 @@ func (m *Mirror) attests(ctx context.Context, name npm.Name, version string) err
 	if err != nil {
 		return err
 	}
-	raw, err := m.decoded(ctx, p)
-	if err != nil {
-		return err
-	}
 	var doc struct {
 		Versions map[string]struct {
 			Dist struct {
@@ -88,8 +84,8 @@ func (m *Mirror) attests(ctx context.Context, name npm.Name, version string) err
 			} `json:"dist"`
 		} `json:"versions"`
 	}
-	if err := json.Unmarshal(raw, &doc); err != nil {
-		return fmt.Errorf("%w: %w", npm.ErrPackument, err)
+	if err := m.decoded(ctx, p, func(raw []byte) error { return json.Unmarshal(raw, &doc) }); err != nil {
+		return fmt.Errorf("attestations of %s: %w: %w", name, npm.ErrPackument, err)
 	}
 	if a := doc.Versions[version].Dist.Attestations; len(a) == 0 || a.Kind() != '{' {
 		return errNotFound

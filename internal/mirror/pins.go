@@ -282,7 +282,8 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 		}
 	}
 	for version, file := range versions {
-		root, err := m.listed(ctx, pin.Name, file)
+		at, err := m.listed(ctx, pin.Name, file)
+		root := at.CID
 		if err == nil {
 			done = append(done, m.using(ctx, root))
 			if !m.o.Cached.knows(root) {
@@ -333,21 +334,20 @@ func (m *Mirror) versions(ctx context.Context, name npm.Name, dir cid.Cid) (map[
 	if err != nil {
 		return nil, err
 	}
-	raw, err := m.decoded(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := npm.ParsePackument(raw)
-	if err != nil {
-		return nil, fmt.Errorf("read packument of %s: %w", name, err)
-	}
-	files := make(map[string]string, len(doc.Versions))
-	for version, manifest := range doc.Versions {
-		if file, err := npm.TarballFile(name, version, manifest.Dist.Tarball); err == nil {
-			files[version] = file
+	files := map[string]string{}
+	err = m.decoded(ctx, p, func(raw []byte) error {
+		doc, err := npm.ParsePackument(raw)
+		if err != nil {
+			return fmt.Errorf("read packument of %s: %w", name, err)
 		}
-	}
-	return files, nil
+		for version, manifest := range doc.Versions {
+			if file, err := npm.TarballFile(name, version, manifest.Dist.Tarball); err == nil {
+				files[version] = file
+			}
+		}
+		return nil
+	})
+	return files, err
 }
 
 // ask gets a tarball as a client does, checked, and drops it.
@@ -359,7 +359,7 @@ func (m *Mirror) ask(ctx context.Context, name npm.Name, file string) (err error
 			err = fmt.Errorf("%s: %w", file, ErrUnavailable)
 		}
 	}()
-	m.serveTarball(w, r.WithContext(ctx), name, file)
+	m.serveTarball(newPatientWriter(w, 4*m.o.Deadline), r.WithContext(ctx), name, file)
 	if w.status != http.StatusOK {
 		return fmt.Errorf("%s: %w: %s", file, ErrUnavailable, strings.TrimSpace(string(w.said)))
 	}
