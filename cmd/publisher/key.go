@@ -33,6 +33,7 @@ type keyJSON struct {
 	Identity    string       `json:"identity_file,omitempty"`
 	Backup      string       `json:"backup_command"`
 	Number      int          `json:"number"`
+	DNSLink     string       `json:"dnslink"` // for the TXT record of _dnslink.DOMAIN (https://dnslink.dev)
 	Former      []formerJSON `json:"former,omitempty"`
 }
 
@@ -52,9 +53,13 @@ func show(k ipnskeys.Key) keyJSON {
 	}
 	return keyJSON{
 		k.Name, k.IPNSName.String(), k.Fingerprint, k.PublicKey, k.Next, k.Created, k.Signer, k.Command,
-		k.File, k.SuccessorFile, k.IdentityFile, k.BackupCommand(), k.Number, former,
+		k.File, k.SuccessorFile, k.IdentityFile, k.BackupCommand(), k.Number, dnslink(k), former,
 	}
 }
+
+// dnslink is what the TXT record of _dnslink.DOMAIN says for readers to find the
+// registry by a domain's name; it stays as it is until the key is rotated.
+func dnslink(k ipnskeys.Key) string { return "dnslink=/ipns/" + k.IPNSName.String() }
 
 // printKey says for people what show does.
 func printKey(w io.Writer, k ipnskeys.Key) error {
@@ -81,6 +86,7 @@ func printKey(w io.Writer, k ipnskeys.Key) error {
 	for _, f := range k.Former {
 		fmt.Fprintf(w, "former      %s, %s\n", f.IPNSName, keptUp(f.Until))
 	}
+	fmt.Fprintf(w, "by domain   TXT of _dnslink.DOMAIN: %s\n", dnslink(k))
 	_, err := fmt.Fprintf(w, "back up     %s\n", k.BackupCommand())
 	return err
 }

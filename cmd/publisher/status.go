@@ -112,6 +112,9 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 			fmt.Fprintf(w, "route     %s has sequence %d, until %s\n", route.Name, route.Sequence, route.EOL.Local().Format(time.DateTime))
 		}
 	}
+	for _, p := range s.Peers {
+		fmt.Fprintf(w, "peer      %s\n", p)
+	}
 	for _, f := range s.Former {
 		fmt.Fprintf(w, "former    /ipns/%s: ", f.Name)
 		switch {

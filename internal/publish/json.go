@@ -121,6 +121,7 @@ type StatusJSON struct {
 	Network    uint64     `json:"network_sequence"` // 0 where no route has a record
 	Routes     []viewJSON `json:"routes,omitempty"`
 	Next       string     `json:"next"`
+	Peers      []string   `json:"peers,omitempty"` // multiaddrs that readers may dial
 	Problem    string     `json:"problem,omitempty"`
 	Withheld   []Withheld `json:"withheld,omitempty"` // also by the policy, of that a thousand at most
 	Policy     string     `json:"policy,omitempty"`   // of the release
@@ -168,7 +169,7 @@ func (s Status) JSON(registry string) StatusJSON {
 		Name:     nameText(s.Name), Number: s.Release.Number, CID: cidText(s.Release.Root), List: listOf(s.Release), Created: s.Release.Created, Age: int64(s.Age / time.Second),
 		Packages: s.Release.Packages, Versions: s.Release.Versions, Behind: s.Behind,
 		Sequence: s.Sequence, Value: cidText(s.Value), EOL: s.EOL, Remaining: int64(s.Remaining / time.Second), SigningDue: s.SigningDue, Confirmed: s.Confirmed,
-		Next: s.Next, Withheld: slices.Concat(s.Withheld, s.Held), Policy: s.Release.Policy, HeldMore: s.HeldMore, Due: s.Due,
+		Peers: s.Peers, Next: s.Next, Withheld: slices.Concat(s.Withheld, s.Held), Policy: s.Release.Policy, HeldMore: s.HeldMore, Due: s.Due,
 	}
 	if s.Network != nil {
 		v.Network = s.Network.Sequence

@@ -37,6 +37,7 @@ type Status struct {
 	Held     []Withheld
 	HeldMore bool
 	Due      time.Time      // when the first of them comes of age; zero: none by itself
+	Peers    []string       // multiaddrs that readers may dial
 	Former   []FormerStatus // the keys before, the oldest first
 }
 
@@ -79,7 +80,7 @@ const heldShown = 1000
 
 // Status changes nothing, and does not wait for a running Publish.
 func (p *Publisher) Status(ctx context.Context) (Status, error) {
-	var s Status
+	s := Status{Peers: p.o.Peers}
 	var err error
 	now := p.now()
 	if s.Release, err = p.o.Index.Head(); err != nil && !errors.Is(err, index.ErrNoRelease) {
