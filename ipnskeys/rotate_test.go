@@ -277,3 +277,26 @@ func TestRotateCrash(t *testing.T) {
 		t.Errorf("the steps were %s", got)
 	}
 }
+
+// A name that is followed is kept up for as long as one before it, whose readers come
+// by it, however short its own overlap is.
+func TestRotateKeepsTheWay(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Mint(dir, "main", nil); err != nil {
+		t.Fatal(err)
+	}
+	long := overlapEnds
+	for _, until := range []time.Time{long, long.Add(-time.Hour), long.Add(time.Hour)} {
+		key, err := Rotate(t.Context(), dir, "main", Rotation{Until: until}, noJournal)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := until
+		if want.Before(long) {
+			want = long
+		}
+		if last := key.Former[len(key.Former)-1]; !last.Until.Equal(want) {
+			t.Errorf("asked for %s: kept up until %s, want %s", until, last.Until, want)
+		}
+	}
+}

@@ -183,5 +183,8 @@ func TestMaxStale(t *testing.T) {
 		if got := get(m, "/-/ping"); got.Code != 200 {
 			t.Errorf("ping: %d", got.Code)
 		}
+		if s := m.Status(t.Context()); !s.Stale || s.TooOld != (status == 503) {
+			t.Errorf("%v: status %+v", limit, s)
+		}
 	}
 }

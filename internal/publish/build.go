@@ -472,15 +472,15 @@ func (q *putter) put(ctx context.Context) error {
 // Law: pushed, durable, a sample read back, pinned, the sample fetched through the
 // witnesses, who find only what is pinned, and only then written in the journal. So a run after one that failed in any of these pushes again.
 func (p *Publisher) content(ctx context.Context, j *journal, release index.Release) error {
+	if p.pushed.Defined() && p.pushed == release.Root && j.pinned.root != release.Root {
+		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
+	}
 	kept, err := p.keepsPinned(ctx, j)
 	if err != nil {
 		return fmt.Errorf("release %d: %w: %w", release.Number, ErrIncomplete, err)
 	}
 	if kept && j.pinned.root == release.Root {
 		return nil
-	}
-	if p.pushed.Defined() && p.pushed == release.Root {
-		return j.append(line{Op: opPinned, Time: p.now(), Release: release.Number, Value: release.Root.String()})
 	}
 	if err := p.push(ctx, j, release, kept); err != nil {
 		if ctx.Err() != nil {

@@ -513,3 +513,35 @@ func BenchmarkPolicyChanges(b *testing.B) {
 	}
 	b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/packages*1e6, "µs/package")
 }
+
+// An index that begins anew does not list what the release before kept out because no
+// policy is configured; to be without one has to be said.
+func TestPolicyIsNotLost(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.hold(t, "left-pad", []string{"1.0.0", "1.1.0"}, "1.0.0", "1.1.0")
+	rules := by(t, policy.Rules{Except: []string{"left-pad@1.1.0"}})
+	p, stop := w.start(rules)
+	list := w.publish(p).Release.List
+	stop()
+	if err := w.disk.RemoveAll("state/index"); err != nil {
+		t.Fatal(err)
+	}
+	p, stop = w.start()
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrPolicyLost) || !strings.Contains(err.Error(), "careful") {
+		t.Errorf("none is configured: %v", err)
+	}
+	stop()
+	p, stop = w.start(rules)
+	if r := w.publish(p); r.Release.List != list || r.Number != 2 {
+		t.Errorf("with it: %+v", r)
+	}
+	stop()
+	if err := w.disk.RemoveAll("state/index"); err != nil {
+		t.Fatal(err)
+	}
+	p, stop = w.start(by(t, policy.Rules{}))
+	defer stop()
+	if r := w.publish(p); r.Versions != 2 {
+		t.Errorf("with an empty one: %+v", r)
+	}
+}

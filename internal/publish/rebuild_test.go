@@ -276,3 +276,30 @@ func TestListComesBack(t *testing.T) {
 		t.Errorf("list %v, want %v", again.Release.List, first.Release.List)
 	}
 }
+
+// A node that lost everything but what the follower stored is given all of the release
+// anew, though nothing changed since: what the index has at once, and the documents
+// that it lacks for the next run to pin.
+func TestLostNode(t *testing.T) {
+	w := newWorld(t)
+	w.ledger.hold(t, "left-pad", []string{"1.0.0"}, "1.0.0")
+	w.ledger.hold(t, "right-pad", []string{"1.0.0"}, "1.0.0")
+	stored := maps.Clone(w.node.durable)
+	p, stop := w.start()
+	defer stop()
+	release := w.publish(p).CID
+	whole := len(w.node.below(t, release))
+	w.node.set(func() {
+		w.node.durable = maps.Clone(stored)
+		clear(w.node.pins)
+	})
+	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("the documents are gone: %v", err)
+	}
+	if r := w.publish(p); r.CID != release {
+		t.Errorf("after that: %s, want %s", r.CID, release)
+	}
+	if got := len(w.node.below(t, release)); got != whole {
+		t.Errorf("%d blocks are there again, want %d", got, whole)
+	}
+}
