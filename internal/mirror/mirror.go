@@ -47,6 +47,9 @@ var (
 	ErrNotSynced = errors.New("the registry's list has not been synced yet")
 	// ErrUnavailable is returned for content that no source gave in time.
 	ErrUnavailable = errors.New("content is not available from any source")
+	// ErrNowhere is returned, beside ErrUnavailable, where every source has said that it
+	// does not have the content: to ask again soon is vain.
+	ErrNowhere = errors.New("every source lacks it")
 	// ErrOffline is returned, beside ErrUnavailable where content was wanted, by a
 	// mirror that was told to ask nobody.
 	ErrOffline = errors.New("this mirror is offline")
@@ -64,8 +67,9 @@ var (
 type NodeReader interface {
 	// Local returns a block that the node holds. It never asks the network.
 	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
-	// Get returns a block, asking the network until ctx ends, and keeps it.
-	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Find returns a block, asking the network until ctx ends or until that is vain:
+	// ipfs.ErrLacking says that nobody has it. It is kept.
+	Find(ctx context.Context, c cid.Cid) (blocks.Block, error)
 	// Put keeps blocks that came from a gateway.
 	Put(ctx context.Context, blks []blocks.Block) error
 	// Record returns the best IPNS record that the node can find.

@@ -134,13 +134,14 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 }
 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
-// pnpm retries those for minutes.
+// pnpm retries those for minutes. npm tries a 503 again after 10 s and once more after
+// 60 s: what every source lacks is 404 for it, which no client tries again.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
-	case errors.Is(err, errNotFound):
+	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
 		sendError(w, r, http.StatusNotFound, "Not found")
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
 		sendError(w, r, http.StatusForbidden, oneLine(err))
@@ -149,8 +150,12 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		if errors.Is(err, ErrUnavailable) {
 			m.stats.lack(r.URL.Path, err)
 		}
-		w.Header().Set("Retry-After", retryAfter)
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
+		if errors.Is(err, ErrNowhere) {
+			sendError(w, r, http.StatusNotFound, oneLine(err))
+			return
+		}
+		w.Header().Set("Retry-After", retryAfter)
 		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
 	case errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
 		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):
