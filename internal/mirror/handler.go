@@ -29,6 +29,9 @@ func (m *Mirror) Handler() http.Handler {
 		}
 		defer m.leave()
 		m.stats.requests.Add(1)
+		if m.o.Origin != nil {
+			r = r.WithContext(context.WithValue(r.Context(), clientKey{}, m.clientOf(r)))
+		}
 		m.route(newPatientWriter(w, 4*m.o.Deadline), r)
 	})
 }

@@ -183,6 +183,7 @@ const (
 	leafCache     = 32 << 20  // bytes of large blocks of tarballs kept in memory
 	entryCache    = 4 << 20   // bytes of the list's entries kept in memory
 	fileCache     = 8 << 20   // bytes of the tarballs' CIDs kept in memory
+	unknownCache  = 1 << 20   // bytes of names that Origin does not know
 	maxCompressed = 64 << 20  // bytes of a compressed document
 	maxDocument   = 256 << 20 // bytes of a document
 	maxPeers      = 16        // of those that release.json lists
@@ -222,6 +223,7 @@ type Mirror struct {
 	dialing atomic.Bool
 
 	sending *sending
+	asking  asking // of Origin
 
 	flights   singleflight.Group
 	render    chan struct{} // one token for each document being decoded or made
@@ -242,7 +244,8 @@ type Mirror struct {
 	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
-	told      *lru[string, time.Time] // notices, by host and text
+	unknown   *lru[npm.Name, time.Time] // names that Origin did not know, and when
+	told      *lru[string, time.Time]   // notices, by host and text
 	attested  *lru[string, attestations]
 
 	checkedMu sync.Mutex
@@ -302,6 +305,7 @@ func Open(o Options) (*Mirror, error) {
 		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
+		unknown:   newLRU[npm.Name, time.Time](unknownCache),
 		told:      newLRU[string, time.Time](1 << 20),
 		attested:  newLRU[string, attestations](8 << 20),
 		checked:   map[[16]byte]struct{}{},

@@ -3,7 +3,6 @@ package mirror
 import (
 	"errors"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -25,14 +24,7 @@ func (m *Mirror) notify(w http.ResponseWriter, r *http.Request, text string) {
 	if !strings.HasPrefix(r.UserAgent(), "npm/") {
 		return
 	}
-	host := r.RemoteAddr
-	if a, err := netip.ParseAddrPort(host); err == nil {
-		host = a.Addr().String()
-	}
-	if m.isTrusted(r) {
-		host = forwarded(r, "X-Forwarded-For", host)
-	}
-	key := host + " " + text
+	key := m.clientOf(r) + " " + text
 	now := m.o.Now()
 	if told, ok := m.told.get(key); ok && now.Sub(told) < noticeEvery {
 		return
