@@ -514,8 +514,7 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 		sendError(w, r, http.StatusNotFound, "version not found: "+want)
 		return
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendRaw(w, r, http.StatusOK, manifest)
+	sendPart(w, r, manifest)
 }
 
 func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.Name) {
@@ -533,8 +532,12 @@ func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.
 	if tags == nil {
 		tags = map[string]string{}
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendJSON(w, r, http.StatusOK, tags)
+	data, err := json.Marshal(tags, json.Deterministic(true))
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	sendPart(w, r, data)
 }
 
 // full calls use with the full packument's JSON, as decoded does.

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -124,6 +125,22 @@ func sendRaw(w http.ResponseWriter, r *http.Request, status int, data []byte) {
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(data) // the client has gone: nothing to do about it
 	}
+}
+
+// sendPart answers with JSON that was read out of documents, with a strong ETag of
+// its bytes, or 304 to whoever holds them. It is the same whatever a client accepts,
+// and so varies by nothing.
+func sendPart(w http.ResponseWriter, r *http.Request, data []byte) {
+	digest := sha256.Sum256(data)
+	etag := `"` + shortHash(digest[:]) + `"`
+	if matches(r.Header.Get("If-None-Match"), etag) {
+		sendNotModified(w, etag, cacheDocument, "")
+		return
+	}
+	h := w.Header()
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", cacheDocument)
+	sendRaw(w, r, http.StatusOK, data)
 }
 
 // sendError sends npm's form of an error; clients show the text.
