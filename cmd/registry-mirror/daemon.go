@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -83,7 +84,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return m.Run(ctx) })
 			group.Go(func() error { hurry(ctx, m); return nil })
-			group.Go(func() error { return mirror.Serve(ctx, log, m.Handler(), listeners...) })
+			group.Go(func() error { return crowd.Serve(ctx, log, m.Handler(), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
 			return group.Wait()
 		},

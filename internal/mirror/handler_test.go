@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -541,7 +542,7 @@ func TestServe(t *testing.T) {
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- Serve(ctx, m.log, m.Handler(), a, b) }()
+	go func() { ended <- crowd.Serve(ctx, m.log, m.Handler(), a, b) }()
 	for _, l := range []net.Listener{a, b} {
 		resp, err := http.Get("http://" + l.Addr().String() + "/left-pad/-/left-pad-1.3.0.tgz")
 		check(t, err)

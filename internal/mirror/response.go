@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -41,13 +42,13 @@ var errNotFound = errors.New("not found")
 
 // patientWriter gives a client writePatience for each piece of a response, so
 // that a slow one gets all of it and one that has stopped reading is left. Where
-// others wait for the memory that it holds, end leaves it sooner.
+// others wait for the memory that it holds, End leaves it sooner.
 type patientWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
-	writing moment
+	writing crowd.Moment
 
-	mu    sync.Mutex // of ended, and of what end does with a Write under way
+	mu    sync.Mutex // of ended, and of what End does with a Write under way
 	ended bool
 }
 
@@ -68,12 +69,13 @@ func (w *patientWriter) extend(d time.Duration) {
 	}
 }
 
-func (w *patientWriter) waits() time.Time { return w.writing.time() }
+// Waits and End make it one of a crowd.Crowd.
+func (w *patientWriter) Waits() time.Time { return w.writing.Time() }
 
-func (w *patientWriter) end() {
+func (w *patientWriter) End() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.writing.time().IsZero() {
+	if w.writing.Time().IsZero() {
 		return // it is done: the connection may be another request's
 	}
 	w.ended = true
@@ -83,7 +85,7 @@ func (w *patientWriter) end() {
 func (w *patientWriter) written() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.writing.never()
+	w.writing.Never()
 }
 
 func (w *patientWriter) Write(p []byte) (int, error) {
@@ -91,7 +93,7 @@ func (w *patientWriter) Write(p []byte) (int, error) {
 	written := 0
 	for {
 		w.extend(writePatience)
-		w.writing.now()
+		w.writing.Now()
 		piece := p[written:]
 		piece = piece[:min(len(piece), 64<<10)]
 		n, err := w.ResponseWriter.Write(piece)
