@@ -194,6 +194,7 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 		case dir.Makes():
 			o.Bound = 0
 		}
+		h.bound = o.Bound
 		if h.cache, err = mirror.OpenCache(o); err != nil {
 			return nil, nil, err
 		}
@@ -264,7 +265,8 @@ type opened struct {
 	log   *slog.Logger
 	nodes map[string]*state.Node // by network; "" is the state's own
 	cache *mirror.Cache          // nil for a command that does one thing
-	// bounded says that a bound was asked for.
+	// bound is the cache's, in bytes; bounded says that it was asked for.
+	bound   int64
 	bounded bool
 	close   []func() error // in the order of closing
 }
@@ -334,8 +336,19 @@ func (h *opened) node(ctx context.Context, dir state.Dir, network string, rows [
 		}
 		h.nodes[network] = node
 		h.own(node.Close)
+		if h.bound > 0 && node.Evictor() == nil && !h.bounded {
+			h.log.WarnContext(ctx, "nothing that is fetched is let go here: the node decides, for it is not this command's", "bound", collects(node))
+		}
 	}
 	return node, nil
+}
+
+// collects says what bounds a node that takes no blocks out for a mirror.
+func collects(node *state.Node) string {
+	if node.Kind == "kubo" {
+		return "Kubo's Datastore.StorageMax, with `ipfs daemon --enable-gc`"
+	}
+	return "none but `follower collect`, by the command that runs the node"
 }
 
 // patience is how long a node that has just started is given to reach a peer:
