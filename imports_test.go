@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/socket":     {},
 	"internal/cli":        {},
 	"internal/damage":     {},
+	"internal/crowd":      {},
 	"internal/policy":     {"internal/npm"},
 	// stores and clients
 	"internal/couch":    {},
@@ -39,7 +40,7 @@ var allowed = map[string][]string{
 	"internal/hosted":  {"internal/document", "internal/ledger", "internal/npm", "internal/unixfs"},
 	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/unixfs", "ipnskeys"},
-	"internal/mirror":  {"index", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
+	"internal/mirror":  {"index", "internal/crowd", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
 	// the state directory that the commands share
 	"internal/state": {"internal/ipfs", "internal/ledger", "internal/npm", "internal/socket", "internal/upstream"},
 	// commands: what each may not import is said below

@@ -19,6 +19,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/hosted"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -335,7 +336,7 @@ func (r *registry) serve(cmd *cobra.Command, s *serveSettings) (err error) {
 	}
 	var told sync.Once
 	served = true
-	group.Go(func() error { return hosted.Serve(ctx, log, registry.Handler(), listeners...) })
+	group.Go(func() error { return crowd.Serve(ctx, log, registry.Handler(), listeners...) })
 	group.Go(func() error { return registry.Run(ctx) })
 	if o.node.Kind == "embedded" && !o.node.Own() {
 		group.Go(func() error { return watchNode(ctx, o.node) })

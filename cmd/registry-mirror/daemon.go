@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -83,7 +84,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return m.Run(ctx) })
 			group.Go(func() error { hurry(ctx, m); return nil })
-			group.Go(func() error { return mirror.Serve(ctx, log, m.Handler(), listeners...) })
+			group.Go(func() error { return crowd.Serve(ctx, log, m.Handler(), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
 			return group.Wait()
 		},
@@ -193,6 +194,7 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 		case dir.Makes():
 			o.Bound = 0
 		}
+		h.bound = o.Bound
 		if h.cache, err = mirror.OpenCache(o); err != nil {
 			return nil, nil, err
 		}
@@ -263,7 +265,8 @@ type opened struct {
 	log   *slog.Logger
 	nodes map[string]*state.Node // by network; "" is the state's own
 	cache *mirror.Cache          // nil for a command that does one thing
-	// bounded says that a bound was asked for.
+	// bound is the cache's, in bytes; bounded says that it was asked for.
+	bound   int64
 	bounded bool
 	close   []func() error // in the order of closing
 }
@@ -333,8 +336,19 @@ func (h *opened) node(ctx context.Context, dir state.Dir, network string, rows [
 		}
 		h.nodes[network] = node
 		h.own(node.Close)
+		if h.bound > 0 && node.Evictor() == nil && !h.bounded {
+			h.log.WarnContext(ctx, "nothing that is fetched is let go here: the node decides, for it is not this command's", "bound", collects(node))
+		}
 	}
 	return node, nil
+}
+
+// collects says what bounds a node that takes no blocks out for a mirror.
+func collects(node *state.Node) string {
+	if node.Kind == "kubo" {
+		return "Kubo's Datastore.StorageMax, with `ipfs daemon --enable-gc`"
+	}
+	return "none but `follower collect`, by the command that runs the node"
 }
 
 // patience is how long a node that has just started is given to reach a peer:

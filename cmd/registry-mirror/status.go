@@ -154,10 +154,35 @@ func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Tab
 			}
 		}
 	}
+	what := "/sync"
 	if s.follow != "" {
-		return ask(cmd.Context(), path, http.MethodPost, "/sync?follow="+s.successor.String())
+		what += "?follow=" + s.successor.String()
 	}
-	return ask(cmd.Context(), path, http.MethodPost, "/sync")
+	status, err := ask(cmd.Context(), path, http.MethodPost, what)
+	return status, syncedThere(err)
+}
+
+// told is what the daemon says, and the sentinel that its status stands for.
+type told struct {
+	*socket.Refusal
+	is error
+}
+
+func (t told) Unwrap() error { return t.is }
+
+// syncedThere gives a refusal of the daemon's the code and hint that the same sync has
+// where none runs.
+func syncedThere(err error) error {
+	var r *socket.Refusal
+	if errors.As(err, &r) {
+		switch r.Status {
+		case http.StatusGatewayTimeout:
+			return told{r, mirror.ErrNoRecord}
+		case http.StatusConflict:
+			return told{r, mirror.ErrNoSuccessor}
+		}
+	}
+	return err
 }
 
 // oneName is what was typed, or nothing where registries were added, else the

@@ -20,6 +20,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/follow"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
@@ -191,7 +192,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 		return stop(err)
 	}
 	served = true
-	group.Go(func() error { return mirror.Serve(ctx, log, h.mirror.Handler(), listeners...) })
+	group.Go(func() error { return crowd.Serve(ctx, log, h.mirror.Handler(), listeners...) })
 	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -172,6 +174,9 @@ func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 	if errors.As(err, &h) {
 		hint = h.Hint()
 	}
+	if hint == "" {
+		hint = permissionHint(err)
+	}
 	if hint == "" && code == CodeUsage {
 		hint = "see `" + cmd.CommandPath() + " --help`"
 	}
@@ -179,6 +184,24 @@ func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 		fmt.Fprintf(w, "%s: hint: %s\n", name, hint)
 	}
 	return code
+}
+
+// permissionHint says what to do where the system does not let this user have a file or
+// a port; "" for any other error.
+func permissionHint(err error) string {
+	if !errors.Is(err, fs.ErrPermission) {
+		return ""
+	}
+	var file *fs.PathError
+	var link *os.LinkError
+	var port *net.OpError
+	switch {
+	case errors.As(err, &file), errors.As(err, &link):
+		return fmt.Sprintf("this runs as user %d: `ls -ld` of the file and of the directories above it shows who may use it; run this as that user, change the owner, or name another place", os.Getuid())
+	case errors.As(err, &port) && port.Op == "listen":
+		return "ports below 1024 are the system's: take one above"
+	}
+	return ""
 }
 
 // Version is what `version` prints: the module's version, or the commit that

@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -35,6 +38,7 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{Is: errPlain, Code: 12},
 		{Is: errWrong, Code: CodeUsage},
 	}
+	permission := fmt.Sprintf("this runs as user %d: `ls -ld` of the file and of the directories above it shows who may use it; run this as that user, change the owner, or name another place\n", os.Getuid())
 	for _, test := range []struct {
 		name   string
 		args   []string
@@ -53,6 +57,11 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "Hint", err: Hint(Usagef("no"), "do this"), code: CodeUsage, stderr: "tool: error: no\ntool: hint: do this\n"},
 		{name: "HintOfACause", err: Hint(errAway, "do this"), code: CodeAway, stderr: "tool: error: the daemon is away\ntool: hint: do this\n"},
 		{name: "HintOfItsOwn", err: fmt.Errorf("open: %w", hintedError{errPlain}), code: 12, stderr: "tool: error: open: plain\ntool: hint: its own hint\n"},
+		{name: "NoPermission", err: fmt.Errorf("open: %w", &fs.PathError{Op: "open", Path: "/s/k", Err: syscall.EACCES}), code: CodeFailed, stderr: "tool: error: open: open /s/k: permission denied\ntool: hint: " + permission},
+		{name: "NoPermissionToRename", err: &os.LinkError{Op: "rename", Old: "/s/a", New: "/s/b", Err: syscall.EPERM}, code: CodeFailed, stderr: "tool: error: rename /s/a /s/b: operation not permitted\ntool: hint: " + permission},
+		{name: "NoPermissionOfUsage", err: Usagef("read configuration: %w", &fs.PathError{Op: "open", Path: "/c", Err: syscall.EACCES}), code: CodeUsage, stderr: "tool: error: read configuration: open /c: permission denied\ntool: hint: " + permission},
+		{name: "NoPermissionForAPort", err: &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EACCES)}, code: CodeFailed, stderr: "tool: error: listen tcp: bind: permission denied\ntool: hint: ports below 1024 are the system's: take one above\n"},
+		{name: "NoPermissionFromAPeer", err: fmt.Errorf("ask: %w", fs.ErrPermission), code: CodeFailed, stderr: "tool: error: ask: permission denied\n"},
 		{name: "Stopped", err: fmt.Errorf("fetch: %w", context.Canceled), code: CodeFailed, stderr: "tool: stopped; start it again to go on where it was\n"},
 		{name: "UnknownFlag", args: []string{"--nonsense"}, code: CodeUsage, stderr: "tool: error: unknown flag: --nonsense\ntool: hint: see `tool --help`\n"},
 		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\" for \"tool\"\ntool: hint: see `tool --help`\n"},

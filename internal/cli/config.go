@@ -235,6 +235,11 @@ func readConfig(cmd *cobra.Command, env map[string]string) (configFile, error) {
 	}
 	c := configFile{path: path}
 	if err := toml.Unmarshal(raw, &c.keys); err != nil {
+		var at *toml.DecodeError
+		if errors.As(err, &at) {
+			line, column := at.Position()
+			return configFile{}, Hint(Usagef("read configuration %s, line %d, column %d: %w", path, line, column, err), "TOML has key = value lines under [tables], and text in quotes; docs/formats.md has the keys")
+		}
 		return configFile{}, Usagef("read configuration %s: %w", path, err)
 	}
 	return c, nil

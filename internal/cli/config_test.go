@@ -127,6 +127,7 @@ func TestConfigureRefuses(t *testing.T) {
 		{name: "Table", file: "[folower]\nfeed = \"x\"", says: "unknown table [folower]"},
 		{name: "Value", file: "json = \"maybe\"", says: "key json: "},
 		{name: "NotTOML", file: "json: true", says: "read configuration"},
+		{name: "NotTOMLFurtherDown", file: "json = true\n\n[follower]\nlisten = localhost\n", says: "line 4, column 10: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var args []string

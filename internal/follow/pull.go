@@ -23,6 +23,9 @@ const (
 	// pullTime bounds one fetch. It goes on when the client that asked for it
 	// has left, so that its next attempt finds it done.
 	pullTime = 15 * time.Minute
+	// maxPulls bounds the documents that are fetched at one time, and the tarballs
+	// likewise, with those for which nobody waits any more. Who asks for one more waits.
+	maxPulls = 512
 )
 
 // ErrClosed is returned once Close was called.
@@ -43,6 +46,10 @@ type PullThrough struct {
 	closed  bool
 	running sync.WaitGroup // fetches; Add under mu, while not closed
 
+	// papers and tarballs hold a token for each question under way. A tarball waits for
+	// its document, never the other way round.
+	papers, tarballs chan struct{}
+
 	gather *gathering
 }
 
@@ -50,7 +57,8 @@ type PullThrough struct {
 // Close it before the ledger and the node.
 func NewPullThrough(f *Follower) *PullThrough {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &PullThrough{f: f, ctx: ctx, cancel: cancel, gather: f.newGathering(ctx, 0)}
+	return &PullThrough{f: f, ctx: ctx, cancel: cancel, gather: f.newGathering(ctx, 0),
+		papers: make(chan struct{}, maxPulls), tarballs: make(chan struct{}, maxPulls)}
 }
 
 // Close ends the fetches that run and waits for them.
@@ -64,13 +72,19 @@ func (t *PullThrough) Close() error {
 	return nil
 }
 
-// once runs work for all that ask for key meanwhile. It goes on when ctx ends,
-// bounded by pullTime and Close.
-func once[T any](ctx context.Context, t *PullThrough, key string, work func(context.Context) (T, error)) (T, error) {
+// once runs work for all that ask for key meanwhile, when there is room. It goes on
+// when ctx ends, bounded by pullTime and Close.
+func once[T any](ctx context.Context, t *PullThrough, room chan struct{}, key string, work func(context.Context) (T, error)) (T, error) {
 	var none T
+	select {
+	case room <- struct{}{}:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
+		<-room
 		return none, ErrClosed
 	}
 	// This call itself counts, so that the flight it may begin is waited for.
@@ -84,7 +98,9 @@ func once[T any](ctx context.Context, t *PullThrough, key string, work func(cont
 	ended := make(chan singleflight.Result, 1)
 	go func() {
 		defer t.running.Done()
-		ended <- <-result
+		r := <-result
+		<-room
+		ended <- r
 	}()
 	select {
 	case r := <-ended:
@@ -111,14 +127,14 @@ func (t *PullThrough) Packument(ctx context.Context, name npm.Name) ([]byte, err
 // gives this file name, and returns its CID. Where the ledger and the node hold
 // it, upstream is not asked.
 func (t *PullThrough) Tarball(ctx context.Context, name npm.Name, file string) (cid.Cid, error) {
-	c, err := once(ctx, t, "tarball "+string(name)+" "+file, func(ctx context.Context) (cid.Cid, error) {
+	c, err := once(ctx, t, t.tarballs, "tarball "+string(name)+" "+file, func(ctx context.Context) (cid.Cid, error) {
 		return t.tarball(ctx, name, file)
 	})
 	return c, outward(err)
 }
 
 func (t *PullThrough) paper(ctx context.Context, name npm.Name, age time.Duration) (*paper, error) {
-	return once(ctx, t, fmt.Sprintf("packument %s %d", name, age), func(ctx context.Context) (*paper, error) {
+	return once(ctx, t, t.papers, fmt.Sprintf("packument %s %d", name, age), func(ctx context.Context) (*paper, error) {
 		pap, late, err := t.f.load(ctx, name, age)
 		if err != nil {
 			return nil, err

@@ -211,3 +211,25 @@ func TestOlderDocumentsNeverReplaceNewer(t *testing.T) {
 		}
 	}
 }
+
+// Where there is no room for one more fetch, a client waits for as long as it likes,
+// and takes no room then.
+func TestPullThroughIsBounded(t *testing.T) {
+	w := newWorld(t, small)
+	pull := w.pull()
+	for range maxPulls {
+		pull.papers <- struct{}{}
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := pull.Packument(gone, "lib"); !errors.Is(err, context.Canceled) || w.reg.Requests("/lib") != 0 {
+		t.Errorf("without room: %v", err)
+	}
+	<-pull.papers
+	if _, err := pull.Packument(t.Context(), "lib"); err != nil {
+		t.Error(err)
+	}
+	if len(pull.papers) != maxPulls-1 {
+		t.Errorf("%d places are taken, want %d", len(pull.papers), maxPulls-1)
+	}
+}

@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -41,42 +37,6 @@ func (r *Registry) Handler() http.Handler {
 			r.fail(w, req, err)
 		}
 	})
-}
-
-// Serve answers with h on every listener until ctx ends; requests under way then
-// have ten seconds. It closes the listeners.
-func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...net.Listener) error {
-	server := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	var g errgroup.Group
-	for _, l := range listeners {
-		g.Go(func() error {
-			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-				server.Close() // no half-served registry
-				return err
-			}
-			return nil
-		})
-	}
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if server.Shutdown(last) != nil {
-			server.Close()
-		}
-	})
-	err := g.Wait()
-	if !stop() {
-		<-stopped // Serve returns when Shutdown begins, not when it has ended
-	}
-	return err
 }
 
 // statusError is an error with the status that it is answered by.

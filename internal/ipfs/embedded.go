@@ -83,6 +83,7 @@ type Embedded struct {
 	host   host.Host
 	table  *table
 	swap   *bitswap.Bitswap
+	wants  *wants // what Find looks for
 
 	gateway    string // base URL, "" where off
 	gatewaySrv *http.Server
@@ -235,8 +236,10 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err != nil {
 		return nil, fmt.Errorf("start the DHT: %w", err)
 	}
-	n.swap = bitswap.New(n.ctx, bsnet.NewFromIpfsHost(n.host), n.table.routing, n.blocks,
+	n.wants = newWants(n.table.routing)
+	n.swap = bitswap.New(n.ctx, bsnet.NewFromIpfsHost(n.host), n.wants, n.blocks,
 		bitswap.WithPeerBlockRequestFilter(n.serves),
+		bitswap.WithTracer(n.wants),
 		bitswap.WithoutDuplicatedBlockStats())
 	listener, err := listenGateway(o, st, n.log)
 	if err != nil {

@@ -16,8 +16,8 @@ func (m *Mirror) Admin() http.Handler {
 }
 
 // Admin is the handler for the command's own socket: GET /status gives Status,
-// POST /sync does one round of Sync and gives Status too, or 502 with the
-// cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
+// POST /sync does one round of Sync and gives Status too, or 504 with the
+// cause where no route had a record, 502 where it is another; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
 // gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with no version
 // for all of them, do Pin and Unpin: 409 where those refuse. It must never be reachable
 // from outside.
@@ -42,9 +42,11 @@ func (t *Table) Admin() http.Handler {
 		case err == nil:
 			sendJSON(w, r, http.StatusOK, t.Status(r.Context()))
 		case errors.Is(err, ErrClosed):
-			sendError(w, r, http.StatusServiceUnavailable, err.Error())
+			sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
+		case errors.Is(err, ErrNoRecord):
+			sendError(w, r, http.StatusGatewayTimeout, oneLine(err))
 		default:
-			sendError(w, r, http.StatusBadGateway, err.Error())
+			sendError(w, r, http.StatusBadGateway, oneLine(err))
 		}
 	})
 	mux.HandleFunc("GET /pins", func(w http.ResponseWriter, r *http.Request) {

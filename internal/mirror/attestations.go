@@ -56,8 +56,7 @@ func (m *Mirror) serveAttestations(w http.ResponseWriter, r *http.Request, spec 
 		m.fail(w, r, err)
 		return
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendRaw(w, r, http.StatusOK, doc)
+	sendPart(w, r, doc)
 }
 
 // attests is nil where the listed document says that a version has attestations, and

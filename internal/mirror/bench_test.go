@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/boxo/ipns"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 )
 
@@ -64,7 +65,7 @@ func BenchmarkServe(b *testing.B) {
 	check(b, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, m.log, m.Handler(), l) }()
+	go func() { served <- crowd.Serve(ctx, m.log, m.Handler(), l) }()
 	b.Cleanup(func() {
 		cancel()
 		check(b, <-served)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,7 +63,7 @@ type dag struct {
 const smallBlock = 256 << 10
 
 // Get returns the block of c, ErrUnavailable when no source gave it within
-// Options.Deadline or before ctx ended.
+// Options.Deadline or before ctx ended; ErrNowhere too once all have said no.
 func (d dag) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	m := d.m
 	key := c.KeyString()
@@ -171,7 +172,7 @@ func (d dag) ways(c cid.Cid) (all []way) {
 	m := d.m
 	if m.o.Node != nil {
 		all = append(all, way{&m.peers, 0, m.o.Deadline, func(ctx context.Context) (blocks.Block, error) {
-			b, err := m.o.Node.Get(ctx, c)
+			b, err := m.o.Node.Find(ctx, c)
 			if err == nil {
 				m.stats.count(d.kind, fromBitswap, b)
 			}
@@ -193,7 +194,11 @@ func (d dag) ways(c cid.Cid) (all []way) {
 	}
 	if d.rescue != nil {
 		all = append(all, way{nil, rescueHedge, tarballPatience, func(ctx context.Context) (blocks.Block, error) {
-			if err := d.rescue(ctx); err != nil {
+			err := d.rescue(ctx)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNotFound) {
+				return nil, lacking{fmt.Errorf("upstream: %w", err)}
+			}
+			if err != nil {
 				return nil, fmt.Errorf("upstream: %w", err)
 			}
 			d.rescued.Store(true)
@@ -231,6 +236,7 @@ func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	pending := 0
 	silent := map[*breaker]time.Time{} // since when
 	var errs []error
+	nowhere := true // so far
 	start := func() {
 		w := ways[0]
 		ways = ways[1:]
@@ -269,8 +275,11 @@ func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 				}
 				return a.block, nil
 			}
+			nowhere = nowhere && saysNo(a.err)
 			if errs = append(errs, a.err); len(ways) > 0 {
 				start()
+			} else if pending == 0 && nowhere {
+				return nil, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrNowhere, errors.Join(errs...))
 			} else if pending == 0 {
 				return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
 			}
@@ -279,6 +288,17 @@ func (d dag) race(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
 		}
 	}
+}
+
+// lacking is an error of a source that has said that it does not have what was asked.
+type lacking struct{ error }
+
+func (l lacking) Unwrap() error { return l.error }
+
+// saysNo tells such an error from those of a source that may have it.
+func saysNo(err error) bool {
+	var no lacking
+	return errors.As(err, &no) || errors.Is(err, ipfs.ErrLacking)
 }
 
 // carFetch is one request to the gateways, shared by all that wait for blocks
@@ -407,6 +427,7 @@ func (m *Mirror) fromGateways(f *carFetch, root cid.Cid, whole bool, k kind) err
 	ctx, cancel := context.WithTimeout(m.life, limit)
 	defer cancel()
 	var errs []error
+	no := true // so far all lack it
 	first := int(m.best.Load())
 	for i := range m.o.Gateways {
 		n := (first + i) % len(m.o.Gateways)
@@ -440,10 +461,15 @@ func (m *Mirror) fromGateways(f *carFetch, root cid.Cid, whole bool, k kind) err
 			m.best.Store(int64(n))
 			return nil
 		}
+		no = no && errors.Is(err, ipfs.ErrNotFound)
 		errs = append(errs, fmt.Errorf("gateway %s: %w", gateway.URL(), err))
 		if ctx.Err() != nil {
+			no = false
 			break
 		}
+	}
+	if no {
+		return lacking{errors.Join(errs...)}
 	}
 	return errors.Join(errs...)
 }

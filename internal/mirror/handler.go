@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
@@ -29,58 +25,11 @@ func (m *Mirror) Handler() http.Handler {
 		}
 		defer m.leave()
 		m.stats.requests.Add(1)
+		if m.o.Origin != nil {
+			r = r.WithContext(context.WithValue(r.Context(), clientKey{}, m.clientOf(r)))
+		}
 		m.route(newPatientWriter(w, 4*m.o.Deadline), r)
 	})
-}
-
-// Serve answers with h on every listener until ctx ends; requests under way
-// then have ten seconds. It closes the listeners. Of connections there are at most
-// 8192: for one more, the one goes that has kept it waiting longest.
-func Serve(ctx context.Context, log *slog.Logger, h http.Handler, listeners ...net.Listener) error {
-	return serve(ctx, log, h, newLobby(maxConnections), listeners...)
-}
-
-func serve(ctx context.Context, log *slog.Logger, h http.Handler, lobby *lobby, listeners ...net.Listener) error {
-	server := &http.Server{
-		Handler:           impatient(h),
-		ConnState:         lobby.became,
-		ConnContext:       lobby.context,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		// Bodies have their deadline where they are read, responses theirs in
-		// patientWriter: one for all would cut a large tarball off.
-	}
-	var g errgroup.Group
-	for _, l := range listeners {
-		g.Go(func() error {
-			err := server.Serve(lobby.listener(l))
-			if errors.Is(err, http.ErrServerClosed) {
-				return nil
-			}
-			// One listener gone is the end of all: no half-served registry.
-			server.Close()
-			return err
-		})
-	}
-	stopped := context.AfterFunc(ctx, func() {
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if server.Shutdown(last) != nil {
-			server.Close()
-		}
-	})
-	err := g.Wait()
-	if !stopped() {
-		// Serve returns when Shutdown begins; requests are still under way.
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 11*time.Second)
-		defer cancel()
-		if server.Shutdown(last) != nil {
-			server.Close()
-		}
-	}
-	return err
 }
 
 // route finds what a path means. A scope may be its own segment or part of the

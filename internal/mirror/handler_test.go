@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -90,6 +91,37 @@ func TestRoutesOfTheRegistry(t *testing.T) {
 		if h.Get("Content-Encoding") != "" {
 			t.Errorf("%s %s: encoded though nobody asked", tt.method, tt.path)
 		}
+	}
+}
+
+// What is read out of documents has a strong validator of its bytes.
+func TestValidatorsOfParts(t *testing.T) {
+	w := newWorld(t)
+	w.keys = []byte(`{"keys":[]}`)
+	w.publish(everything...)
+	m := w.synced()
+	seen := map[string]string{}
+	for _, path := range []string{"/left-pad/latest", "/left-pad/1.0.0", "/-/package/left-pad/dist-tags", "/-/package/is-odd/dist-tags", keysPath} {
+		got := get(m, path)
+		etag := got.Header().Get("ETag")
+		if other, ok := seen[etag]; ok || len(etag) < 20 || etag[0] != '"' {
+			t.Errorf("%s: ETag %s, that of %q", path, etag, other)
+		}
+		seen[etag] = path
+		if head := do(m, "HEAD", path, nil); head.Code != 200 || head.Body.Len() > 0 || head.Header().Get("ETag") != etag || head.Header().Get("Content-Length") != got.Header().Get("Content-Length") {
+			t.Errorf("HEAD %s: %d %v, %d bytes", path, head.Code, head.Header(), head.Body.Len())
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			if again := do(m, method, path, nil, "If-None-Match: "+etag); again.Code != 304 || again.Body.Len() > 0 || again.Header().Get("ETag") != etag {
+				t.Errorf("%s %s again: %d %v", method, path, again.Code, again.Header())
+			}
+		}
+	}
+	if got := get(m, "/left-pad/1.3.0"); seen[got.Header().Get("ETag")] != "/left-pad/latest" {
+		t.Error("one version has two validators")
+	}
+	if got := get(m, "/left-pad/latest", "Host: registry.example.test"); seen[got.Header().Get("ETag")] != "" {
+		t.Error("another address has the same validator")
 	}
 }
 
@@ -510,7 +542,7 @@ func TestServe(t *testing.T) {
 	check(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- Serve(ctx, m.log, m.Handler(), a, b) }()
+	go func() { ended <- crowd.Serve(ctx, m.log, m.Handler(), a, b) }()
 	for _, l := range []net.Listener{a, b} {
 		resp, err := http.Get("http://" + l.Addr().String() + "/left-pad/-/left-pad-1.3.0.tgz")
 		check(t, err)

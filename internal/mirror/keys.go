@@ -2,6 +2,8 @@ package mirror
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/go-json-experiment/json"
@@ -30,6 +32,10 @@ func (m *Mirror) keys(ctx context.Context) ([]byte, error) {
 	}
 	return shared(ctx, m, "keys "+root.String(), m.o.Deadline, func(ctx context.Context) ([]byte, error) {
 		doc, err := index.ReadKeys(ctx, dag{m: m, kind: directories}, root)
+		if errors.Is(err, ErrNowhere) {
+			// Its 404 would say that nothing is signed.
+			return nil, fmt.Errorf("%w: signing keys: %v", ErrUnavailable, err)
+		}
 		if err == nil {
 			m.signing.Store(&signingKeys{root, doc})
 		}
@@ -56,8 +62,7 @@ func sendKeys(w http.ResponseWriter, r *http.Request, doc []byte) {
 		sendError(w, r, http.StatusNotFound, noKeys)
 		return
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendRaw(w, r, http.StatusOK, doc)
+	sendPart(w, r, doc)
 }
 
 // serveKeys answers with the keys of all registries, each once: clients ask for
@@ -98,5 +103,9 @@ func (t *Table) serveKeys(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	sendJSON(w, r, http.StatusOK, all)
+	data, err := json.Marshal(all)
+	if err != nil {
+		abort()
+	}
+	sendPart(w, r, data)
 }

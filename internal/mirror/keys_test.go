@@ -42,6 +42,10 @@ func TestKeys(t *testing.T) {
 		}
 	}
 	if got := get(m, keysPath); got.Code != 503 {
+		t.Errorf("keys, and no peer: %d", got.Code)
+	}
+	w.node.alone = false
+	if got := get(m, keysPath); got.Code != 503 {
 		t.Errorf("keys that cannot be had: %d, want 503: a 404 would say that nothing is signed", got.Code)
 	}
 }
@@ -64,7 +68,7 @@ func TestTableKeys(t *testing.T) {
 	}
 	publish(acme, `{"keys":[{"keyid":"b","key":"2"},7]}`, "@acme/thing")
 	publish(other, `{"keys":[{"key":"1", "keyid":"a"}]}`, "is-odd")
-	if got := ask(table.Handler(), keysPath).Body.String(); got != `{"keys":[{"keyid":"b","key":"2"},{"keyid":"a","key":"1"}]}`+"\n" {
+	if got := ask(table.Handler(), keysPath).Body.String(); got != `{"keys":[{"keyid":"b","key":"2"},{"keyid":"a","key":"1"}]}` {
 		t.Errorf("all three's: %s", got)
 	}
 	publish(other, `no JSON`, "is-odd")

@@ -47,6 +47,9 @@ var (
 	ErrNotSynced = errors.New("the registry's list has not been synced yet")
 	// ErrUnavailable is returned for content that no source gave in time.
 	ErrUnavailable = errors.New("content is not available from any source")
+	// ErrNowhere is returned, beside ErrUnavailable, where every source has said that it
+	// does not have the content: to ask again soon is vain.
+	ErrNowhere = errors.New("every source lacks it")
 	// ErrOffline is returned, beside ErrUnavailable where content was wanted, by a
 	// mirror that was told to ask nobody.
 	ErrOffline = errors.New("this mirror is offline")
@@ -64,8 +67,9 @@ var (
 type NodeReader interface {
 	// Local returns a block that the node holds. It never asks the network.
 	Local(ctx context.Context, c cid.Cid) (blocks.Block, error)
-	// Get returns a block, asking the network until ctx ends, and keeps it.
-	Get(ctx context.Context, c cid.Cid) (blocks.Block, error)
+	// Find returns a block, asking the network until ctx ends or until that is vain:
+	// ipfs.ErrLacking says that nobody has it. It is kept.
+	Find(ctx context.Context, c cid.Cid) (blocks.Block, error)
 	// Put keeps blocks that came from a gateway.
 	Put(ctx context.Context, blks []blocks.Block) error
 	// Record returns the best IPNS record that the node can find.
@@ -179,6 +183,7 @@ const (
 	leafCache     = 32 << 20  // bytes of large blocks of tarballs kept in memory
 	entryCache    = 4 << 20   // bytes of the list's entries kept in memory
 	fileCache     = 8 << 20   // bytes of the tarballs' CIDs kept in memory
+	unknownCache  = 1 << 20   // bytes of names that Origin does not know
 	maxCompressed = 64 << 20  // bytes of a compressed document
 	maxDocument   = 256 << 20 // bytes of a document
 	maxPeers      = 16        // of those that release.json lists
@@ -218,6 +223,7 @@ type Mirror struct {
 	dialing atomic.Bool
 
 	sending *sending
+	asking  asking // of Origin
 
 	flights   singleflight.Group
 	render    chan struct{} // one token for each document being decoded or made
@@ -238,7 +244,8 @@ type Mirror struct {
 	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
-	told      *lru[string, time.Time] // notices, by host and text
+	unknown   *lru[npm.Name, time.Time] // names that Origin did not know, and when
+	told      *lru[string, time.Time]   // notices, by host and text
 	attested  *lru[string, attestations]
 
 	checkedMu sync.Mutex
@@ -298,6 +305,7 @@ func Open(o Options) (*Mirror, error) {
 		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
+		unknown:   newLRU[npm.Name, time.Time](unknownCache),
 		told:      newLRU[string, time.Time](1 << 20),
 		attested:  newLRU[string, attestations](8 << 20),
 		checked:   map[[16]byte]struct{}{},

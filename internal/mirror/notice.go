@@ -3,7 +3,6 @@ package mirror
 import (
 	"errors"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -25,14 +24,7 @@ func (m *Mirror) notify(w http.ResponseWriter, r *http.Request, text string) {
 	if !strings.HasPrefix(r.UserAgent(), "npm/") {
 		return
 	}
-	host := r.RemoteAddr
-	if a, err := netip.ParseAddrPort(host); err == nil {
-		host = a.Addr().String()
-	}
-	if m.isTrusted(r) {
-		host = forwarded(r, "X-Forwarded-For", host)
-	}
-	key := host + " " + text
+	key := m.clientOf(r) + " " + text
 	now := m.o.Now()
 	if told, ok := m.told.get(key); ok && now.Sub(told) < noticeEvery {
 		return
@@ -64,6 +56,8 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "no list of this registry has come yet; "+seeStatus)
 	case errors.Is(err, ErrStale):
 		m.notify(w, r, "this registry's list is too old to be served: no newer one was found since its publisher's last word expired; "+seeStatus)
+	case errors.Is(err, ErrNowhere):
+		m.notify(w, r, "no source of this registry has it any more: another version may do, and whoever publishes this registry should know; "+seeStatus)
 	case errors.Is(err, ErrUnavailable):
 		m.notify(w, r, "none of the sources of this registry gave it in time; try again, and "+seeStatus)
 	}

@@ -86,7 +86,7 @@ func TestNoticeOfAnError(t *testing.T) {
 			w.big["left-pad-1.3.0.tgz"] = []byte("other bytes")
 			w.publish(everything...)
 		}, 403, false, "withheld: the bytes at hand are not"},
-		{"a document gone", "/left-pad", func(w *world) { w.lose(w.docs["left-pad"]) }, 503, true, "none of the sources"},
+		{"a document gone", "/left-pad", func(w *world) { w.lose(w.docs["left-pad"]) }, 404, false, "no source of this registry has it"},
 		{"too old", "/left-pad", func(*world) {}, 503, true, "this registry's list is too old"},
 		{"not listed", "/nowhere", func(*world) {}, 404, false, ""},
 		{"not listed", "/left-pad/-/left-pad-9.9.9.tgz", func(*world) {}, 404, false, ""},

@@ -200,17 +200,26 @@ func (u *upstreamDoc) packument(name npm.Name, abbreviated bool, m *Mirror) *pac
 	return p
 }
 
+// isUnknown says that Origin did not know name lately. What it said of names that do
+// not exist lies apart: whoever makes them up must not push documents out.
+func (m *Mirror) isUnknown(name npm.Name) bool {
+	at, ok := m.unknown.get(name)
+	return ok && m.o.Now().Sub(at) < originFresh
+}
+
 // fromOrigin asks Origin for the packument, unless it has answered lately.
 func (m *Mirror) fromOrigin(ctx context.Context, name npm.Name) (*upstreamDoc, error) {
 	if u, ok := m.origins.get(name); ok && m.o.Now().Sub(u.at) < originFresh {
 		return u, nil
 	}
-	return shared(ctx, m, "origin "+string(name), m.o.Deadline, func(ctx context.Context) (*upstreamDoc, error) {
+	if m.isUnknown(name) {
+		return &upstreamDoc{missing: true}, nil
+	}
+	return asked(ctx, m, "origin "+string(name), m.o.Deadline, func(ctx context.Context) (*upstreamDoc, error) {
 		raw, err := m.o.Origin.Packument(ctx, name)
 		if errors.Is(err, fs.ErrNotExist) {
-			u := &upstreamDoc{missing: true, at: m.o.Now()}
-			m.origins.put(name, u, 256)
-			return u, nil
+			m.unknown.put(name, m.o.Now(), int64(len(name))+128)
+			return &upstreamDoc{missing: true}, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: upstream: %w", ErrUnavailable, err)
@@ -505,8 +514,7 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 		sendError(w, r, http.StatusNotFound, "version not found: "+want)
 		return
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendRaw(w, r, http.StatusOK, manifest)
+	sendPart(w, r, manifest)
 }
 
 func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.Name) {
@@ -524,8 +532,12 @@ func (m *Mirror) serveDistTags(w http.ResponseWriter, r *http.Request, name npm.
 	if tags == nil {
 		tags = map[string]string{}
 	}
-	w.Header().Set("Cache-Control", cacheDocument)
-	sendJSON(w, r, http.StatusOK, tags)
+	data, err := json.Marshal(tags, json.Deterministic(true))
+	if err != nil {
+		m.fail(w, r, err)
+		return
+	}
+	sendPart(w, r, data)
 }
 
 // full calls use with the full packument's JSON, as decoded does.

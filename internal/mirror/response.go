@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
@@ -40,13 +42,13 @@ var errNotFound = errors.New("not found")
 
 // patientWriter gives a client writePatience for each piece of a response, so
 // that a slow one gets all of it and one that has stopped reading is left. Where
-// others wait for the memory that it holds, end leaves it sooner.
+// others wait for the memory that it holds, End leaves it sooner.
 type patientWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
-	writing moment
+	writing crowd.Moment
 
-	mu    sync.Mutex // of ended, and of what end does with a Write under way
+	mu    sync.Mutex // of ended, and of what End does with a Write under way
 	ended bool
 }
 
@@ -67,12 +69,13 @@ func (w *patientWriter) extend(d time.Duration) {
 	}
 }
 
-func (w *patientWriter) waits() time.Time { return w.writing.time() }
+// Waits and End make it one of a crowd.Crowd.
+func (w *patientWriter) Waits() time.Time { return w.writing.Time() }
 
-func (w *patientWriter) end() {
+func (w *patientWriter) End() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.writing.time().IsZero() {
+	if w.writing.Time().IsZero() {
 		return // it is done: the connection may be another request's
 	}
 	w.ended = true
@@ -82,7 +85,7 @@ func (w *patientWriter) end() {
 func (w *patientWriter) written() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.writing.never()
+	w.writing.Never()
 }
 
 func (w *patientWriter) Write(p []byte) (int, error) {
@@ -90,7 +93,7 @@ func (w *patientWriter) Write(p []byte) (int, error) {
 	written := 0
 	for {
 		w.extend(writePatience)
-		w.writing.now()
+		w.writing.Now()
 		piece := p[written:]
 		piece = piece[:min(len(piece), 64<<10)]
 		n, err := w.ResponseWriter.Write(piece)
@@ -126,6 +129,22 @@ func sendRaw(w http.ResponseWriter, r *http.Request, status int, data []byte) {
 	}
 }
 
+// sendPart answers with JSON that was read out of documents, with a strong ETag of
+// its bytes, or 304 to whoever holds them. It is the same whatever a client accepts,
+// and so varies by nothing.
+func sendPart(w http.ResponseWriter, r *http.Request, data []byte) {
+	digest := sha256.Sum256(data)
+	etag := `"` + shortHash(digest[:]) + `"`
+	if matches(r.Header.Get("If-None-Match"), etag) {
+		sendNotModified(w, etag, cacheDocument, "")
+		return
+	}
+	h := w.Header()
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", cacheDocument)
+	sendRaw(w, r, http.StatusOK, data)
+}
+
 // sendError sends npm's form of an error; clients show the text.
 func sendError(w http.ResponseWriter, r *http.Request, status int, text string) {
 	sendJSON(w, r, status, struct {
@@ -134,13 +153,14 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 }
 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
-// pnpm retries those for minutes.
+// pnpm retries those for minutes. npm tries a 503 again after 10 s and once more after
+// 60 s: what every source lacks is 404 for it, which no client tries again.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
-	case errors.Is(err, errNotFound):
+	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
 		sendError(w, r, http.StatusNotFound, "Not found")
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
 		sendError(w, r, http.StatusForbidden, oneLine(err))
@@ -149,8 +169,12 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		if errors.Is(err, ErrUnavailable) {
 			m.stats.lack(r.URL.Path, err)
 		}
-		w.Header().Set("Retry-After", retryAfter)
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
+		if errors.Is(err, ErrNowhere) {
+			sendError(w, r, http.StatusNotFound, oneLine(err))
+			return
+		}
+		w.Header().Set("Retry-After", retryAfter)
 		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
 	case errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
 		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):

@@ -48,7 +48,7 @@ func TestRefetch(t *testing.T) {
 		t.Errorf("other bytes: %d", got.Code)
 	}
 	up.other, up.none = nil, true
-	if got := get(m, leftPad); got.Code != http.StatusServiceUnavailable || !strings.Contains(got.Body.String(), "upstream") {
+	if got := get(m, leftPad); got.Code != http.StatusNotFound || !strings.Contains(got.Body.String(), "upstream") {
 		t.Errorf("upstream has none: %d %s", got.Code, got.Body)
 	}
 	up.none = false
@@ -186,5 +186,60 @@ func TestMaxStale(t *testing.T) {
 		if s := m.Status(t.Context()); !s.Stale || s.TooOld != (status == 503) {
 			t.Errorf("%v: status %+v", limit, s)
 		}
+	}
+}
+
+// What every source says it lacks is 404, which no client tries again; where one may
+// still have it, 503. Either is said at once, and lists what each source said.
+func TestNowhere(t *testing.T) {
+	for name, test := range map[string]struct {
+		alone, away bool
+		upstream    *fakeTarballs
+		gateway     bool
+		status      int
+	}{
+		"peers lack it":                 {status: 404},
+		"peers and the gateway lack it": {gateway: true, status: 404},
+		"upstream too":                  {gateway: true, upstream: &fakeTarballs{none: true}, status: 404},
+		"no peer is connected":          {alone: true, status: 503},
+		"upstream has other bytes":      {upstream: &fakeTarballs{other: []byte("new bytes")}, status: 503},
+		"the gateway is away":           {gateway: true, away: true, status: 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.publish("left-pad")
+			g := &fakeGateway{w: w}
+			m := w.synced(func(o *Options) {
+				if test.gateway {
+					o.Gateways = []Gateway{g}
+				}
+				if test.upstream != nil {
+					test.upstream.w = w
+					o.Tarballs = test.upstream.get
+				}
+			})
+			get(m, "/left-pad")
+			w.lose(w.files["left-pad-1.3.0.tgz"])
+			w.mu.Lock()
+			w.node.alone, g.away = test.alone, test.away
+			w.mu.Unlock()
+			got := get(m, leftPad)
+			if got.Code != test.status || (got.Header().Get("Retry-After") != "") != (test.status == 503) {
+				t.Errorf("%d %v: %s", got.Code, got.Header(), got.Body)
+			}
+			if s := m.Status(t.Context()); s.LastUnavailable == "" {
+				t.Error("status does not tell")
+			}
+		})
+	}
+	// A document likewise.
+	w := newWorld(t)
+	w.publish("left-pad")
+	m := w.synced()
+	for c := range w.blocks {
+		w.lose(c)
+	}
+	if got := get(m, "/left-pad"); got.Code != 404 || !strings.Contains(got.Body.String(), ErrNowhere.Error()) {
+		t.Errorf("document: %d %s", got.Code, got.Body)
 	}
 }

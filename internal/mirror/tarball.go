@@ -210,6 +210,9 @@ func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (at uni
 	if err == nil || m.o.Origin == nil || ctx.Err() != nil {
 		return at, false, err
 	}
+	if errors.Is(err, errNotFound) && m.isUnknown(name) {
+		return at, false, err
+	}
 	c, originErr := m.originTarball(ctx, name, file)
 	switch {
 	case originErr == nil:
@@ -258,7 +261,7 @@ func (m *Mirror) listed(ctx context.Context, name npm.Name, file string) (at uni
 func (m *Mirror) originTarball(ctx context.Context, name npm.Name, file string) (cid.Cid, error) {
 	ctx, cancel := context.WithTimeout(ctx, tarballPatience)
 	defer cancel()
-	return shared(ctx, m, "tarball "+string(name)+" "+file, wholeDeadline, func(ctx context.Context) (cid.Cid, error) {
+	return asked(ctx, m, "tarball "+string(name)+" "+file, wholeDeadline, func(ctx context.Context) (cid.Cid, error) {
 		c, err := m.o.Origin.Tarball(ctx, name, file)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -266,9 +266,10 @@ func TestHedge(t *testing.T) {
 // What nobody provides is said within the deadline, and the list is still served.
 func TestNobodyProvides(t *testing.T) {
 	for _, tt := range []struct {
-		name string
-		hang bool
-	}{{"peers fail", false}, {"peers hang", true}} {
+		name   string
+		hang   bool
+		status int
+	}{{"peers lack it", false, http.StatusNotFound}, {"peers hang", true, http.StatusServiceUnavailable}} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.publish(everything...)
@@ -278,7 +279,7 @@ func TestNobodyProvides(t *testing.T) {
 			w.node.hang = tt.hang
 			for _, path := range []string{leftPad, "/left-pad"} {
 				got := get(m, path)
-				if got.Code != http.StatusServiceUnavailable || got.Header().Get("Retry-After") == "" || !strings.Contains(got.Body.String(), `"error"`) {
+				if got.Code != tt.status || (got.Header().Get("Retry-After") != "") != tt.hang || !strings.Contains(got.Body.String(), `"error"`) {
 					t.Errorf("%s: %d %s", path, got.Code, got.Body)
 				}
 			}
@@ -364,7 +365,7 @@ func (o *fakeOrigin) Tarball(ctx context.Context, name npm.Name, file string) (c
 	if err != nil {
 		return cid.Undef, err
 	}
-	_, err = o.w.node.Get(ctx, ref.CID)
+	_, err = o.w.node.Find(ctx, ref.CID)
 	return ref.CID, err
 }
 

@@ -309,7 +309,7 @@ func (n *fakeNode) Local(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	return nil, ipfs.ErrNotFound
 }
 
-func (n *fakeNode) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+func (n *fakeNode) Find(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	n.w.mu.Lock()
 	if n.gets == nil {
 		n.gets = map[cid.Cid]int{}
@@ -325,8 +325,11 @@ func (n *fakeNode) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 		return nil, ctx.Err()
 	}
 	b, err := n.w.Get(ctx, c)
-	if err != nil || alone {
-		return nil, ipfs.ErrNotFound
+	if alone {
+		return nil, ipfs.ErrNoPeers
+	}
+	if err != nil {
+		return nil, ipfs.ErrLacking
 	}
 	return b, n.Put(ctx, []blocks.Block{b})
 }
@@ -378,6 +381,7 @@ type fakeGateway struct {
 	hang    bool
 	record  []byte // where not nil, in place of the world's
 	none    bool   // it has no record
+	away    bool   // under w.mu
 	asked   atomic.Int64
 	fetches int // under w.mu
 }
@@ -388,6 +392,12 @@ func (g *fakeGateway) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) 
 	if g.hang {
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	g.w.mu.Lock()
+	away := g.away
+	g.w.mu.Unlock()
+	if away {
+		return nil, ipfs.ErrUnavailable
 	}
 	return g.w.Get(ctx, c)
 }
@@ -516,7 +526,7 @@ func (w *world) scopeDir(t *testing.T, scope string) cid.Cid {
 
 var (
 	_ Gateway    = (*ipfs.Gateway)(nil)
-	_ NodeReader = ipfs.Node(nil)
+	_ NodeReader = (*ipfs.Embedded)(nil)
 )
 
 // asked is how many blocks the node was asked to fetch.

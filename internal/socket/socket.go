@@ -138,8 +138,8 @@ func Client(path string) *http.Client {
 const maxAnswer = 16 << 20
 
 // Call asks the process at path and decodes its JSON answer into out, within
-// five minutes unless ctx has a deadline of its own. An answer that is no success is an error with what it says:
-// {"error": text}, or the text itself.
+// five minutes unless ctx has a deadline of its own. An answer that is no success is a
+// *Refusal with what it says: {"error": text}, or the text itself.
 func Call(ctx context.Context, path, method, what string, out any) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -173,8 +173,16 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 	if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
 		failed.Error = strings.TrimSpace(string(body[:min(len(body), 1000)]))
 	}
-	return fmt.Errorf("the running command answers %s: %s", resp.Status, failed.Error)
+	return &Refusal{resp.StatusCode, failed.Error}
 }
+
+// Refusal is Call's error where the process answers with another status than 200.
+type Refusal struct {
+	Status int    // of HTTP
+	Text   string // what it says
+}
+
+func (r *Refusal) Error() string { return "the running command says: " + r.Text }
 
 // Serve serves h on l until ctx ends, then closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ipfs/boxo/ipns"
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 )
@@ -133,6 +135,15 @@ func (n *Node) KeepRecord(ctx context.Context, name ipns.Name, record []byte) er
 		return own.KeepRecord(ctx, name, record)
 	}
 	return nil
+}
+
+// Find is the node's Get, which ends as soon as waiting is vain where the node is an
+// embedded one of this process; any other says nothing until ctx ends.
+func (n *Node) Find(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	if own, ok := n.Node.(*ipfs.Embedded); ok {
+		return own.Find(ctx, c)
+	}
+	return n.Get(ctx, c)
 }
 
 // Evictor is what takes blocks out of the node: nil where the node is Kubo or another
