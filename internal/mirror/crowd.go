@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -185,6 +186,10 @@ type conn struct {
 	once    sync.Once
 	idle    moment
 	writing moment
+
+	// Of who writes, which is one at a time.
+	holding bool
+	held    *bytes.Buffer // nil: nothing is
 }
 
 func (c *conn) waits() time.Time {
@@ -198,10 +203,51 @@ func (c *conn) client() string { return c.host }
 
 func (c *conn) end() { c.Close() }
 
+// maxHead is how much of a response net/http gathers before it writes, in bytes: its
+// header and the first of its body. The rest of a large body it writes by itself.
+const maxHead = 4 << 10
+
+// heads are what is held; most connections hold nothing.
+var heads = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// hold has the next Write, of at most maxHead, wait for the one after it, so that a
+// header and its body are one system call. release must follow: it sends what still
+// waits.
+func (c *conn) hold() { c.holding = true }
+
+func (c *conn) release() error {
+	c.holding = false
+	head := c.held
+	if head == nil {
+		return nil
+	}
+	c.held = nil
+	defer putHead(head)
+	_, err := c.Write(head.Bytes())
+	return err
+}
+
+func putHead(head *bytes.Buffer) {
+	head.Reset()
+	heads.Put(head)
+}
+
 func (c *conn) Write(p []byte) (int, error) {
+	if c.holding && len(p) <= maxHead {
+		c.holding, c.held = false, heads.Get().(*bytes.Buffer)
+		return c.held.Write(p)
+	}
 	c.writing.now()
 	defer c.writing.never()
-	return c.Conn.Write(p)
+	head := c.held
+	if head == nil {
+		return c.Conn.Write(p)
+	}
+	c.held = nil
+	defer putHead(head)
+	both := net.Buffers{head.Bytes(), p}
+	n, err := both.WriteTo(c.Conn)
+	return max(int(n)-head.Len(), 0), err // head was counted when it was held
 }
 
 func (c *conn) Close() error {
@@ -230,6 +276,12 @@ func (l *lobby) context(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
+// connOf is the connection of a request of Serve's, nil of another server's.
+func connOf(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	return c
+}
+
 // impatient gives a request's body writePatience to come, whether h reads it or
 // leaves it to net/http, which would wait for it for ever. Until it is answered such
 // a request waits for its client.
@@ -237,7 +289,7 @@ func impatient(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience))
-			if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			if c := connOf(r); c != nil {
 				c.idle.now()
 			}
 		}

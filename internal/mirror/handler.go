@@ -29,7 +29,9 @@ func (m *Mirror) Handler() http.Handler {
 		}
 		defer m.leave()
 		m.stats.requests.Add(1)
-		m.route(newPatientWriter(w, 4*m.o.Deadline), r)
+		p := newPatientWriter(w, 4*m.o.Deadline)
+		p.conn = connOf(r)
+		m.route(p, r)
 	})
 }
 
