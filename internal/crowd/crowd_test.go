@@ -2,6 +2,7 @@ package crowd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -236,5 +238,140 @@ func TestABodyHasItsTime(t *testing.T) {
 				t.Errorf("%s: the connection was kept for %v", method, took)
 			}
 		})
+	}
+}
+
+// written is a connection that notes what each Write brought, and takes at most so
+// many bytes.
+type written struct {
+	net.Conn
+	all  []string
+	most int
+}
+
+func (w *written) Write(p []byte) (int, error) {
+	n := min(len(p), w.most)
+	w.most -= n
+	w.all = append(w.all, string(p[:n]))
+	if n < len(p) {
+		return n, net.ErrClosed
+	}
+	return n, nil
+}
+
+func TestAHeaderWaitsForItsBody(t *testing.T) {
+	long := strings.Repeat("x", maxHead+1)
+	for _, tt := range []struct {
+		name string
+		most int
+		do   func(c *Conn) (int, error)
+		want []string
+		n    int
+		err  error
+	}{
+		{"alone", 1 << 20, func(c *Conn) (int, error) { return c.Write([]byte("head")) }, []string{"head"}, 4, nil},
+		{"held", 1 << 20, func(c *Conn) (int, error) {
+			c.hold()
+			return c.Write([]byte("head"))
+		}, nil, 4, nil},
+		{"held and released", 1 << 20, func(c *Conn) (int, error) {
+			c.hold()
+			n, _ := c.Write([]byte("head"))
+			return n, c.release()
+		}, []string{"head"}, 4, nil},
+		{"held and followed", 1 << 20, func(c *Conn) (int, error) {
+			c.hold()
+			c.Write([]byte("head"))
+			n, err := c.Write([]byte("body"))
+			return n, errors.Join(err, c.release())
+		}, []string{"head", "body"}, 4, nil},
+		{"too long to be held", 1 << 20, func(c *Conn) (int, error) {
+			c.hold()
+			return c.Write([]byte(long))
+		}, []string{long}, len(long), nil},
+		{"released with nothing held", 1 << 20, func(c *Conn) (int, error) {
+			c.hold()
+			err := c.release()
+			n, _ := c.Write([]byte("head"))
+			return n, err
+		}, []string{"head"}, 4, nil},
+		{"the head is cut short", 2, func(c *Conn) (int, error) {
+			c.hold()
+			c.Write([]byte("head"))
+			return c.Write([]byte("body"))
+		}, []string{"he"}, 0, net.ErrClosed},
+		{"the body is cut short", 6, func(c *Conn) (int, error) {
+			c.hold()
+			c.Write([]byte("head"))
+			return c.Write([]byte("body"))
+		}, []string{"head", "bo"}, 2, net.ErrClosed},
+		{"it fails when it is released", 2, func(c *Conn) (int, error) {
+			c.hold()
+			n, _ := c.Write([]byte("head"))
+			return n, c.release()
+		}, []string{"he"}, 4, net.ErrClosed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &written{most: tt.most}
+			n, err := tt.do(&Conn{Conn: w})
+			if n != tt.n || !errors.Is(err, tt.err) || fmt.Sprintf("%.9q", w.all) != fmt.Sprintf("%.9q", tt.want) {
+				t.Errorf("%d, %v, and %.9q; want %d, %v, and %.9q", n, err, w.all, tt.n, tt.err, tt.want)
+			}
+		})
+	}
+}
+
+// Whatever net/http gathers and whatever it writes by itself, it comes whole and in
+// order.
+func TestResponsesOfAnySize(t *testing.T) {
+	body := make([]byte, 72<<10)
+	for i := range body {
+		body[i] = byte(i % 251)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, slog.New(slog.DiscardHandler), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			size, _ := strconv.Atoi(r.URL.Path[1:])
+			w.Header().Set("Content-Length", r.URL.Path[1:])
+			_, _ = ConnOf(r).Send(w, body[:size])
+		}), l)
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	sizes := []int{0, 1}
+	for _, around := range []int{2 << 10, 4 << 10, 6 << 10, 8 << 10, 64 << 10} {
+		for d := -300; d <= 300; d += 50 {
+			sizes = append(sizes, around+d)
+		}
+	}
+	for _, size := range sizes {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			fmt.Fprintf(c, "%s /%d HTTP/1.1\r\nHost: x\r\n\r\n", method, size)
+			resp, err := http.ReadResponse(r, &http.Request{Method: method})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(resp.Body)
+			want := body[:size]
+			if method == http.MethodHead {
+				want = nil
+			}
+			if err != nil || resp.ContentLength != int64(size) || !bytes.Equal(got, want) {
+				t.Fatalf("%s of %d bytes: %d came, %v", method, size, len(got), err)
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
 	}
 }

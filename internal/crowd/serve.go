@@ -1,11 +1,13 @@
 package crowd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -41,6 +43,13 @@ func serve(ctx context.Context, log *slog.Logger, h http.Handler, lobby *lobby, 
 		// Bodies have their deadline where they are read, responses theirs in
 		// the handler: one for all would cut a large tarball off.
 	}
+	// A request leaves a few KB behind, and all else that lives may be 5 MB: the
+	// collector would run ten times a second, and the slowest answers are those that
+	// wait for it. This counts as heap, and is never touched: it takes no memory, and
+	// under load there are 16 MiB more of what is to be collected.
+	ballast := make([]byte, 16<<20)
+	defer runtime.KeepAlive(ballast)
+
 	var g errgroup.Group
 	for _, l := range listeners {
 		g.Go(func() error {
@@ -74,7 +83,7 @@ func serve(ctx context.Context, log *slog.Logger, h http.Handler, lobby *lobby, 
 
 // lobby is a crowd of connections, those of all listeners of one Serve.
 type lobby struct {
-	crowd Crowd[*conn]
+	crowd Crowd[*Conn]
 	room  chan struct{} // holds one token for each connection
 }
 
@@ -126,43 +135,98 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *lobby) enter(c net.Conn) *conn {
+func (l *lobby) enter(c net.Conn) *Conn {
 	host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-	g := &conn{Conn: c, lobby: l, host: host}
+	g := &Conn{Conn: c, lobby: l, host: host}
 	g.idle.Now()
 	l.crowd.Add(g)
 	return g
 }
 
-// conn is a connection. It waits for its client while no request, or not all of one,
-// has come, and while it writes.
-type conn struct {
+// Conn is a connection of Serve's. It waits for its client while no request, or not
+// all of one, has come, and while it writes.
+type Conn struct {
 	net.Conn
 	lobby   *lobby
 	host    string
 	once    sync.Once
 	idle    Moment
 	writing Moment
+
+	// Of who writes, which is one at a time.
+	holding bool
+	held    *bytes.Buffer // nil: nothing is
 }
 
-func (c *conn) Waits() time.Time {
+func (c *Conn) Waits() time.Time {
 	if t := c.writing.Time(); !t.IsZero() {
 		return t
 	}
 	return c.idle.Time()
 }
 
-func (c *conn) Client() string { return c.host }
+func (c *Conn) Client() string { return c.host }
 
-func (c *conn) End() { c.Close() }
+func (c *Conn) End() { c.Close() }
 
-func (c *conn) Write(p []byte) (int, error) {
-	c.writing.Now()
-	defer c.writing.Never()
-	return c.Conn.Write(p)
+// maxHead is how much of a response net/http gathers before it writes, in bytes: its
+// header and the first of its body. The rest of a large body it writes by itself.
+const maxHead = 4 << 10
+
+// heads are what is held; most connections hold nothing.
+var heads = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// Send writes a piece of the body of w, whose request came by c, in one system call
+// with the header if that is still to be sent. A nil Conn writes to w alone.
+func (c *Conn) Send(w http.ResponseWriter, piece []byte) (int, error) {
+	if c == nil {
+		return w.Write(piece)
+	}
+	c.hold()
+	n, err := w.Write(piece)
+	return n, errors.Join(err, c.release())
 }
 
-func (c *conn) Close() error {
+// hold has the next Write, of at most maxHead, wait for the one after it. release
+// must follow: it sends what still waits.
+func (c *Conn) hold() { c.holding = true }
+
+func (c *Conn) release() error {
+	c.holding = false
+	head := c.held
+	if head == nil {
+		return nil
+	}
+	c.held = nil
+	defer putHead(head)
+	_, err := c.Write(head.Bytes())
+	return err
+}
+
+func putHead(head *bytes.Buffer) {
+	head.Reset()
+	heads.Put(head)
+}
+
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.holding && len(p) <= maxHead {
+		c.holding, c.held = false, heads.Get().(*bytes.Buffer)
+		return c.held.Write(p)
+	}
+	c.writing.Now()
+	defer c.writing.Never()
+	head := c.held
+	if head == nil {
+		return c.Conn.Write(p)
+	}
+	c.held = nil
+	defer putHead(head)
+	both := net.Buffers{head.Bytes(), p}
+	n, err := both.WriteTo(c.Conn)
+	return max(int(n)-head.Len(), 0), err // head was counted when it was held
+}
+
+func (c *Conn) Close() error {
 	c.once.Do(func() {
 		c.lobby.crowd.Remove(c)
 		<-c.lobby.room
@@ -173,7 +237,7 @@ func (c *conn) Close() error {
 // became is http.Server's ConnState: a new connection is idle until a whole header
 // has come.
 func (l *lobby) became(nc net.Conn, s http.ConnState) {
-	switch c := nc.(*conn); s {
+	switch c := nc.(*Conn); s {
 	case http.StateNew, http.StateIdle:
 		c.idle.Now()
 	case http.StateActive:
@@ -188,6 +252,13 @@ func (l *lobby) context(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
+// ConnOf is the connection by which a request of Serve's came, nil for another
+// server's.
+func ConnOf(r *http.Request) *Conn {
+	c, _ := r.Context().Value(connKey{}).(*Conn)
+	return c
+}
+
 // impatient gives a request's body bodyPatience to come, whether h reads it or
 // leaves it to net/http, which would wait for it for ever. Until it is answered such
 // a request waits for its client.
@@ -195,7 +266,7 @@ func impatient(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyPatience))
-			if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			if c := ConnOf(r); c != nil {
 				c.idle.Now()
 			}
 		}

@@ -15,12 +15,12 @@ func (m *Mirror) Admin() http.Handler {
 	return t.Admin()
 }
 
-// Admin is the handler for the command's own socket: GET /status gives Status,
-// POST /sync does one round of Sync and gives Status too, or 504 with the
-// cause where no route had a record, 502 where it is another; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
-// gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with no version
-// for all of them, do Pin and Unpin: 409 where those refuse. It must never be reachable
-// from outside.
+// Admin is the handler for the command's own socket: GET /status gives Status.
+// POST /sync does one round of Sync and gives Status too: 504 with the cause where no
+// route had a record, 502 where it is another. With ?follow=NAME it does FollowTo
+// before that, whose refusal is 409. GET /pins gives what is pinned; POST and DELETE
+// /pins?name=NAME&version=VERSION, with no version for all of them, do Pin and Unpin:
+// 409 where those refuse. It must never be reachable from outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
@@ -28,7 +29,9 @@ func (m *Mirror) Handler() http.Handler {
 		if m.o.Origin != nil {
 			r = r.WithContext(context.WithValue(r.Context(), clientKey{}, m.clientOf(r)))
 		}
-		m.route(newPatientWriter(w, 4*m.o.Deadline), r)
+		p := newPatientWriter(w, 4*m.o.Deadline)
+		p.conn = crowd.ConnOf(r)
+		m.route(p, r)
 	})
 }
 

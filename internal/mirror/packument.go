@@ -314,9 +314,9 @@ func (p *packument) etag(base string, as coding) string {
 	return b.String()
 }
 
-func shortHash(digest []byte) string {
-	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(digest[:20]))
-}
+func shortHash(digest []byte) string { return lowerBase32.EncodeToString(digest[:20]) }
+
+var lowerBase32 = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // rendition is the document with tarball URLs at base, "" for those it came with,
 // compressed for a client that is to get it as that: gzip where that is identity,

@@ -34,18 +34,20 @@ const (
 	varyDocument = "Accept, Accept-Encoding"
 
 	writePatience = 30 * time.Second // for a client to take 64 KiB
+	maxPiece      = 128 << 10        // bytes that are written at once
 	retryAfter    = "5"              // seconds
 )
 
 // errNotFound is for what neither the list nor Origin has.
 var errNotFound = errors.New("not found")
 
-// patientWriter gives a client writePatience for each piece of a response, so
-// that a slow one gets all of it and one that has stopped reading is left. Where
-// others wait for the memory that it holds, End leaves it sooner.
+// patientWriter gives a client the time that it may take for each piece of a
+// response, so that a slow one gets all of it and one that has stopped reading is
+// left. Where others wait for the memory that it holds, End leaves it sooner.
 type patientWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	conn    *crowd.Conn // nil: of a server that is not crowd.Serve's
 	writing crowd.Moment
 
 	mu    sync.Mutex // of ended, and of what End does with a Write under way
@@ -92,11 +94,11 @@ func (w *patientWriter) Write(p []byte) (int, error) {
 	defer w.written()
 	written := 0
 	for {
-		w.extend(writePatience)
-		w.writing.Now()
 		piece := p[written:]
-		piece = piece[:min(len(piece), 64<<10)]
-		n, err := w.ResponseWriter.Write(piece)
+		piece = piece[:min(len(piece), maxPiece)]
+		w.extend(writePatience * time.Duration(1+len(piece)/(64<<10)))
+		w.writing.Now()
+		n, err := w.conn.Send(w.ResponseWriter, piece)
 		if written += n; err != nil || written == len(p) {
 			return written, err
 		}

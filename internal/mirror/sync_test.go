@@ -537,7 +537,7 @@ func TestAdmin(t *testing.T) {
 		}
 		return rec.Code, v
 	}
-	if code, v := ask("POST", "/sync"); code != http.StatusBadGateway || v["error"] == "" {
+	if code, v := ask("POST", "/sync"); code != http.StatusGatewayTimeout || v["error"] == "" {
 		t.Errorf("sync without a record: %d %v", code, v)
 	}
 	w.publish(everything...)
