@@ -294,6 +294,17 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			return nil, err
 		}
 		o.Node = node
+		if h.share {
+			to := node.Announcer()
+			if to == nil {
+				return nil, cli.Hint(cli.Usagef("--share: this state's node is Kubo, or another command's"),
+					"leave it out; Kubo announces what its Provide.Strategy says, and the command that runs the node has a --share of its own")
+			}
+			// What a private registry has is nobody else's to know of.
+			if r.Network == "" && claims(r.Row) == open {
+				o.Announce = to
+			}
+		}
 		if h.cache != nil {
 			from := node.Evictor()
 			if from == nil && h.bounded && h.cacheSize > 0 {

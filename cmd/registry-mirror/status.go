@@ -243,6 +243,11 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 		if err := printOne(w, r.Status); err != nil {
 			return err
 		}
+		if r.Node != nil && r.Node.Share && len(r.Scopes)+len(r.Claims) > 0 {
+			if _, err := fmt.Fprintln(w, "shared    nothing of this registry, for it claims names"); err != nil {
+				return err
+			}
+		}
 	}
 	if c := s.Cache; c != nil {
 		bound := "no bound"
@@ -317,10 +322,12 @@ func seenBy(n ipfs.Info) string {
 	switch {
 	case n.Network == ipfs.Local:
 		return "local: nobody but this machine"
+	case n.Network == ipfs.LAN && n.Share:
+		return "lan, shared: whoever is on the same network finds this machine, is told which packages it has (" + cli.Count(n.Announced, "CID") + ") and may fetch what it holds"
 	case n.Network == ipfs.LAN:
 		return "lan: whoever is on the same network finds this machine and may fetch what it holds"
 	case n.Network == ipfs.Public && n.Share:
-		return "public, shared: everybody sees this machine's address and what it publishes, and may fetch what it holds"
+		return "public, shared: everybody sees this machine's peer ID and address and which packages it has (" + cli.Count(n.Announced, "CID") + "), and may fetch what it holds"
 	case n.Network == ipfs.Public:
 		return "public, not shared: nothing held is announced, or given to others than the peers dialled; those that are asked for packages see this machine's address"
 	}

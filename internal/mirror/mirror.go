@@ -153,6 +153,10 @@ type Options struct {
 	// Cached keeps account of the files that are fetched, and evicts some. nil: all
 	// stay.
 	Cached *Part
+	// Announce is told which blocks of this registry are here: the newest release and
+	// its list, package directories as they are read, and the files of Cached that are
+	// whole. nil: nobody is told.
+	Announce ipfs.Announcer
 
 	Log *slog.Logger     // nil: none
 	Now func() time.Time // nil: time.Now

@@ -27,6 +27,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		return nil
 	}
 	m.handOn(ctx) // what the last run accepted
+	m.spawn(func() { m.announceHeld(ctx) })
 	var last string
 	routes := m.routes
 	for {
