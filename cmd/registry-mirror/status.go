@@ -126,7 +126,7 @@ var errOtherName = errors.New("the running registry-mirror serves another name")
 
 // ask makes the running daemon sync. What else is asked for must fit it.
 func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.TableStatus, error) {
-	for _, flag := range []string{"ipfs", "gateway", "peer"} {
+	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
 		if cmd.Flags().Changed(flag) {
 			return mirror.TableStatus{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
 		}
@@ -290,13 +290,27 @@ func printOne(w io.Writer, s mirror.Status) error {
 		}
 		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
 	}
+	for _, r := range s.Routes {
+		if !strings.HasPrefix(r.Name, "route ") {
+			continue // the record's line and the node's say it
+		}
+		switch stale := ""; {
+		case r.Error != "":
+			fmt.Fprintf(w, "route     %s: %s\n", strings.TrimPrefix(r.Name, "route "), r.Error)
+		default:
+			if r.Expired {
+				stale = ", which has expired"
+			}
+			fmt.Fprintf(w, "route     %s has sequence %d%s\n", strings.TrimPrefix(r.Name, "route "), r.Sequence, stale)
+		}
+	}
 	if s.Equivocations > 0 {
 		fmt.Fprintf(w, "refused   %s that the owner does not sign; mirror/NAME/evidence has them\n", cli.Count(int(s.Equivocations), "record"))
 	}
 	if s.Error != "" {
 		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Error, "\n", "; "))
 	}
-	if s.Expired && s.Node != nil {
+	if s.Expired {
 		fmt.Fprintln(w, "hint      on a network that is cut off, `daemon --accept-stale` follows a record that has expired; else: is the clock right?")
 	}
 	if s.IntegrityFailures > 0 {

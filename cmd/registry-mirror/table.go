@@ -68,6 +68,9 @@ no other registry shares.`,
 			if row.Network != "" && row.Network != string(ipfs.Local) && row.Network != string(ipfs.LAN) && row.Network != string(ipfs.Public) {
 				return cli.Usagef("--network %s: it is local, lan or public", row.Network)
 			}
+			if _, err := routes(row.Routes); err != nil {
+				return err
+			}
 			table.Rows = append(table.Rows, row)
 			if err := check(table); err != nil {
 				return err
@@ -82,6 +85,7 @@ no other registry shares.`,
 	f.StringArrayVar(&row.Scopes, "scope", nil, "scope that this registry alone has; may be repeated")
 	f.StringArrayVar(&row.Packages, "package", nil, "package that this registry alone has; may be repeated")
 	f.StringArrayVar(&row.Gateways, "gateway", nil, "URL of a trustless gateway to read it from as well; may be repeated")
+	f.StringArrayVar(&row.Routes, "route", nil, routeUsage)
 	return cmd
 }
 

@@ -19,6 +19,7 @@ type Row struct {
 	// Packages are names that it claims beside its scopes.
 	Packages []string `json:"packages,omitempty"`
 	Gateways []string `json:"gateways,omitempty"`
+	Routes   []string `json:"routes,omitempty"`
 	Peers    []string `json:"peers,omitempty"`
 	// Network is of the node that only this registry's network is for; "" is the
 	// state's own node.
