@@ -215,6 +215,7 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		Registry string     `json:"registry"`
 		Scopes   []string   `json:"scopes,omitempty"`
 		Claims   []npm.Name `json:"claims,omitempty"`
+		Publish  string     `json:"publish_to,omitempty"`
 		statusJSON
 	}
 	all := struct {
@@ -223,7 +224,7 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		Cache      *mirror.CacheStatus `json:"cache,omitempty"`
 	}{Overlaps: s.Overlaps, Cache: s.Cache}
 	for _, r := range s.Registries {
-		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, summed(r.Status)})
+		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, r.PublishTo, summed(r.Status)})
 	}
 	return cli.PrintJSON(w, all)
 }
@@ -234,7 +235,7 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 			if i > 0 {
 				fmt.Fprintln(w)
 			}
-			row := state.Row{Scopes: r.Scopes}
+			row := state.Row{Scopes: r.Scopes, PublishTo: r.PublishTo}
 			for _, n := range r.Claims {
 				row.Packages = append(row.Packages, string(n))
 			}

@@ -135,7 +135,7 @@ type Options struct {
 	Gateways []Gateway  // in order of preference
 	// Routes are asked for records beside the node and the gateways.
 	Routes []RecordRoute
-	Origin   Origin     // nil: names and files that are not listed do not exist
+	Origin Origin // nil: names and files that are not listed do not exist
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs
