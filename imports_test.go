@@ -34,12 +34,13 @@ var allowed = map[string][]string{
 	"internal/upstream": {"internal/npm"},
 	"internal/resolve":  {"internal/npm"},
 	"internal/ipfs":     {"internal/damage", "internal/unixfs", "internal/socket"},
+	"internal/route":    {"internal/ipfs", "internal/ipnsrecord"},
 	"index":             {"internal/damage", "internal/npm", "internal/unixfs"},
 	"ipnskeys":          {"internal/ipnsrecord"},
 	// loops
 	"internal/hosted":  {"internal/document", "internal/ledger", "internal/npm", "internal/unixfs"},
 	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
-	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/unixfs", "ipnskeys"},
+	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/route", "internal/unixfs", "ipnskeys"},
 	"internal/mirror":  {"index", "internal/crowd", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
 	// the state directory that the commands share
 	"internal/state": {"internal/ipfs", "internal/ledger", "internal/npm", "internal/socket", "internal/upstream"},

@@ -20,6 +20,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
@@ -65,8 +66,8 @@ func (r *registry) check() error {
 	if err := r.checkMetrics(); err != nil {
 		return err
 	}
-	for _, route := range r.routes {
-		if _, err := publish.ParseRouter(route, nil); err != nil {
+	for _, s := range r.routes {
+		if _, err := route.Parse(s, nil); err != nil {
 			return err
 		}
 	}

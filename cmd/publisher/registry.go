@@ -23,6 +23,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
@@ -123,9 +124,9 @@ func (r *registry) open(ctx context.Context, purpose int, log *slog.Logger, prog
 			return nil, err
 		}
 	}
-	routes := make([]publish.Router, len(r.routes))
+	routes := make([]route.Router, len(r.routes))
 	for i, s := range r.routes {
-		if routes[i], err = publish.ParseRouter(s, nil); err != nil {
+		if routes[i], err = route.Parse(s, nil); err != nil {
 			return nil, err
 		}
 	}

@@ -29,7 +29,7 @@ const defaultListen = "127.0.0.1:4873"
 type source struct {
 	*cli.Common
 	ipfs, share, offline, noUpstream, acceptStale bool
-	gateways                                      []string
+	gateways, routes                              []string
 	upstream, address                             string
 	maxStale                                      time.Duration
 	proxies                                       proxies // that the daemon trusts
@@ -43,6 +43,7 @@ func (s *source) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.BoolVar(&s.ipfs, "ipfs", false, "use an IPFS node: find peers, fetch from them, serve them")
 	f.StringArrayVar(&s.gateways, "gateway", nil, "URL of a trustless gateway to read from as well; may be repeated")
+	f.StringArrayVar(&s.routes, "route", nil, routeUsage)
 }
 
 // defaultCacheSize is the bound of a state that only reads.
@@ -283,7 +284,11 @@ func (h *opened) Close() error {
 
 // mirror opens the mirror of one of rows.
 func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []located) (*mirror.Mirror, error) {
-	o := r.at.options(mirror.Options{Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), TrustedProxies: h.proxies, Offline: h.offline, MaxStale: h.maxStale, AcceptStale: h.acceptStale, Log: h.log})
+	routes, err := routes(append(slices.Clone(r.Routes), h.routes...))
+	if err != nil {
+		return nil, err
+	}
+	o := r.at.options(mirror.Options{Routes: routes, Dir: dir.Mirror(r.at.dir()), Gateways: gateways(append(slices.Clone(r.Gateways), h.gateways...)), TrustedProxies: h.proxies, Offline: h.offline, MaxStale: h.maxStale, AcceptStale: h.acceptStale, Log: h.log})
 	if claims(r.Row) == open && !h.noUpstream && !h.offline && h.address != "" {
 		up, config, err := openUpstream(dir, h.upstream, h.address)
 		if err != nil {
@@ -297,6 +302,17 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			return nil, err
 		}
 		o.Node = node
+		if h.share {
+			to := node.Announcer()
+			if to == nil {
+				return nil, cli.Hint(cli.Usagef("--share: this state's node is Kubo, or another command's"),
+					"leave it out; Kubo announces what its Provide.Strategy says, and the command that runs the node has a --share of its own")
+			}
+			// What a private registry has is nobody else's to know of.
+			if r.Network == "" && claims(r.Row) == open {
+				o.Announce = to
+			}
+		}
 		if h.cache != nil {
 			from := node.Evictor()
 			if from == nil && h.bounded && h.cacheSize > 0 {

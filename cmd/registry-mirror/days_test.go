@@ -20,6 +20,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/npm/npmtest"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/ipnskeys"
 )
@@ -27,7 +28,7 @@ import (
 // routed is a node whose records come by a route of the publisher's alone.
 type routed struct {
 	mirror.NodeReader
-	way publish.Router
+	way route.Router
 }
 
 func (n routed) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
@@ -59,7 +60,7 @@ func TestThirtyDays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	web, err := publish.ParseRouter(t.TempDir(), nil)
+	web, err := route.Parse(t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func TestThirtyDays(t *testing.T) {
 	var hour atomic.Int64
 	now := func() time.Time { return began.Add(time.Duration(hour.Load()) * time.Hour) }
 	publisher := publish.New(publish.Options{
-		Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Journal: dir.Journal("main"), Routes: []publish.Router{web}, Log: log, Now: now,
+		Ledger: h.ledger, Index: h.index, Node: h.node, Signer: signer, Journal: dir.Journal("main"), Routes: []route.Router{web}, Log: log, Now: now,
 	})
 	if _, err := publisher.Publish(ctx); err != nil {
 		t.Fatal(err)

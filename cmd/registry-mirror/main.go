@@ -15,6 +15,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 	"github.com/registry-mirror/registry-mirror/internal/upstream"
@@ -58,6 +59,8 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrNetwork, Code: cli.CodeUsage, Hint: "leave --network out, or use another --state"},
 	{Is: state.ErrOtherNode, Code: cli.CodeUsage, Hint: "leave --node out, or use another --state"},
 	{Is: publish.ErrMetrics, Code: cli.CodeUsage, Hint: "the node exporter's textfile collector reads no others"},
+	{Is: mirror.ErrPublishTo, Code: cli.CodeUsage, Hint: "--publish-to takes an https URL, or an http one of this machine, of a registry with --scope or --package"},
+	{Is: route.ErrRoute, Code: cli.CodeUsage, Hint: "--route takes an http or https URL, or the absolute path of a directory"},
 	{Is: publish.ErrOrigin, Code: cli.CodeUsage, Hint: "give scheme and host, as in " + publish.DefaultGatewayOrigin + ", or none"},
 	{Is: index.ErrParameters, Code: cli.CodeUsage, Hint: "a registry keeps its --gateway-origin: leave it out, or use another --state"},
 	{Is: index.ErrCorrupt, Code: cli.CodeFailed, Hint: "with the index's directory moved away it is built, or synced, anew"},

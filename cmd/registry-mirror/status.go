@@ -126,7 +126,7 @@ var errOtherName = errors.New("the running registry-mirror serves another name")
 
 // ask makes the running daemon sync. What else is asked for must fit it.
 func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.TableStatus, error) {
-	for _, flag := range []string{"ipfs", "gateway", "peer"} {
+	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
 		if cmd.Flags().Changed(flag) {
 			return mirror.TableStatus{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
 		}
@@ -240,6 +240,7 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		Registry string     `json:"registry"`
 		Scopes   []string   `json:"scopes,omitempty"`
 		Claims   []npm.Name `json:"claims,omitempty"`
+		Publish  string     `json:"publish_to,omitempty"`
 		statusJSON
 	}
 	all := struct {
@@ -248,7 +249,7 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		Cache      *mirror.CacheStatus `json:"cache,omitempty"`
 	}{Overlaps: s.Overlaps, Cache: s.Cache}
 	for _, r := range s.Registries {
-		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, summed(r.Status)})
+		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, r.PublishTo, summed(r.Status)})
 	}
 	return cli.PrintJSON(w, all)
 }
@@ -259,7 +260,7 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 			if i > 0 {
 				fmt.Fprintln(w)
 			}
-			row := state.Row{Scopes: r.Scopes}
+			row := state.Row{Scopes: r.Scopes, PublishTo: r.PublishTo}
 			for _, n := range r.Claims {
 				row.Packages = append(row.Packages, string(n))
 			}
@@ -267,6 +268,11 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 		}
 		if err := printOne(w, r.Status); err != nil {
 			return err
+		}
+		if r.Node != nil && r.Node.Share && len(r.Scopes)+len(r.Claims) > 0 {
+			if _, err := fmt.Fprintln(w, "shared    nothing of this registry, for it claims names"); err != nil {
+				return err
+			}
 		}
 	}
 	if c := s.Cache; c != nil {
@@ -310,13 +316,27 @@ func printOne(w io.Writer, s mirror.Status) error {
 		}
 		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
 	}
+	for _, r := range s.Routes {
+		if !strings.HasPrefix(r.Name, "route ") {
+			continue // the record's line and the node's say it
+		}
+		switch stale := ""; {
+		case r.Error != "":
+			fmt.Fprintf(w, "route     %s: %s\n", strings.TrimPrefix(r.Name, "route "), r.Error)
+		default:
+			if r.Expired {
+				stale = ", which has expired"
+			}
+			fmt.Fprintf(w, "route     %s has sequence %d%s\n", strings.TrimPrefix(r.Name, "route "), r.Sequence, stale)
+		}
+	}
 	if s.Equivocations > 0 {
 		fmt.Fprintf(w, "refused   %s that the owner does not sign; mirror/NAME/evidence has them\n", cli.Count(int(s.Equivocations), "record"))
 	}
 	if s.Error != "" {
 		fmt.Fprintf(w, "problem   %s\n", strings.ReplaceAll(s.Error, "\n", "; "))
 	}
-	if s.Expired && s.Node != nil {
+	if s.Expired {
 		fmt.Fprintln(w, "hint      on a network that is cut off, `daemon --accept-stale` follows a record that has expired; else: is the clock right?")
 	}
 	if s.IntegrityFailures > 0 {
@@ -342,10 +362,12 @@ func seenBy(n ipfs.Info) string {
 	switch {
 	case n.Network == ipfs.Local:
 		return "local: nobody but this machine"
+	case n.Network == ipfs.LAN && n.Share:
+		return "lan, shared: whoever is on the same network finds this machine, is told which packages it has (" + cli.Count(n.Announced, "CID") + ") and may fetch what it holds"
 	case n.Network == ipfs.LAN:
 		return "lan: whoever is on the same network finds this machine and may fetch what it holds"
 	case n.Network == ipfs.Public && n.Share:
-		return "public, shared: everybody sees this machine's address and what it publishes, and may fetch what it holds"
+		return "public, shared: everybody sees this machine's peer ID and address and which packages it has (" + cli.Count(n.Announced, "CID") + "), and may fetch what it holds"
 	case n.Network == ipfs.Public:
 		return "public, not shared: nothing held is announced, or given to others than the peers dialled; those that are asked for packages see this machine's address"
 	}

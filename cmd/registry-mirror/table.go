@@ -68,6 +68,9 @@ no other registry shares.`,
 			if row.Network != "" && row.Network != string(ipfs.Local) && row.Network != string(ipfs.LAN) && row.Network != string(ipfs.Public) {
 				return cli.Usagef("--network %s: it is local, lan or public", row.Network)
 			}
+			if _, err := routes(row.Routes); err != nil {
+				return err
+			}
 			table.Rows = append(table.Rows, row)
 			if err := check(table); err != nil {
 				return err
@@ -81,7 +84,9 @@ no other registry shares.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&row.Scopes, "scope", nil, "scope that this registry alone has; may be repeated")
 	f.StringArrayVar(&row.Packages, "package", nil, "package that this registry alone has; may be repeated")
+	f.StringVar(&row.PublishTo, "publish-to", "", "URL of the registry that takes npm publish of the names that this one claims; your token goes there, and nowhere else")
 	f.StringArrayVar(&row.Gateways, "gateway", nil, "URL of a trustless gateway to read it from as well; may be repeated")
+	f.StringArrayVar(&row.Routes, "route", nil, routeUsage)
 	return cmd
 }
 
@@ -167,7 +172,11 @@ const open = "open"
 // claims says what a row alone has.
 func claims(r state.Row) string {
 	if all := append(slices.Clone(r.Scopes), r.Packages...); len(all) > 0 {
-		return "for " + strings.Join(all, ", ") + " alone"
+		said := "for " + strings.Join(all, ", ") + " alone"
+		if r.PublishTo != "" {
+			said += "; writes go to " + r.PublishTo
+		}
+		return said
 	}
 	return open
 }
@@ -184,7 +193,7 @@ func check(table state.Table) error {
 
 // registryOf is a row without its mirror.
 func registryOf(r state.Row) mirror.Registry {
-	reg := mirror.Registry{Label: r.Label, Scopes: r.Scopes}
+	reg := mirror.Registry{Label: r.Label, Scopes: r.Scopes, PublishTo: r.PublishTo}
 	for _, p := range r.Packages {
 		reg.Names = append(reg.Names, npm.Name(p))
 	}

@@ -503,6 +503,9 @@ func (s *store) strike(db *pebble.DB, batch *pebble.Batch, hash []byte, c *Colle
 	s.badMu.Lock()
 	delete(s.bad, string(hash))
 	s.badMu.Unlock()
+	if s.gone != nil {
+		s.gone(hash)
+	}
 	return nil
 }
 

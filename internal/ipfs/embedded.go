@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -56,9 +57,9 @@ type EmbeddedOptions struct {
 	// Bootstrap (likewise) is where a Public node enters the DHT; by default
 	// libp2p's public bootstrap peers.
 	Bootstrap []string
-	// Share makes a Public node serve its blocks to everybody and announce
-	// pinned roots; without it, it serves private addresses and the peers that
-	// it dialled itself.
+	// Share makes the node announce pinned roots, and what Announce is given, to
+	// its network's DHT; and a Public one serve its blocks to everybody. Without it
+	// that serves private addresses and the peers that it dialled itself.
 	Share bool
 	// Offline keeps this run of the node off every network: it listens nowhere, and
 	// knows no peers. What is recorded of the node stays as it is.
@@ -84,6 +85,8 @@ type Embedded struct {
 	table  *table
 	swap   *bitswap.Bitswap
 	wants  *wants // what Find looks for
+	// announcer is nil without Share.
+	announcer *announcer
 
 	gateway    string // base URL, "" where off
 	gatewaySrv *http.Server
@@ -262,6 +265,17 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	if err := n.table.start(n.ctx); err != nil {
 		return nil, fmt.Errorf("start the DHT: %w", err)
 	}
+	if n.share {
+		if n.announcer, err = newAnnouncer(n.table, n.log); err != nil {
+			return nil, fmt.Errorf("announce to the DHT: %w", err)
+		}
+		n.blocks.gone = n.announcer.drop
+		pinned, err := n.pinsToTell()
+		if err != nil {
+			return nil, fmt.Errorf("announce what is pinned: %w", err)
+		}
+		n.Announce(slices.Collect(maps.Keys(pinned))...)
+	}
 	if n.network == LAN {
 		n.wg.Go(n.meet)
 	}
@@ -269,8 +283,8 @@ func open(_ context.Context, o EmbeddedOptions, st state, lock *pebble.Lock) (_ 
 	for _, p := range peers {
 		n.wg.Go(func() { n.keepPeer(n.ctx, p) })
 	}
-	if n.network == Public && n.share {
-		n.wg.Go(func() { n.announce(n.ctx) })
+	if n.announcer != nil {
+		n.wg.Go(func() { n.announcer.run(n.ctx) })
 	}
 	return n, nil
 }
@@ -291,6 +305,9 @@ func (n *Embedded) Close() error {
 	n.sessionMu.Unlock()
 	if n.swap != nil {
 		errs = append(errs, n.swap.Close())
+	}
+	if n.announcer != nil {
+		errs = append(errs, n.announcer.to.Close())
 	}
 	if n.table != nil {
 		errs = append(errs, n.table.Close())
@@ -426,8 +443,8 @@ func (n *Embedded) Pin(ctx context.Context, label string, near, root cid.Cid) er
 	if err := n.pin(ctx, label, near, root); err != nil {
 		return fmt.Errorf("pin %q to %s: %w", label, root, err)
 	}
-	if n.network == Public && n.share {
-		n.wg.Go(func() { n.provide(n.ctx, root) })
+	if label != QuietLabel {
+		n.Announce(root)
 	}
 	return nil
 }
@@ -454,6 +471,9 @@ func (n *Embedded) pin(ctx context.Context, label string, near, root cid.Cid) er
 func (n *Embedded) Unpin(_ context.Context, label string, root cid.Cid) error {
 	if err := n.blocks.unpin(label, root); err != nil {
 		return fmt.Errorf("unpin %s from %q: %w", root, label, err)
+	}
+	if label != QuietLabel {
+		return n.Withdraw(root)
 	}
 	return nil
 }
@@ -509,7 +529,10 @@ func (n *Embedded) Info(context.Context) (Info, error) {
 		Gateway: n.gateway,
 		Peers:   len(n.host.Network().Peers()),
 		Durable: true,
-		Network: n.network, Share: n.share && n.network == Public,
+		Network: n.network, Share: n.share,
+	}
+	if n.announcer != nil {
+		info.Announced = n.announcer.count()
 	}
 	for _, a := range n.host.Addrs() {
 		info.Addrs = append(info.Addrs, a.String()+"/p2p/"+info.ID)

@@ -264,18 +264,26 @@ const recordType = "application/vnd.ipfs.ipns-record"
 
 // Record returns the record of a name by /routing/v1/ipns, and where a gateway
 // does not have that, by /ipns/NAME?format=ipns-record, in at most 30 seconds.
-// It has been checked for name, signature and EOL; ErrNotFound where there is
-// none.
+// It has been checked for name and signature, and has expired only where the gateway has
+// no better one; ErrNotFound where there is none.
 func (g *Gateway) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	raw, err := g.record(ctx, name, "/routing/v1/ipns/"+name.String())
-	if err != nil && ctx.Err() == nil {
-		var second error
-		raw, second = g.record(ctx, name, "/ipns/"+name.String()+"?format=ipns-record")
+	if err == nil && !expired(name, raw) {
+		return raw, nil
+	}
+	if ctx.Err() == nil {
+		other, second := g.record(ctx, name, "/ipns/"+name.String()+"?format=ipns-record")
 		switch {
-		case second != nil && second.Error() == err.Error():
-		case second != nil && !errors.Is(err, ErrNotFound):
+		case err == nil:
+			if second == nil && (!expired(name, other) || better(name, other, raw)) {
+				raw = other
+			}
+		case second == nil:
+			raw, err = other, nil
+		case second.Error() == err.Error():
+		case !errors.Is(err, ErrNotFound):
 			// The first says more, unless it only lacks that service.
 			err = errors.Join(err, second)
 		default:
@@ -286,6 +294,12 @@ func (g *Gateway) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
 		return nil, fmt.Errorf("record of %s from %s: %w", name, g.base, err)
 	}
 	return raw, nil
+}
+
+// expired says of a record whether all that is wrong with it is its age.
+func expired(name ipns.Name, raw []byte) bool {
+	_, err := checkRecord(name, raw)
+	return errors.Is(err, ipns.ErrExpiredRecord)
 }
 
 func (g *Gateway) record(ctx context.Context, name ipns.Name, path string) (raw []byte, err error) {
@@ -303,7 +317,7 @@ func (g *Gateway) record(ctx context.Context, name ipns.Name, path string) (raw 
 		if err != nil {
 			return err
 		}
-		if _, err := checkRecord(name, raw); err != nil {
+		if _, err := checkRecord(name, raw); err != nil && !errors.Is(err, ipns.ErrExpiredRecord) {
 			return fmt.Errorf("%w: %w", ErrBadGateway, err)
 		}
 		return nil

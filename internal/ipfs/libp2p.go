@@ -308,39 +308,6 @@ func (n *Embedded) keepPeer(ctx context.Context, p peer.AddrInfo) {
 	}
 }
 
-// announceEvery is how often pinned roots are provided again: DHT servers
-// forget a provider after 48 hours, and Kubo provides every 22.
-const announceEvery = 12 * time.Hour
-
-// announce provides the pinned roots on the DHT, now and again, until ctx ends.
-func (n *Embedded) announce(ctx context.Context) {
-	next := time.Minute // the routing table fills first
-	for {
-		select {
-		case <-time.After(next):
-			next = announceEvery
-		case <-ctx.Done():
-			return
-		}
-		pins, err := n.blocks.pins("")
-		if err != nil {
-			n.log.ErrorContext(ctx, "reading pins failed", "err", err)
-			continue
-		}
-		for _, p := range pins {
-			n.provide(ctx, p.root)
-		}
-	}
-}
-
-func (n *Embedded) provide(ctx context.Context, root cid.Cid) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	if err := n.table.routing.Provide(ctx, root, true); err != nil && ctx.Err() == nil {
-		n.log.WarnContext(ctx, "announcing a root failed", "cid", root.String(), "err", err)
-	}
-}
-
 // lookAround is how often the machine's addresses are compared.
 const lookAround = 5 * time.Second
 

@@ -55,10 +55,12 @@ type Info struct {
 	Gateway string   `json:"gateway"` // base URL of its HTTP gateway and /routing/v1, "" where none
 	Peers   int      `json:"peers"`   // connected peers
 	Durable bool     `json:"durable"` // Checkpoint reaches the disk; false for a daemon elsewhere, whose disk nobody here can sync
-	// Network is where peers come from, and Share whether they are everybody; "" and
-	// false of a daemon, and of a node that runs in another process.
-	Network Network `json:"network,omitempty"`
-	Share   bool    `json:"share,omitempty"`
+	// Network is where peers come from; Share says whether what is held is announced
+	// there, and Announced of how many blocks that is said. "", false and 0 of a daemon,
+	// and of a node that runs in another process.
+	Network   Network `json:"network,omitempty"`
+	Share     bool    `json:"share,omitempty"`
+	Announced int     `json:"announced,omitempty"`
 }
 
 // Node is what the project needs of an IPFS node. Methods may run concurrently.

@@ -76,6 +76,8 @@ type store struct {
 	collecting sync.Mutex      // held by the collection that runs
 	loose      atomic.Bool     // there may be rows of looseSpace
 
+	gone func(mh.Multihash) // told of each block that is removed, where not nil; fixed once the node is open
+
 	// Fixed after open; tests change them.
 	grace time.Duration // looseGrace
 	now   func() time.Time

@@ -55,6 +55,7 @@ import (
 //	v                      "1": the form of these rows
 //	s                      bytes of all blocks, each once in its part
 //	p <name>               JSON: a Pin
+//	o <file> <registry>    a registry that has the file
 //
 // <file> is <part> 0 <CID>. Times are nanoseconds since 1970, never the same twice.
 type Cache struct {
@@ -112,6 +113,7 @@ const (
 	sharedSpace = 'b'
 	sizeRow     = 's'
 	pinRows     = 'p'
+	ownerSpace  = 'o'
 	formatRow   = 'v'
 	cacheFormat = "1"
 
@@ -294,9 +296,9 @@ func (p *Part) counts() bool {
 
 func (p *Part) key(file cid.Cid) string { return p.label + "\x00" + string(file.Bytes()) }
 
-// use makes a file the one that was used last, and keeps it here until as many calls
-// of done. Once it returns, the file is written down.
-func (p *Part) use(ctx context.Context, file cid.Cid) {
+// use makes a file the one that was used last, by a registry, and keeps it here until as
+// many calls of done. Once it returns, the file is written down.
+func (p *Part) use(ctx context.Context, file cid.Cid, registry string) {
 	c, key := p.c, p.key(file)
 	c.mu.Lock()
 	for gone, ok := c.going[key]; ok; gone, ok = c.going[key] {
@@ -311,7 +313,7 @@ func (p *Part) use(ctx context.Context, file cid.Cid) {
 		}
 	}
 	c.inUse[key]++
-	err := c.touch(key, true)
+	err := c.touch(key, registry)
 	young := c.young[key]
 	c.mu.Unlock()
 	if err == nil && young {
@@ -331,21 +333,21 @@ func (p *Part) again(ctx context.Context, file cid.Cid) {
 	c := p.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.touch(p.key(file), false); err != nil {
+	if err := c.touch(p.key(file), ""); err != nil {
 		c.o.Log.ErrorContext(ctx, "a use of a file in the cache is not written down", "cid", file, "error", err)
 	}
 }
 
-// touch notes that a file is used now, and makes a row where it has none and is to
-// have one. It needs mu.
-func (c *Cache) touch(key string, make bool) error {
+// touch notes that a file is used now, and makes a row where it has none and a registry
+// is to have one. It needs mu.
+func (c *Cache) touch(key, registry string) error {
 	if s, ok := c.seen[key]; ok {
 		if since := c.o.Now().UnixNano() - s.used; since >= 0 && since < int64(c.o.Grain) {
 			return nil
 		}
 	}
 	s, ok, err := c.row(key)
-	if err != nil || !ok && !make {
+	if err != nil || !ok && registry == "" {
 		return err
 	}
 	batch := c.db.NewBatch()
@@ -355,6 +357,9 @@ func (c *Cache) touch(key string, make bool) error {
 	}
 	c.last = max(c.last+1, c.o.Now().UnixNano())
 	s.used = c.last
+	if registry != "" {
+		err = errors.Join(err, batch.Set(append(ownRow(key), registry...), nil, nil))
+	}
 	if err := errors.Join(err, c.setRow(batch, key, s), batch.Commit(pebble.NoSync)); err != nil {
 		delete(c.seen, key)
 		return err
@@ -429,7 +434,11 @@ func (p *Part) took(file cid.Cid, pieces []piece, whole bool) error {
 func (p *Part) knows(file cid.Cid) bool {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
-	s, ok, err := p.c.row(p.key(file))
+	key := p.key(file)
+	if s, ok := p.c.seen[key]; ok {
+		return s.known
+	}
+	s, ok, err := p.c.row(key)
 	return err == nil && ok && s.known
 }
 

@@ -309,7 +309,7 @@ func (b *bin) look(_ context.Context, file cid.Cid) (pieces []piece, whole bool)
 // read is a request for a file: what is missing is fetched.
 func (b *bin) read(t *testing.T, p *Part, file cid.Cid) {
 	t.Helper()
-	p.use(t.Context(), file)
+	p.use(t.Context(), file, "bin")
 	for _, piece := range b.files[file] {
 		b.held[string(piece.hash)] = true
 	}
@@ -430,7 +430,7 @@ func TestCacheRandomly(t *testing.T) {
 				case 3:
 					if !model.busy[file] && len(model.busy) < 3 {
 						b.read(t, p, file)
-						p.use(t.Context(), file)
+						p.use(t.Context(), file, "bin")
 						model.use(file)
 						model.busy[file] = true
 					}

@@ -23,8 +23,12 @@ func (m *Mirror) using(ctx context.Context, file cid.Cid) (done func()) {
 	if !part.counts() {
 		return func() {}
 	}
-	part.use(ctx, file)
+	part.use(ctx, file, m.registry())
 	return func() {
+		// Before it may be evicted: what is gone must not be announced.
+		if m.o.Announce != nil && part.knows(file) {
+			m.announce(file)
+		}
 		if part.done(file, false) {
 			return
 		}
@@ -38,6 +42,8 @@ func (m *Mirror) using(ctx context.Context, file cid.Cid) (done func()) {
 			}
 			if err := part.took(file, pieces, whole); err != nil {
 				m.log.Error("a file of the cache is not counted", "cid", file, "error", err)
+			} else if whole {
+				m.announce(file)
 			}
 		}) {
 			part.done(file, true)

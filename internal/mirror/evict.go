@@ -269,7 +269,7 @@ func (c *Cache) strike(keys []string) error {
 		if size, _, err = c.setPieces(batch, key, size, nil); err != nil {
 			return err
 		}
-		if err := errors.Join(batch.Delete(timeKey(s.used, key), nil), batch.Delete(append([]byte{fileSpace}, key...), nil)); err != nil {
+		if err := errors.Join(batch.Delete(timeKey(s.used, key), nil), batch.Delete(append([]byte{fileSpace}, key...), nil), c.disown(batch, key)); err != nil {
 			return err
 		}
 		delete(c.seen, key)

@@ -167,10 +167,7 @@ func (m *Mirror) serveAudit(w http.ResponseWriter, r *http.Request, none any) {
 }
 
 func (m *Mirror) refuseWrite(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Allow", "GET, HEAD")
-	// The body is not read: without this a client may wait for the server to.
-	w.Header().Set("Connection", "close")
-	sendError(w, r, http.StatusMethodNotAllowed, "this registry is a read-only mirror: publish to the registry that it mirrors")
+	refuseWrite(w, r, "this registry is a read-only mirror of "+m.Address()+": publish to the registry that owns the name with `npm publish --registry=URL`")
 }
 
 // safeFile keeps everything that is no file name away from directories, marks

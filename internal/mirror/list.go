@@ -106,7 +106,9 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 		return got, err
 	}
 	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
+	before := m.head.Load()
 	m.setHead(h)
+	m.announceList(ctx, before, got.Release)
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
 		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)

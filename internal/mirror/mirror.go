@@ -98,8 +98,18 @@ type Gateway interface {
 	// as scope says, at most maxBytes. An error from sink ends it. With
 	// ipfs.ScopeAll and no path it returns nil only when every block has come.
 	Fetch(ctx context.Context, root cid.Cid, path []string, scope ipfs.Scope, maxBytes int64, sink func(blocks.Block) error) error
-	// Record returns the gateway's IPNS record of name.
+	// Record returns the gateway's IPNS record of name, one that has expired too.
 	Record(ctx context.Context, name ipns.Name) ([]byte, error)
+}
+
+// RecordRoute is a place where records lie, and nothing else.
+type RecordRoute struct {
+	Name string // what people call it
+	// Get gives the record of name that lies there, which it need not check;
+	// ipfs.ErrNotFound where there is none. It ends with ctx.
+	Get func(ctx context.Context, name ipns.Name) ([]byte, error)
+	// Cached says that it is asked as seldom as the record's TTL allows.
+	Cached bool
 }
 
 // Origin is an upstream registry that the mirror may ask (pull-through). An
@@ -127,7 +137,9 @@ type Options struct {
 	Root     cid.Cid
 	Node     NodeReader // nil: gateways only, whose blocks are then kept in Dir
 	Gateways []Gateway  // in order of preference
-	Origin   Origin     // nil: names and files that are not listed do not exist
+	// Routes are asked for records beside the node and the gateways.
+	Routes []RecordRoute
+	Origin Origin // nil: names and files that are not listed do not exist
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs
@@ -157,6 +169,10 @@ type Options struct {
 	// Cached keeps account of the files that are fetched, and evicts some. nil: all
 	// stay.
 	Cached *Part
+	// Announce is told which blocks of this registry are here: the newest release and
+	// its list, package directories as they are read, and the files of Cached that are
+	// whole. nil: nobody is told.
+	Announce ipfs.Announcer
 
 	Log *slog.Logger     // nil: none
 	Now func() time.Time // nil: time.Now

@@ -79,6 +79,7 @@ func (m *Mirror) directory(ctx context.Context, dir cid.Cid) (pkg, error) {
 		}
 	}
 	m.packages.put(dir, p, 384)
+	m.announce(dir)
 	if p.tarballs.Defined() && !m.o.Offline {
 		// Whoever reads a document asks for tarballs next, and peers may be gone then.
 		m.spawn(func() {

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -32,7 +33,7 @@ var errUnlisted = errors.New("no registry here lists it")
 
 // PinLabel is the label under which the node pins the files of pinned packages. No
 // registry's releases have it.
-const PinLabel = "registry-mirror-pinned"
+const PinLabel = ipfs.QuietLabel
 
 // Pin is a package whose documents and tarballs stay whatever happens.
 type Pin struct {

@@ -54,6 +54,8 @@ type Status struct {
 	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
 	IntegrityFailures int64 `json:"integrity_failures"` // tarballs not served since their bytes are not what the packument says
 
+	Routes []RouteStatus `json:"routes,omitempty"` // that were asked for the record since the start
+
 	Unavailable     int64  `json:"unavailable"`                // requests that no source could answer in time
 	LastUnavailable string `json:"last_unavailable,omitempty"` // the path of the last of them, and why not
 
@@ -82,6 +84,15 @@ type Record struct {
 	Sequence uint64    `json:"sequence"`
 	Value    string    `json:"value"` // CID
 	EOL      time.Time `json:"eol"`   // valid until
+}
+
+// RouteStatus is what a route to the record said when it was last asked: a sequence, or
+// an error.
+type RouteStatus struct {
+	Name     string `json:"name"` // "node", "gateway URL", "route URL" or "route DIR"
+	Sequence uint64 `json:"sequence,omitempty"`
+	Expired  bool   `json:"expired,omitempty"` // its record has
+	Error    string `json:"error,omitempty"`
 }
 
 type counters struct{ bySource [4]atomic.Int64 }
@@ -132,7 +143,7 @@ func (m *Mirror) Status(ctx context.Context) Status {
 		Name: m.name(), Gateways: len(m.o.Gateways), Origin: m.o.Origin != nil, Started: m.stats.started, Offline: m.o.Offline,
 		Rollbacks: m.stats.rollbacks.Load(), Equivocations: m.stats.equivocations.Load(),
 		IntegrityFailures: m.stats.mismatches.Load(), Unavailable: m.stats.unavailable.Load(), Requests: m.stats.requests.Load(),
-		Goroutines: runtime.NumGoroutine(),
+		Goroutines: runtime.NumGoroutine(), Routes: m.routeStatus(),
 		BytesBySource: BytesBySource{
 			Tarballs: m.stats.kinds[tarballs].bytes(), Documents: m.stats.kinds[documents].bytes(),
 			Directories: m.stats.kinds[directories].bytes(),

@@ -27,6 +27,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		return nil
 	}
 	m.handOn(ctx) // what the last run accepted
+	m.spawn(func() { m.announceHeld(ctx) })
 	var last string
 	routes := m.routes
 	for {
@@ -74,7 +75,9 @@ type route struct {
 	// cached says that others keep the record for its TTL on this way: asking
 	// more often is a burden to them and no use.
 	cached bool
-	due    time.Time // when Run asks again; guarded by Mirror.dueMu
+	// Guarded by Mirror.dueMu.
+	due  time.Time   // when Run asks again
+	last RouteStatus // what it said last
 }
 
 const (
@@ -126,6 +129,30 @@ func (m *Mirror) rest(r *route, began time.Time, err error) {
 	r.due = now.Add(pause)
 }
 
+// heard notes for Status what a route said.
+func (m *Mirror) heard(a answer) {
+	said := RouteStatus{Name: a.route.name, Sequence: max(a.record.Sequence, a.expired.Sequence)}
+	said.Expired = a.expired.Raw != nil || a.record.Raw != nil && m.o.Now().After(a.record.EOL)
+	if a.err != nil && !said.Expired {
+		said.Error = a.err.Error()
+	}
+	m.dueMu.Lock()
+	defer m.dueMu.Unlock()
+	a.route.last = said
+}
+
+// routeStatus is what each route said last.
+func (m *Mirror) routeStatus() (all []RouteStatus) {
+	m.dueMu.Lock()
+	defer m.dueMu.Unlock()
+	for _, r := range m.routes {
+		if r.last.Name != "" {
+			all = append(all, r.last)
+		}
+	}
+	return all
+}
+
 // jitter is d with a tenth of chance in it, so that a farm of mirrors does not
 // ask as one.
 func jitter(d time.Duration) time.Duration {
@@ -151,13 +178,16 @@ func (m *Mirror) dueAt(now time.Time) (due []*route) {
 	return due
 }
 
-// waysTo lists the routes to records: the node and every gateway.
+// waysTo lists the routes to records: the node, every gateway, and what Routes names.
 func waysTo(o Options) (routes []*route) {
 	if o.Node != nil {
 		routes = append(routes, &route{name: "node", ask: o.Node.Record})
 	}
 	for _, g := range o.Gateways {
 		routes = append(routes, &route{name: "gateway " + g.URL(), cached: true, ask: g.Record})
+	}
+	for _, r := range o.Routes {
+		routes = append(routes, &route{name: "route " + r.Name, cached: r.Cached, ask: r.Get})
 	}
 	return routes
 }
@@ -281,6 +311,7 @@ func (m *Mirror) round(ctx context.Context, routes []*route) error {
 		// The best one first: the others then are seen for what they are.
 		for _, a := range seen {
 			m.rest(a.route, began, a.err)
+			m.heard(a)
 			waiting = slices.DeleteFunc(waiting, func(r *route) bool { return r == a.route })
 		}
 		for len(seen) > 0 {

@@ -408,6 +408,86 @@ func TestExpiredRecord(t *testing.T) {
 	}
 }
 
+// A record that has expired is followed by whichever route it comes, where that was
+// asked for, but never one that is older than what was accepted.
+func TestExpiredByEachRoute(t *testing.T) {
+	for name, by := range map[string]func(w *world, raw *[]byte, o *Options){
+		"gateway": func(w *world, raw *[]byte, o *Options) {
+			o.Gateways = []Gateway{&answering{&fakeGateway{w: w}, raw}}
+		},
+		"route": func(w *world, raw *[]byte, o *Options) {
+			o.Routes = []RecordRoute{{Name: "/var/www", Get: func(context.Context, ipns.Name) ([]byte, error) { return *raw, nil }}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.publish("left-pad")
+			first := w.record
+			w.publish("left-pad", "is-odd")
+			said := w.record
+			w.setRecord(nil) // the node has none
+			w.now = w.now.Add(48 * time.Hour)
+			unasked := w.open(func(o *Options) { by(w, &said, o) })
+			if err := unasked.Sync(t.Context()); !errors.Is(err, ErrNoRecord) || !unasked.Status(t.Context()).Expired {
+				t.Errorf("not asked for: %v", err)
+			}
+			m := w.synced(func(o *Options) {
+				o.AcceptStale = true
+				by(w, &said, o)
+			})
+			s := m.Status(t.Context())
+			if s.Release.Number != 2 || !s.Stale {
+				t.Errorf("asked for: %+v", s)
+			}
+			if last := s.Routes[len(s.Routes)-1]; last.Sequence != 2 || !last.Expired || last.Error != "" {
+				t.Errorf("what the route said: %+v", last)
+			}
+			if r := get(m, "/left-pad", "User-Agent: npm/11.0.0"); !strings.Contains(r.Header().Get("Npm-Notice"), "expired at") {
+				t.Errorf("the notice: %q", r.Header().Get("Npm-Notice"))
+			}
+			said = first
+			if err := m.Sync(t.Context()); !errors.Is(err, ipnsrecord.ErrRollback) {
+				t.Errorf("an older one: %v", err)
+			}
+			if s := m.Status(t.Context()); s.Release.Number != 2 || s.Rollbacks != 1 {
+				t.Errorf("an older one: %+v", s)
+			}
+		})
+	}
+}
+
+// answering is a gateway with another record.
+type answering struct {
+	*fakeGateway
+	raw *[]byte
+}
+
+func (a *answering) Record(context.Context, ipns.Name) ([]byte, error) { return *a.raw, nil }
+
+// The best of what lies in several places is followed, and each is shown with what it has.
+func TestRecordRoutes(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad")
+	old := w.record
+	w.publish("left-pad", "is-odd")
+	newest := w.record
+	w.setRecord(old)
+	m := w.synced(func(o *Options) {
+		o.Routes = []RecordRoute{
+			{Name: "/var/www", Get: func(context.Context, ipns.Name) ([]byte, error) { return newest, nil }},
+			{Name: "https://router.example", Cached: true, Get: func(context.Context, ipns.Name) ([]byte, error) { return nil, ipfs.ErrNotFound }},
+			{Name: "https://liar.example", Cached: true, Get: func(context.Context, ipns.Name) ([]byte, error) { return []byte("record"), nil }},
+		}
+	})
+	s := m.Status(t.Context())
+	if s.Release.Number != 2 || s.Error != "" {
+		t.Errorf("followed: %+v", s)
+	}
+	if r := s.Routes; len(r) != 4 || r[0].Name != "node" || r[1].Name != "route /var/www" || r[1].Sequence != 2 || r[2].Error == "" || r[3].Error == "" {
+		t.Errorf("routes: %+v", r)
+	}
+}
+
 // Run syncs at once and when told.
 func TestRun(t *testing.T) {
 	w := newWorld(t)
@@ -618,7 +698,7 @@ func TestEntriesAreOfTheHead(t *testing.T) {
 	w.registry.Publish("-- left-pad@1.4.0/package.json --\n{}\n")
 	w.publish("left-pad")
 	check(t, m.Sync(t.Context()))
-	if got := get(m, "/left-pad"); !strings.Contains(got.Body.String(), `"1.4.0"`) {
+	if got := get(m, "/left-pad", "User-Agent: npm/11.0.0"); !strings.Contains(got.Body.String(), `"1.4.0"`) {
 		t.Errorf("left-pad is still the old one: %s", got.Body)
 	}
 	for _, path := range []string{"/is-odd", isOdd} {

@@ -29,6 +29,9 @@ type Registry struct {
 	// open: it is asked for what nobody claims.
 	Scopes []string
 	Names  []npm.Name
+	// PublishTo is the URL of a registry that takes what npm writes of the names that
+	// this one claims; "": nobody here knows one. See CheckPublishTo.
+	PublishTo string
 	*Mirror
 }
 
@@ -45,7 +48,7 @@ type Table struct {
 }
 
 // NewTable makes a table of registries in the order in which they are asked.
-// Errors: ErrClaimed, npm.ErrName.
+// Errors: ErrClaimed, ErrPublishTo, npm.ErrName.
 func NewTable(rows ...Registry) (*Table, error) {
 	if len(rows) == 0 {
 		return nil, errors.New("no registry to serve")
@@ -57,6 +60,15 @@ func NewTable(rows ...Registry) (*Table, error) {
 			return nil, fmt.Errorf("registry %s: %w", r.Label, ErrClaimed)
 		}
 		labels[r.Label] = true
+		if r.PublishTo != "" {
+			err := CheckPublishTo(r.PublishTo)
+			if err == nil && r.open() {
+				err = fmt.Errorf("%w: it claims no names", ErrPublishTo)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("registry %s: %w", r.Label, err)
+			}
+		}
 		for _, s := range r.Scopes {
 			if name, err := npm.ParseName(s + "/x"); err != nil || name.Scope() != s {
 				return nil, fmt.Errorf("scope %q of registry %s: %w", s, r.Label, npm.ErrName)
@@ -123,6 +135,18 @@ func (t *Table) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		segments, err := npm.SplitPath(r.URL)
 		read := r.Method == http.MethodGet || r.Method == http.MethodHead
+		audit := r.Method == http.MethodPost && len(segments) > 3 && slices.Equal(segments[:4], []string{"-", "npm", "v1", "security"})
+		if err == nil && writes(r) && !audit {
+			name, _ := nameIn(segments)
+			if i, claimed := t.owner(name); name != "" && claimed && t.rows[i].PublishTo != "" {
+				t.rows[i].passOn(w, r, segments)
+				return
+			}
+			if !read {
+				t.refuseWrite(w, r, name)
+				return
+			}
+		}
 		switch {
 		case err == nil && len(segments) == 0 && read:
 			t.serveRoot(w, r)
@@ -345,6 +369,8 @@ type RegistryStatus struct {
 	Registry string     `json:"registry"` // its label
 	Scopes   []string   `json:"scopes,omitempty"`
 	Claims   []npm.Name `json:"claims,omitempty"`
+	// PublishTo is where writes of what it claims are passed on to.
+	PublishTo string `json:"publish_to,omitempty"`
 	Status
 }
 
@@ -354,7 +380,7 @@ func (t *Table) Status(ctx context.Context) TableStatus {
 	var g errgroup.Group
 	for i, r := range t.rows {
 		g.Go(func() error {
-			s.Registries[i] = RegistryStatus{Registry: r.Label, Scopes: r.Scopes, Claims: r.Names, Status: r.Status(ctx)}
+			s.Registries[i] = RegistryStatus{Registry: r.Label, Scopes: r.Scopes, Claims: r.Names, PublishTo: r.PublishTo, Status: r.Status(ctx)}
 			return nil
 		})
 	}

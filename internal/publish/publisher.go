@@ -29,6 +29,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 )
 
 // Ledger is what the publisher reads of a ledger: the store itself, or its
@@ -139,7 +140,7 @@ type Options struct {
 	// gives none.
 	Keys func() ([]byte, error)
 	// Routes are where records are put and read back beside the node.
-	Routes []Router
+	Routes []route.Router
 	// Witnesses are other nodes' ways to readers: a sample of a release is fetched
 	// through each of them before its record is signed.
 	Witnesses []Witness
@@ -226,7 +227,6 @@ const (
 	packageTimeout = 5 * time.Minute
 	witnessTimeout = 2 * time.Minute // a sample of a release through another node, which may have to find this one first
 	contentTimeout = 12 * time.Hour  // pushing, syncing and pinning a release: Kubo walks all of a first one
-	httpTimeout    = 5 * time.Second
 )
 
 // encoded is how many bytes of compressed sections are remembered: those of some

@@ -16,8 +16,8 @@ import (
 	"github.com/ipfs/boxo/routing/http/server"
 	"github.com/libp2p/go-libp2p/core/routing"
 
-	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
+	"github.com/registry-mirror/registry-mirror/internal/route"
 )
 
 // delegated is a delegated routing server, boxo's, that keeps the last record put.
@@ -84,7 +84,7 @@ func routed(t *testing.T, w *world, routes ...string) (*Publisher, func()) {
 	t.Helper()
 	return w.start(func(o *Options) {
 		for _, s := range routes {
-			r, err := ParseRouter(s, nil)
+			r, err := route.Parse(s, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,28 +182,5 @@ func TestRouteKnowsMore(t *testing.T) {
 	defer stop()
 	if _, err := p.Publish(t.Context()); !errors.Is(err, ErrNoSequence) {
 		t.Errorf("no journal, and a route that cannot be read: %v", err)
-	}
-}
-
-func TestParseRouter(t *testing.T) {
-	for _, bad := range []string{"", "x", "./dir", "ftp://a/b", "http://", "https://h/?q=1", "https://h/#f", "http://%zz"} {
-		if r, err := ParseRouter(bad, nil); !errors.Is(err, ErrRoute) {
-			t.Errorf("%q: %v, %v", bad, r, err)
-		}
-	}
-	name := testSigner(t, 1).IPNSName()
-	gone, err := ParseRouter(filepath.Join(t.TempDir(), "not mounted"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := gone.Put(t.Context(), name, []byte("r")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("put where no directory is: %v", err)
-	}
-	if _, err := gone.Get(t.Context(), name); !errors.Is(err, ipfs.ErrNotFound) {
-		t.Errorf("get where no directory is: %v", err)
-	}
-	secret, err := ParseRouter("https://user:word@router.example/", nil)
-	if err != nil || strings.Contains(secret.String(), "word") {
-		t.Errorf("%v, %v", secret, err)
 	}
 }

@@ -22,13 +22,13 @@ type NodeOptions struct {
 	Network        ipfs.Network // of the embedded node
 	DefaultNetwork ipfs.Network // of an embedded node that is made now; "" is local
 	Peers          []string     // multiaddrs to dial
-	Share          bool         // on a public network: see ShareUsage
+	Share          bool         // see ShareUsage
 	Offline        bool         // an embedded node of this process talks to nobody
 	Log            *slog.Logger
 }
 
 // ShareUsage is the help of --share.
-const ShareUsage = "on the public network, serve what is held to everybody and announce what is published: others then see this machine's address and what it holds"
+const ShareUsage = "announce what is held and published to the network, and on the public one serve it to everybody: others then see this machine's address and which packages it has"
 
 // Node is the state's node. Close ends what this process runs of it.
 type Node struct {
@@ -149,6 +149,15 @@ func (n *Node) Find(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 // Evictor is what takes blocks out of the node: nil where the node is Kubo or another
 // process's, whose garbage is its own.
 func (n *Node) Evictor() ipfs.Evictor {
+	if own, ok := n.Node.(*ipfs.Embedded); ok {
+		return own
+	}
+	return nil
+}
+
+// Announcer is what tells the node's network which blocks are here: nil where the node
+// is Kubo, which has its own Provide.Strategy, or another process's.
+func (n *Node) Announcer() ipfs.Announcer {
 	if own, ok := n.Node.(*ipfs.Embedded); ok {
 		return own
 	}

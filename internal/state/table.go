@@ -19,7 +19,10 @@ type Row struct {
 	// Packages are names that it claims beside its scopes.
 	Packages []string `json:"packages,omitempty"`
 	Gateways []string `json:"gateways,omitempty"`
+	Routes   []string `json:"routes,omitempty"`
 	Peers    []string `json:"peers,omitempty"`
+	// PublishTo is the URL of the registry that takes writes of what it claims.
+	PublishTo string `json:"publish_to,omitempty"`
 	// Network is of the node that only this registry's network is for; "" is the
 	// state's own node.
 	Network string `json:"network,omitempty"`

@@ -2,7 +2,8 @@
 # What a daemon on the public network says to it: eight servers of the public DHT, on
 # addresses that are public in a network namespace of their own, write down each message
 # that they get; tcpdump, where it is there, writes down who else was to be reached. One
-# mirror installs without --share and one with it. Root is needed. The tables come last.
+# mirror installs without --share, and announces nothing; one with it, and announces what
+# it has. Root is needed. The tables come last.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || { echo "quiet: skipped, a network namespace with addresses needs root"; exit 0; }
 if [ "${1:-}" != inside ]; then
@@ -57,7 +58,7 @@ mapfile -t servers < <(sed '/^$/q' dht.out | grep .)
 start npmtestd.log npmtestd -listen 127.0.0.1:4800 -packages 40 -seed 7
 until_ok 20 curl -sf http://127.0.0.1:4800/-/ping
 
-say "a publisher that does not share, for 75 s: a node that shares announces after a minute"
+say "a publisher that does not share, for 75 s"
 up publisher --peer "${servers[0]}"
 name=$(json publisher.json o.name)
 registry-mirror status --state pub
@@ -116,7 +117,8 @@ const must=(ok,text)=>{if(!ok){console.log(`WRONG: ${text}`);process.exitCode=1}
 const announced=w=>rows[w]?.ADD_PROVIDER??0;
 for(const w of ['mirror','mirror alone','publisher'])must(announced(w)===0,`${w} announced without --share`);
 must(announced('publisher --share')>0,'publisher --share announced nothing');
-for(const t of seen.keys())must(!/ADD_PROVIDER\t(tarball|document|package directory|another)/.test(t),t);
+for(const k of ['release','list','tarball','document','package directory'])must(seen.has(`mirror --share\tADD_PROVIDER\t${k}`),`mirror --share announced no ${k}`);
+for(const t of seen.keys())must(!/^publisher.*ADD_PROVIDER\t(tarball|document|package directory|another)|ADD_PROVIDER\tanother/.test(t),t);
 JS
 node tables.js
 if [ -e hole.pcap ]; then
