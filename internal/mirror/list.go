@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -23,6 +22,8 @@ import (
 //	h                                 when which release was synced, JSON
 //	v <name> 0 <file> 0 <CID>         SRI that the tarball's bytes matched
 //	b <multihash>                     a block from a gateway, where there is no node
+//	n                                 names that came and went, JSON: see names.go
+//	d <CID>                           what a held document says of its package, JSON: see described.go
 const (
 	headKey     = 'h'
 	verifiedKey = 'v'
@@ -53,6 +54,9 @@ func (m *Mirror) loadHead() error {
 	}
 	if err != nil {
 		return fmt.Errorf("open mirror: %w: %w", ErrState, err)
+	}
+	if err := m.loadNames(); err != nil {
+		return fmt.Errorf("open mirror: %w", damage.As(err, ErrState))
 	}
 	h := &head{Release: r}
 	raw, closer, err := m.db.Get([]byte{headKey})
@@ -106,7 +110,13 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 		return got, err
 	}
 	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
-	m.setHead(h)
+	v := move{to: got.Release.Root, came: got.Came, went: got.Went}
+	if before := m.head.Load(); before != nil {
+		v.from = before.Release.Root
+	}
+	if err := m.moveNames(h, v); err != nil {
+		m.log.WarnContext(ctx, "a search after the next start takes longer", "error", err)
+	}
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
 		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)
@@ -173,28 +183,6 @@ func (m *Mirror) tooOld() error {
 type listedEntry struct {
 	head *head
 	dir  cid.Cid
-}
-
-// names walks one list in the order of names: a sync does not disturb it.
-func (m *Mirror) names(ctx context.Context) iter.Seq2[index.Entry, error] {
-	return func(yield func(index.Entry, error) bool) {
-		if m.head.Load() == nil {
-			yield(index.Entry{}, fmt.Errorf("walk the list: %w", ErrNotSynced))
-			return
-		}
-		if err := m.tooOld(); err != nil {
-			yield(index.Entry{}, fmt.Errorf("walk the list: %w", err))
-			return
-		}
-		for e, err := range m.list.Entries(ctx) {
-			if err != nil {
-				err = fmt.Errorf("walk the list: %w", err)
-			}
-			if !yield(e, err) {
-				return
-			}
-		}
-	}
 }
 
 func verifiedMark(name npm.Name, file string, c cid.Cid) []byte {

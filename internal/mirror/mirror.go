@@ -221,7 +221,9 @@ type Mirror struct {
 
 	flights   singleflight.Group
 	render    chan struct{} // one token for each document being decoded or made
-	searching chan struct{} // one token for each search: it reads the whole list
+	searching chan struct{} // one token for each search: it reads all names
+	lines     listNames
+	described descriptions
 
 	carsMu sync.Mutex
 	cars   map[cid.Cid]*carFetch
@@ -235,7 +237,6 @@ type Mirror struct {
 	files     *lru[string, unixfs.Link] // tarballs by their package's directory and their name
 	bodies    *lru[string, *body]
 	portable  *lru[string, bool]
-	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
 	told      *lru[string, time.Time] // notices, by host and text
@@ -286,6 +287,7 @@ func Open(o Options) (*Mirror, error) {
 		render:    make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		sending:   newSending(maxSending),
 		searching: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		lines:     listNames{piece: namePiece, moved: maxMoved},
 		cars:      map[cid.Cid]*carFetch{},
 
 		entries:   newLRU[npm.Name, listedEntry](entryCache),
@@ -295,7 +297,6 @@ func Open(o Options) (*Mirror, error) {
 		files:     newLRU[string, unixfs.Link](fileCache),
 		bodies:    newLRU[string, *body](o.Cache),
 		portable:  newLRU[string, bool](8 << 20),
-		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
 		told:      newLRU[string, time.Time](1 << 20),
@@ -318,7 +319,7 @@ func Open(o Options) (*Mirror, error) {
 		if o.Node == nil {
 			own = ownBlocks{m}
 		}
-		o.Cached.attach(m.pieces, own)
+		o.Cached.attach(m.pieces, own, m.forget)
 	}
 	return m, nil
 }
@@ -368,7 +369,7 @@ func (m *Mirror) Close() error {
 	m.mu.Unlock()
 	m.end()
 	m.wg.Wait()
-	return errors.Join(m.list.Close(), m.db.Close(), m.lock.Close())
+	return errors.Join(m.closeNames(), m.list.Close(), m.db.Close(), m.lock.Close())
 }
 
 // enter keeps Close waiting until leave. It says false once closed.

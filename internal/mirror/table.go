@@ -181,25 +181,44 @@ func (t *Table) serveRoot(w http.ResponseWriter, r *http.Request) {
 	sendJSON(w, r, http.StatusOK, map[string]any{"registries": all})
 }
 
+// shelves are the registries whose names are searched, each with those that are
+// looked up in it. One that has no list is left out, and if it is open so are the
+// open ones after it: it may have what they have.
+func (t *Table) shelves() (in []shelf) {
+	owned := make([][]span, len(t.rows))
+	var claimed []span
+	for scope, i := range t.scopes {
+		owned[i] = append(owned[i], spanOfScope(scope))
+	}
+	for name, i := range t.names {
+		if _, ok := t.scopes[name.Scope()]; !ok { // else its scope has it already
+			owned[i] = append(owned[i], spanOfName(name))
+		}
+	}
+	inOrder := func(a, b span) int { return cmp.Compare(a.from, b.from) }
+	for _, spans := range owned {
+		slices.SortFunc(spans, inOrder)
+		claimed = append(claimed, spans...)
+	}
+	slices.SortFunc(claimed, inOrder)
+	known := true // all open ones so far
+	for i, r := range t.rows {
+		listed := r.head.Load() != nil && r.tooOld() == nil
+		switch {
+		case r.open() && known && listed:
+			in = append(in, shelf{Mirror: r.Mirror, label: r.Label, but: claimed, open: true})
+		case r.open():
+			known = false
+		case listed:
+			in = append(in, shelf{Mirror: r.Mirror, label: r.Label, only: owned[i]})
+		}
+	}
+	return in
+}
+
 // serveSearch searches all of them, and shows of each what is looked up in it.
 func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
-	var in []shelf
-	for i, reg := range t.rows {
-		if reg.head.Load() == nil {
-			continue // its names cannot be known; those of the others can
-		}
-		in = append(in, shelf{reg.Mirror, func(name npm.Name) bool {
-			if owner, claimed := t.owner(name); claimed {
-				return owner == i
-			}
-			return reg.open() && t.of(name) == reg.Mirror
-		}})
-	}
-	if len(in) == 0 {
-		t.rows[0].fail(w, r, ErrNotSynced)
-		return
-	}
-	search(w, r, in)
+	search(w, r, t.rows[0].Mirror, t.shelves())
 }
 
 // Run keeps all lists up to date until ctx ends, and says which claimed names

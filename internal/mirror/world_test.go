@@ -467,7 +467,7 @@ func (w *world) synced(change ...func(*Options)) *Mirror {
 func listedNames(t testing.TB, m *Mirror) []string {
 	t.Helper()
 	var names []string
-	for e, err := range m.names(context.Background()) {
+	for e, err := range m.list.Entries(context.Background()) {
 		if errors.Is(err, ErrNotSynced) {
 			return nil
 		}
