@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"internal/socket":     {},
 	"internal/cli":        {},
 	"internal/damage":     {},
+	"internal/lockfile":   {"internal/npm"},
 	"internal/policy":     {"internal/npm"},
 	// stores and clients
 	"internal/couch":    {},
@@ -37,7 +38,7 @@ var allowed = map[string][]string{
 	"ipnskeys":          {"internal/ipnsrecord"},
 	// loops
 	"internal/hosted":  {"internal/document", "internal/ledger", "internal/npm", "internal/unixfs"},
-	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
+	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/lockfile", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/unixfs", "ipnskeys"},
 	"internal/mirror":  {"index", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
 	// the state directory that the commands share

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -49,16 +49,11 @@ func pinSpecs(args, lockfiles []string) (specs []pinSpec, err error) {
 		specs = append(specs, pinSpec{name, version})
 	}
 	for _, path := range lockfiles {
-		f, err := os.Open(path)
+		f, err := lockfile.Open(path)
 		if err != nil {
-			return nil, fmt.Errorf("read lockfile: %w", err)
+			return nil, err
 		}
-		locked, err := npm.ReadLockfile(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
-		}
-		for _, spec := range locked {
+		for _, spec := range f.Specs() {
 			specs = append(specs, pinSpec{spec.Name, spec.Range})
 		}
 	}
@@ -168,7 +163,7 @@ none runs, the next one does.`,
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "lockfile of npm, pnpm, yarn or bun: exactly the versions in it; may be repeated")
 	return cmd
 }
 
@@ -206,7 +201,7 @@ and room is needed.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "lockfile of npm, pnpm, yarn or bun: exactly the versions in it; may be repeated")
 	return cmd
 }
 

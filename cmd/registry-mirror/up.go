@@ -75,7 +75,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&s.selection.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
+	f.StringArrayVar(&s.selection.Lockfiles, "lockfile", nil, "lockfile of npm, pnpm, yarn or bun: exactly the versions in it, and nothing beside; may be repeated")
 	f.StringArrayVar(&s.selection.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
 	f.BoolVar(&s.selection.NoDeps, "no-deps", false, "leave out dependencies")
 	f.BoolVar(&s.pull, "pull-through", false, "fetch what a client asks for and the registry lacks (default: when no names are given)")
