@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/go-json-experiment/json"
 	"github.com/ipfs/boxo/ipns"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
@@ -19,8 +20,9 @@ func (m *Mirror) Admin() http.Handler {
 // POST /sync does one round of Sync and gives Status too, or 502 with the
 // cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
 // gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with no version
-// for all of them, do Pin and Unpin: 409 where those refuse. It must never be reachable
-// from outside.
+// for all of them, do Pin and Unpin: 409 where those refuse. POST /fetch?name=NAME&version=VERSION,
+// with any number of versions, does Fetch. POST /export with an ExportRequest as JSON sends
+// a bundle; one that ends early failed. It must never be reachable from outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -74,5 +76,42 @@ func (t *Table) Admin() http.Handler {
 	mux.HandleFunc("DELETE /pins", change(func(_ *http.Request, name npm.Name, version string) (Pinned, error) {
 		return Pinned{Name: name}, t.Unpin(name, version)
 	}))
+	mux.HandleFunc("POST /fetch", change(func(r *http.Request, name npm.Name, _ string) (Pinned, error) {
+		return t.Fetch(r.Context(), name, r.Form["version"])
+	}))
+	mux.HandleFunc("POST /export", t.serveExport)
 	return mux
+}
+
+// ExportRequest is what Admin's /export is asked for.
+type ExportRequest struct {
+	Registry string    `json:"registry,omitempty"`
+	Whole    bool      `json:"whole,omitempty"`
+	Packages []Bundled `json:"packages"`
+}
+
+func (t *Table) serveExport(w http.ResponseWriter, r *http.Request) {
+	var want ExportRequest
+	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxManifest), &want); err != nil {
+		sendError(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	for _, b := range want.Packages {
+		if _, err := npm.ParseName(string(b.Name)); err != nil {
+			sendError(w, r, http.StatusBadRequest, err.Error())
+			return
+		}
+	}
+	out := &counted{w: w}
+	_, err := t.Export(r.Context(), out, want.Packages, ExportOptions{Registry: want.Registry, Whole: want.Whole})
+	switch {
+	case err == nil:
+	case out.n > 0:
+		t.rows[0].log.ErrorContext(r.Context(), "a bundle was not written whole", "error", err)
+		abort()
+	case errors.Is(err, ErrSeveral):
+		sendError(w, r, http.StatusConflict, err.Error())
+	default:
+		sendError(w, r, http.StatusBadGateway, err.Error())
+	}
 }

@@ -23,10 +23,12 @@ import (
 //	h                                 when which release was synced, JSON
 //	v <name> 0 <file> 0 <CID>         SRI that the tarball's bytes matched
 //	b <multihash>                     a block from a gateway, where there is no node
+//	p                                 parts of newer lists that bundles brought, JSON
 const (
 	headKey     = 'h'
 	verifiedKey = 'v'
 	blockKey    = 'b'
+	partsKey    = 'p'
 	oldListKey  = 'l' // of lists that lay here once
 )
 
@@ -34,6 +36,15 @@ const (
 type head struct {
 	Release index.Release
 	Synced  time.Time
+	// parts are of newer releases than the whole list, the newest first, and whole
+	// says whether there is one. Release is the newest of all.
+	parts []part
+	whole bool
+}
+
+// serves says whether h is the whole list of the release at root.
+func (h *head) serves(root cid.Cid) bool {
+	return h != nil && len(h.parts) == 0 && h.Release.Root.Equals(root)
 }
 
 // syncedRow is the row h.
@@ -49,12 +60,12 @@ func (m *Mirror) loadHead() error {
 	}
 	r, err := m.list.Head()
 	if errors.Is(err, index.ErrNoRelease) {
-		return nil
+		return m.loadParts(nil)
 	}
 	if err != nil {
 		return fmt.Errorf("open mirror: %w: %w", ErrState, err)
 	}
-	h := &head{Release: r}
+	h := &head{Release: r, whole: true}
 	raw, closer, err := m.db.Get([]byte{headKey})
 	switch {
 	case errors.Is(err, pebble.ErrNotFound):
@@ -71,7 +82,7 @@ func (m *Mirror) loadHead() error {
 		}
 	}
 	m.setHead(h)
-	return nil
+	return m.loadParts(h)
 }
 
 // setHead serves a list from now on. Its caller has the syncing token, or the
@@ -105,14 +116,24 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 	if err != nil {
 		return got, err
 	}
-	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
+	before := m.head.Load()
+	h := &head{Release: got.Release, Synced: m.o.Now().UTC(), whole: true}
 	m.setHead(h)
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
-		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)
+		batch := m.db.NewBatch()
+		defer batch.Close()
+		// The whole list has what its parts had.
+		err = errors.Join(batch.Set([]byte{headKey}, raw, nil), batch.Delete([]byte{partsKey}, nil))
+		if err == nil {
+			err = batch.Commit(pebble.Sync)
+		}
 	}
 	if err != nil {
 		return got, fmt.Errorf("note release %d: %w", got.Release.Number, err)
+	}
+	if before != nil && len(before.parts) > 0 {
+		m.letGoOfParts(ctx)
 	}
 	return got, nil
 }
@@ -134,7 +155,8 @@ func (m *Mirror) keepDirectories(ctx context.Context) func([]blocks.Block) error
 }
 
 // entry returns the directory of a listed name; ok is false for one that is
-// not in the list. It returns ErrNotSynced where there is no list.
+// not in the list. It returns ErrNotSynced where there is no list, and
+// ErrUnavailable where there are only parts of one, which do not have the name.
 func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	h := m.head.Load()
 	if h == nil {
@@ -145,6 +167,14 @@ func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	}
 	if e, ok := m.entries.get(name); ok && e.head == h {
 		return e.dir, true, nil
+	}
+	for _, p := range h.parts {
+		if dir, ok := p.Names[name]; ok {
+			return dir, true, nil
+		}
+	}
+	if !h.whole {
+		return cid.Undef, false, fmt.Errorf("look up %s: %w: %w", name, ErrUnavailable, errNotInBundle)
 	}
 	e, err := m.list.Entry(name)
 	if errors.Is(err, index.ErrNotFound) {
@@ -178,7 +208,8 @@ type listedEntry struct {
 // names walks one list in the order of names: a sync does not disturb it.
 func (m *Mirror) names(ctx context.Context) iter.Seq2[index.Entry, error] {
 	return func(yield func(index.Entry, error) bool) {
-		if m.head.Load() == nil {
+		h := m.head.Load()
+		if h == nil {
 			yield(index.Entry{}, fmt.Errorf("walk the list: %w", ErrNotSynced))
 			return
 		}
@@ -186,11 +217,27 @@ func (m *Mirror) names(ctx context.Context) iter.Seq2[index.Entry, error] {
 			yield(index.Entry{}, fmt.Errorf("walk the list: %w", err))
 			return
 		}
+		ahead := h.partEntries()
 		for e, err := range m.list.Entries(ctx) {
 			if err != nil {
-				err = fmt.Errorf("walk the list: %w", err)
+				yield(e, fmt.Errorf("walk the list: %w", err))
+				return
 			}
-			if !yield(e, err) {
+			for len(ahead) > 0 && ahead[0].Name < e.Name {
+				if !yield(ahead[0], nil) {
+					return
+				}
+				ahead = ahead[1:]
+			}
+			if len(ahead) > 0 && ahead[0].Name == e.Name {
+				e, ahead = ahead[0], ahead[1:]
+			}
+			if !yield(e, nil) {
+				return
+			}
+		}
+		for _, e := range ahead {
+			if !yield(e, nil) {
 				return
 			}
 		}

@@ -210,7 +210,7 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 // frozen reads the one release that there is. It needs the syncing token.
 func (m *Mirror) frozen(ctx context.Context) error {
 	began := time.Now()
-	if h := m.head.Load(); h != nil && h.Release.Root.Equals(m.o.Root) {
+	if m.head.Load().serves(m.o.Root) {
 		return nil
 	}
 	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, m.o.Root)
@@ -390,6 +390,22 @@ func (m *Mirror) resolve(ctx context.Context, routes []*route, name ipns.Name) <
 // is served. A crash between any two reads the same again, and never an older
 // list as newer.
 func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
+	return m.followBy(ctx, r, func(release index.Release) error {
+		got, err := m.syncList(ctx, r.Value)
+		for _, refused := range got.Refused {
+			m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", release.Number, "error", refused)
+		}
+		if err != nil {
+			return err
+		}
+		m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
+			"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
+		return nil
+	})
+}
+
+// followBy is follow where the release's list comes by arrive, which serves it.
+func (m *Mirror) followBy(ctx context.Context, r ipnsrecord.Record, arrive func(index.Release) error) error {
 	held := m.high.Load()
 	state, err := ipnsrecord.Accept(held.State, r)
 	if err != nil {
@@ -405,7 +421,7 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		m.handOn(ctx)
 	}
 	current := m.head.Load()
-	served := current != nil && current.Release.Root.Equals(r.Value)
+	served := current.serves(r.Value)
 	if served && state.Root == r.Value.String() {
 		return nil
 	}
@@ -433,15 +449,9 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	if served {
 		return nil
 	}
-	got, err := m.syncList(ctx, r.Value)
-	for _, refused := range got.Refused {
-		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", release.Number, "error", refused)
-	}
-	if err != nil {
+	if err := arrive(release); err != nil {
 		return fmt.Errorf("sync release %d: %w", release.Number, err)
 	}
-	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
-		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
 }
 

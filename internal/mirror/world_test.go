@@ -294,6 +294,7 @@ type fakeNode struct {
 	w       *world
 	held    map[cid.Cid]blocks.Block // under w.mu
 	gets    map[cid.Cid]int          // under w.mu
+	pins    map[string][]cid.Cid     // by label; under w.mu
 	dialled []string                 // under w.mu
 	hang    bool                     // peers never answer
 	alone   bool                     // peers have nothing, and no record either
@@ -305,6 +306,10 @@ func (n *fakeNode) Local(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	defer n.w.mu.Unlock()
 	if b, ok := n.held[c]; ok {
 		return b, nil
+	}
+	// A block is kept by its hash, whatever its CID says of its form.
+	if b, ok := n.held[cid.NewCidV1(cid.Raw, c.Hash())]; ok {
+		return blocks.NewBlockWithCid(b.RawData(), c)
 	}
 	return nil, ipfs.ErrNotFound
 }
@@ -338,6 +343,29 @@ func (n *fakeNode) Put(_ context.Context, blks []blocks.Block) error {
 		n.held[b.Cid()] = b
 	}
 	return nil
+}
+
+func (n *fakeNode) Pin(_ context.Context, label string, _, root cid.Cid) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if n.pins == nil {
+		n.pins = map[string][]cid.Cid{}
+	}
+	n.pins[label] = append(n.pins[label], root)
+	return nil
+}
+
+func (n *fakeNode) Unpin(_ context.Context, label string, root cid.Cid) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.pins[label] = slices.DeleteFunc(n.pins[label], func(c cid.Cid) bool { return c == root })
+	return nil
+}
+
+func (n *fakeNode) Pins(_ context.Context, label string) ([]cid.Cid, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	return slices.Clone(n.pins[label]), nil
 }
 
 func (n *fakeNode) Record(_ context.Context, name ipns.Name) ([]byte, error) {

@@ -4,6 +4,7 @@
 package socket
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -164,6 +165,11 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 	if resp.StatusCode == http.StatusOK {
 		return json.Unmarshal(body, out)
 	}
+	return refusal(resp, body)
+}
+
+// refusal is what an answer that is no success says.
+func refusal(resp *http.Response, body []byte) error {
 	if resp.StatusCode == http.StatusNotFound && resp.Header.Get("Content-Type") != "application/json" {
 		return ErrNoRoute // http.ServeMux's own answer
 	}
@@ -174,6 +180,38 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 		failed.Error = strings.TrimSpace(string(body[:min(len(body), 1000)]))
 	}
 	return fmt.Errorf("the running command answers %s: %s", resp.Status, failed.Error)
+}
+
+// Stream sends in as JSON to the process at path and gives take its answer, which may
+// be of any length and lasts as long as ctx. An answer that is no success is an error as
+// in Call; one that is cut off is an error that take reads.
+func Stream(ctx context.Context, path, method, what string, in any, take func(io.Reader) error) error {
+	raw, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	client := Client(path)
+	defer client.CloseIdleConnections()
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the running command: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		if err != nil {
+			return fmt.Errorf("ask the running command: %w", err)
+		}
+		return refusal(resp, body)
+	}
+	if err := take(resp.Body); err != nil {
+		return fmt.Errorf("read what the running command answers: %w", err)
+	}
+	return nil
 }
 
 // Serve serves h on l until ctx ends, then closes l.
