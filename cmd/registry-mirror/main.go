@@ -10,6 +10,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
@@ -46,6 +47,11 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
 	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
 	{Is: errNotFetched, Code: cli.CodeFailed, Hint: "the daemon tries again each minute, and when a new release comes; `registry-mirror unpin` takes it back"},
+	{Is: mirror.ErrNotHere, Code: cli.CodeFailed, Hint: "what came stays: the same command again asks for the rest"},
+	{Is: mirror.ErrSeveral, Code: cli.CodeUsage, Hint: "one bundle for each: name it with --registry"},
+	{Is: ipnsrecord.ErrExpired, Code: cli.CodeFailed, Hint: "export it again, or take it as it is with --accept-stale"},
+	{Is: ipnsrecord.ErrRollback, Code: cli.CodeFailed, Hint: "this machine has followed a newer release already; export again from one that has too"},
+	{Is: mirror.ErrBundle, Code: cli.CodeFailed, Hint: "carry the file over again; nothing of it is served"},
 	{Is: mirror.ErrNotPinned, Code: cli.CodeUsage, Hint: "`registry-mirror pins` shows what is"},
 	{Is: mirror.ErrPinned, Code: cli.CodeUsage, Hint: "unpin the package, then pin the versions that shall stay"},
 	{Is: state.ErrTable, Code: cli.CodeFailed, Hint: "restore table.json from a backup, or move it away and add the registries again"},
@@ -88,6 +94,6 @@ away, 75 another command has this state.`,
   npm install express --registry=http://127.0.0.1:4873`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), fetchCommand(common), exportCommand(common), importCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
 	return cmd
 }
