@@ -274,6 +274,9 @@ func printOne(w io.Writer, s mirror.Status) error {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
 		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
+		if s.Release.Part > 0 {
+			fmt.Fprintf(w, "part      %s of it, which bundles brought; of others nothing newer is known\n", cli.Count(s.Release.Part, "name"))
+		}
 	}
 	if s.Record.Sequence > 0 {
 		stale := ""

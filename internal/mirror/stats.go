@@ -75,6 +75,9 @@ type Release struct {
 	Created  time.Time `json:"created"`
 	Packages int       `json:"packages"`
 	Versions int       `json:"versions"`
+	// Part is how many of its names are here, where bundles brought it and not a sync;
+	// 0 for a whole list.
+	Part int `json:"part,omitempty"`
 }
 
 // Record is the IPNS record that was accepted last.
@@ -143,6 +146,9 @@ func (m *Mirror) Status(ctx context.Context) Status {
 		s.Release = Release{
 			Number: h.Release.Number, Root: h.Release.Root.String(), List: h.Release.List.Root.String(),
 			Created: h.Release.Created, Packages: h.Release.Packages, Versions: h.Release.Versions,
+		}
+		if len(h.parts) > 0 {
+			s.Release.Part = len(h.parts[0].Names)
 		}
 	}
 	high := m.high.Load()
