@@ -84,6 +84,7 @@ func status(m *Mirror, path string) int { return get(m, path).Code }
 func TestABundleIsServedAlone(t *testing.T) {
 	w := newWorld(t)
 	w.keys = []byte(`{"keys":[]}`)
+	w.peers = []string{"/ip4/127.0.0.1/tcp/1/p2p/12D3KooWPAtvWdSNeiFZiWiWivJdCTMBhKfCDTCVvaNESqiR47wv"}
 	w.publish(everything...)
 	car := w.export(t, false, "left-pad@1.3.0", "@types/node")
 	if again := w.export(t, false, "@types/node@20.0.0", "left-pad@1.3.0"); !bytes.Equal(car, again) {
@@ -114,6 +115,9 @@ func TestABundleIsServedAlone(t *testing.T) {
 		}
 	}
 	m := table.rows[0].Mirror
+	if other.node.asked() > 0 || len(other.node.dialled) > 0 {
+		t.Errorf("it asked for blocks %d times, and dialled %q", other.node.asked(), other.node.dialled)
+	}
 	serves(m)
 	if len(table.Pins()) != 2 {
 		t.Errorf("pinned: %+v", table.Pins())

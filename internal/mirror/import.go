@@ -185,7 +185,7 @@ func (t *Table) Import(ctx context.Context, b *Bundle, progress func(stage strin
 			return got, fmt.Errorf("import %s: %w", p.Name, err)
 		}
 	}
-	return got, nil
+	return got, c.anchor(ctx, t.rows[at].o.Cached)
 }
 
 // take keeps the blocks, and follows the record. The order is law: the blocks are

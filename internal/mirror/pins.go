@@ -222,7 +222,8 @@ type Pinned struct {
 const pinPatience = 30 * time.Minute
 
 // fetchPin brings what a pin keeps: both documents as they are in the newest list, and
-// the tarballs. What cannot be had is in Missing, and tried again.
+// the tarballs. What cannot be had is in Missing, and tried again. The node does not pin it
+// yet: that is anchor's.
 func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 	got := Pinned{Name: pin.Name}
 	m := t.of(pin.Name)
@@ -244,7 +245,7 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 			return got, err
 		}
 	}
-	return got, m.o.Cached.c.anchor(ctx, m.o.Cached)
+	return got, nil
 }
 
 // Fetch brings versions of a package here, with no versions all that are listed, and both
@@ -499,6 +500,9 @@ func (t *Table) Pin(ctx context.Context, name npm.Name, version string) (Pinned,
 	}
 	p, _ := c.pin(name)
 	got, err := t.fetchPin(ctx, p)
+	if m := t.of(name); err == nil {
+		err = c.anchor(ctx, m.o.Cached)
+	}
 	if err != nil {
 		got.Missing = append(got.Missing, err.Error())
 	}

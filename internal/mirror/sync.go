@@ -506,7 +506,7 @@ func (m *Mirror) refuse(ctx context.Context, r ipnsrecord.Record, cause error) e
 // dial connects the node with the peers that the release lists, beside the
 // caller, at most maxPeers and ten seconds each.
 func (m *Mirror) dial(peers []string) {
-	if m.o.Node == nil || len(peers) == 0 || !m.dialing.CompareAndSwap(false, true) {
+	if m.o.Node == nil || m.o.Offline || len(peers) == 0 || !m.dialing.CompareAndSwap(false, true) {
 		return
 	}
 	if !m.spawn(func() {

@@ -49,12 +49,12 @@ registry-mirror export --lockfile project/package-lock.json --whole-list --offli
 say "what people carry today: a copied npm cache, and npm pack"
 begin=$(now)
 ci_in plain --cache "$S/npm-cache"
-warm=$(since "$begin")
+warm=$(since "$begin") cache=$(size npm-cache)
 mkdir packs
 specs=$(node -p 'const l=require("./project/package-lock.json");[...new Set(Object.entries(l.packages).filter(([k])=>k).map(([k,p])=>(p.name||k.slice(k.lastIndexOf("node_modules/")+13))+"@"+p.version))].join(" ")')
 begin=$(now)
 # shellcheck disable=SC2086
-(cd packs && npm_ pack $specs --cache "$S/npm-cache" --prefer-offline)
+(cd packs && npm_ pack $specs --cache "$S/packs-cache")
 pack=$(since "$begin")
 
 say "the machine without one: import, daemon, npm ci"
@@ -103,7 +103,7 @@ row "  with the whole list" "$(size whole.car)"
 row "  fetch before it" "" "$fetch"
 row "  import" "" "$(cat import.ms)"
 row "  npm ci, no network" "" "$(cat ours.ms)"
-row "npm's cache, copied" "$(size npm-cache)" "$warm"
+row "npm's cache, copied" "$cache" "$warm"
 row "  npm ci --offline, no network" "" "$(cat copied.ms)"
 row "npm pack of each" "$(size packs)" "$pack"
 echo "airgap: ok"
