@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -456,4 +457,24 @@ func TestExportRefuses(t *testing.T) {
 	if err != nil || len(got.Packages) != 1 || got.Packages[0].Name != "@types/node" {
 		t.Errorf("of one of two registries: %+v, %v", got, err)
 	}
+}
+
+func FuzzBundle(f *testing.F) {
+	w := newWorld(f)
+	w.publish("left-pad")
+	car := w.export(f, false, "left-pad@1.3.0")
+	f.Add(car)
+	f.Add(car[:len(car)/2])
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		b, err := OpenBundle(bytes.NewReader(raw))
+		for err == nil {
+			_, err = b.next()
+		}
+		if err != io.EOF && !errors.Is(err, ErrBundle) {
+			t.Fatalf("%v is no ErrBundle", err)
+		}
+		if b != nil && err == io.EOF && len(b.due) == 0 && len(b.seen) < 2 {
+			t.Fatalf("a bundle of %d blocks is whole", len(b.seen))
+		}
+	})
 }
