@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"internal/ledger":   {"internal/damage", "internal/npm", "internal/socket"},
 	"internal/upstream": {"internal/npm"},
 	"internal/resolve":  {"internal/npm"},
+	"internal/clients":  {"internal/npm"},
 	"internal/ipfs":     {"internal/damage", "internal/unixfs", "internal/socket"},
 	"index":             {"internal/damage", "internal/npm", "internal/unixfs"},
 	"ipnskeys":          {"internal/ipnsrecord"},
