@@ -9,6 +9,7 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/clients"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
@@ -65,6 +66,10 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrSealed, Code: cli.CodeFailed, Hint: "name the age identity file that opens it with --identity; a passphrase is asked for on a terminal"},
 	{Is: ipnskeys.ErrAway, Code: cli.CodeFailed, Hint: "`publisher key show` says who signs: for an ssh-agent SSH_AUTH_SOCK names its socket and `ssh-add -l` lists its keys, a program must be executable"},
 	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
+	{Is: errNoProject, Code: cli.CodeUsage, Hint: "go to a project, name one with --project DIR, or take --user"},
+	{Is: clients.ErrUnknown, Code: cli.CodeUsage, Hint: "it is npm, pnpm, yarn (2 and later), yarn1 or bun"},
+	{Is: clients.ErrNoEvidence, Code: cli.CodeUsage, Hint: "name a client: `registry-mirror use npm`"},
+	{Is: clients.ErrEdit, Code: cli.CodeFailed, Hint: "nothing in it was changed; docs/clients.md has what to write for each client"},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
 	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
@@ -79,13 +84,13 @@ func root() *cobra.Command {
 		Long: `registry-mirror serves an npm registry on this machine out of IPFS: a curated
 list of hashes under one signed name, and the modules from whoever has them.
 
-Exit codes: 0 done, 1 failed, 64 usage or configuration, 69 node or network
-away, 75 another command has this state.`,
+Exit codes: 0 done, 1 failed, 10 doctor found something wrong, 64 usage or
+configuration, 69 node or network away, 75 another command has this state.`,
 		Example: `  registry-mirror up express@4 @types/node lodash    # a registry of your own
   registry-mirror daemon --ipfs k51...               # somebody else's
-  npm install express --registry=http://127.0.0.1:4873`,
+  registry-mirror use                                # this project installs from it`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), useCommand(common), unuseCommand(common), doctorCommand(common), cli.VersionCommand())
 	return cmd
 }
