@@ -9,15 +9,10 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
-// Admin is Table.Admin of this mirror alone.
-func (m *Mirror) Admin() http.Handler {
-	t := &Table{rows: []Registry{{Mirror: m}}}
-	return t.Admin()
-}
-
 // Admin is the handler for the command's own socket: GET /status gives Status,
 // POST /sync does one round of Sync and gives Status too, or 502 with the
-// cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
+// cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET
+// /why?name=NAME&version=VERSION gives Account. GET /pins
 // gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with no version
 // for all of them, do Pin and Unpin: 409 where those refuse. It must never be reachable
 // from outside.
@@ -45,6 +40,19 @@ func (t *Table) Admin() http.Handler {
 			sendError(w, r, http.StatusServiceUnavailable, err.Error())
 		default:
 			sendError(w, r, http.StatusBadGateway, err.Error())
+		}
+	})
+	mux.HandleFunc("GET /why", func(w http.ResponseWriter, r *http.Request) {
+		a, err := t.Account(r.Context(), npm.Name(r.FormValue("name")), r.FormValue("version"), true)
+		switch {
+		case err == nil:
+			sendJSON(w, r, http.StatusOK, a)
+		case errors.Is(err, npm.ErrName):
+			sendError(w, r, http.StatusBadRequest, err.Error())
+		case errors.Is(err, ErrClosed):
+			sendError(w, r, http.StatusServiceUnavailable, err.Error())
+		default:
+			sendError(w, r, http.StatusInternalServerError, err.Error())
 		}
 	})
 	mux.HandleFunc("GET /pins", func(w http.ResponseWriter, r *http.Request) {

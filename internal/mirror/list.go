@@ -22,10 +22,12 @@ import (
 //
 //	h                                 when which release was synced, JSON
 //	v <name> 0 <file> 0 <CID>         SRI that the tarball's bytes matched
+//	a <multihash> <source>            when that source brought bytes of the file, JSON
 //	b <multihash>                     a block from a gateway, where there is no node
 const (
 	headKey     = 'h'
 	verifiedKey = 'v'
+	arrivalKey  = 'a'
 	blockKey    = 'b'
 	oldListKey  = 'l' // of lists that lay here once
 )

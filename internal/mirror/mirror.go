@@ -131,6 +131,9 @@ type Options struct {
 	// document byte for byte; an error that matches fs.ErrNotExist says that it has
 	// none. nil: nobody can be asked. It may be called concurrently and ends with ctx.
 	Attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
+	// Background says what the ledger and the publisher beside this mirror know of a
+	// package. nil: there are none. It may be called concurrently and ends with ctx.
+	Background func(ctx context.Context, name npm.Name) (Background, error)
 	// PublicURL is what tarball URLs begin with. "": the address that the client
 	// used.
 	PublicURL string
@@ -240,6 +243,8 @@ type Mirror struct {
 	origins   *lru[npm.Name, *upstreamDoc]
 	told      *lru[string, time.Time] // notices, by host and text
 	attested  *lru[string, attestations]
+	came      *lru[string, struct{}] // rows of arrivals that were written
+	wrong     *lru[string, string]   // tarballs that were refused, by name, 0 and file: why
 
 	checkedMu sync.Mutex
 	checked   map[[16]byte]struct{} // tarballs checked since start
@@ -300,6 +305,8 @@ func Open(o Options) (*Mirror, error) {
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
 		told:      newLRU[string, time.Time](1 << 20),
 		attested:  newLRU[string, attestations](8 << 20),
+		came:      newLRU[string, struct{}](4 << 20),
+		wrong:     newLRU[string, string](1 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
 	}

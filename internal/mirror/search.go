@@ -59,25 +59,51 @@ type shelf struct {
 // word, then shorter ones.
 func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 	m := in[0].Mirror // for what is of no package
-	ctx, cancel := context.WithTimeout(r.Context(), searchBudget)
-	defer cancel()
 	query := r.URL.Query()
-	words := strings.Fields(strings.ToLower(query.Get("text")))
 	size, err := strconv.Atoi(orDefault(query.Get("size"), "20"))
 	from, fromErr := strconv.Atoi(orDefault(query.Get("from"), "0"))
 	if err != nil || fromErr != nil || size < 0 || from < 0 {
 		sendError(w, r, http.StatusBadRequest, "size and from must be numbers")
 		return
 	}
-	select {
-	case m.searching <- struct{}{}:
-		defer func() { <-m.searching }()
-	case <-ctx.Done():
-		m.fail(w, r, fmt.Errorf("%w: too many searches at once", ErrUnavailable))
+	found, total, err := find(r.Context(), in, query.Get("text"), from, size)
+	if err != nil {
+		m.fail(w, r, err)
 		return
 	}
+	type object struct {
+		Package summary `json:"package"`
+		Score   struct {
+			Final  float64            `json:"final"`
+			Detail map[string]float64 `json:"detail"`
+		} `json:"score"`
+		SearchScore float64 `json:"searchScore"`
+	}
+	objects := []object{}
+	for _, s := range found {
+		o := object{Package: s}
+		o.Score.Detail = map[string]float64{"quality": 0, "popularity": 0, "maintenance": 0}
+		objects = append(objects, o)
+	}
+	sendJSON(w, r, http.StatusOK, struct {
+		Objects []object `json:"objects"`
+		Total   int      `json:"total"`
+		Time    string   `json:"time"`
+	}{objects, total, m.o.Now().UTC().Format(time.RFC1123)})
+}
+
+// find gives what search answers with, and how many names match in all.
+func find(ctx context.Context, in []shelf, text string, from, size int) (all []summary, total int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, searchBudget)
+	defer cancel()
+	words := strings.Fields(strings.ToLower(text))
+	select {
+	case in[0].searching <- struct{}{}:
+		defer func() { <-in[0].searching }()
+	case <-ctx.Done():
+		return nil, 0, fmt.Errorf("%w: too many searches at once", ErrUnavailable)
+	}
 	var hits []hit
-	total := 0
 	for _, s := range in {
 		some := 0
 		var broken error
@@ -96,8 +122,7 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 			}
 		}
 		if broken != nil {
-			s.fail(w, r, broken)
-			return
+			return nil, 0, broken
 		}
 	}
 	rank := func(e hit) int {
@@ -131,27 +156,41 @@ func search(w http.ResponseWriter, r *http.Request, in []shelf) {
 		})
 	}
 	g.Wait()
-	type object struct {
-		Package *summary `json:"package"`
-		Score   struct {
-			Final  float64            `json:"final"`
-			Detail map[string]float64 `json:"detail"`
-		} `json:"score"`
-		SearchScore float64 `json:"searchScore"`
-	}
-	objects := []object{}
 	for _, s := range found {
 		if s != nil && s.Version != "" {
-			o := object{Package: s}
-			o.Score.Detail = map[string]float64{"quality": 0, "popularity": 0, "maintenance": 0}
-			objects = append(objects, o)
+			all = append(all, *s)
 		}
 	}
-	sendJSON(w, r, http.StatusOK, struct {
-		Objects []object `json:"objects"`
-		Total   int      `json:"total"`
-		Time    string   `json:"time"`
-	}{objects, total, m.o.Now().UTC().Format(time.RFC1123)})
+	return all, total, nil
+}
+
+// Found is a package that a search found.
+type Found struct {
+	Name        npm.Name
+	Version     string
+	Description string
+	Date        string // of that version, RFC 3339; "" where it is not known
+}
+
+// Search gives the packages that npm's search for text answers with, from the from'th
+// on at most size, and how many match in all. Errors: ErrNotSynced, ErrStale,
+// ErrUnavailable, ErrClosed.
+func (t *Table) Search(ctx context.Context, text string, from, size int) (found []Found, total int, err error) {
+	in := t.shelves()
+	if len(in) == 0 {
+		return nil, 0, ErrNotSynced
+	}
+	for _, s := range in {
+		if !s.enter() {
+			return nil, 0, ErrClosed
+		}
+		defer s.leave()
+	}
+	all, total, err := find(ctx, in, text, from, size)
+	for _, s := range all {
+		found = append(found, Found{s.Name, s.Version, s.Description, s.Date})
+	}
+	return found, total, err
 }
 
 // hit is an entry of one mirror's list.

@@ -529,7 +529,7 @@ func TestAdmin(t *testing.T) {
 	m := w.open()
 	ask := func(method, path string) (int, map[string]any) {
 		t.Helper()
-		rec := newRecorder(m.Admin(), method, path)
+		rec := newRecorder(alone(t, m).Admin(), method, path)
 		var v map[string]any
 		check(t, json.Unmarshal(rec.Body.Bytes(), &v))
 		if all, ok := v["registries"].([]any); ok && len(all) == 1 {

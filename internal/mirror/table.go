@@ -181,9 +181,8 @@ func (t *Table) serveRoot(w http.ResponseWriter, r *http.Request) {
 	sendJSON(w, r, http.StatusOK, map[string]any{"registries": all})
 }
 
-// serveSearch searches all of them, and shows of each what is looked up in it.
-func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
-	var in []shelf
+// shelves are all that have a list, with what of each is looked up in it.
+func (t *Table) shelves() (in []shelf) {
 	for i, reg := range t.rows {
 		if reg.head.Load() == nil {
 			continue // its names cannot be known; those of the others can
@@ -195,6 +194,12 @@ func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
 			return reg.open() && t.of(name) == reg.Mirror
 		}})
 	}
+	return in
+}
+
+// serveSearch searches all of them.
+func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
+	in := t.shelves()
 	if len(in) == 0 {
 		t.rows[0].fail(w, r, ErrNotSynced)
 		return
@@ -332,6 +337,9 @@ func (t *Table) warn(ctx context.Context) {
 		}
 	}
 }
+
+// Meant is Mirror.Meant: all of them are at one address.
+func (t *Table) Meant(r *http.Request) (base string, ok bool) { return t.rows[0].Mirror.Meant(r) }
 
 // TableStatus is what `registry-mirror status` shows of several registries.
 type TableStatus struct {

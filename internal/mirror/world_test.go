@@ -463,6 +463,14 @@ func (w *world) synced(change ...func(*Options)) *Mirror {
 	return m
 }
 
+// alone is a table of one open registry.
+func alone(t testing.TB, m *Mirror) *Table {
+	t.Helper()
+	table, err := NewTable(Registry{Label: "main", Mirror: m})
+	check(t, err)
+	return table
+}
+
 // listed is the names of the list that m serves.
 func listedNames(t testing.TB, m *Mirror) []string {
 	t.Helper()
