@@ -40,6 +40,8 @@ var allowed = map[string][]string{
 	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/unixfs", "ipnskeys"},
 	"internal/mirror":  {"index", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
+	// what people see of a mirror
+	"internal/page": {"internal/mirror", "internal/npm"},
 	// the state directory that the commands share
 	"internal/state": {"internal/ipfs", "internal/ledger", "internal/npm", "internal/socket", "internal/upstream"},
 	// commands: what each may not import is said below
@@ -50,7 +52,7 @@ var allowed = map[string][]string{
 
 // keyless are the packages from which no chain of imports may lead to
 // ipnskeys. cmd/registry-mirror is not among them for the sake of `up`.
-var keyless = []string{"cmd/follower", "internal/follow", "internal/hosted", "internal/mirror", "internal/state", "index", "internal/ipfs"}
+var keyless = []string{"cmd/follower", "internal/follow", "internal/hosted", "internal/mirror", "internal/page", "internal/state", "index", "internal/ipfs"}
 
 // testSupport are imported by tests and by the commands that serve tests.
 var testSupport = []string{"internal/cli/clitest", "internal/couch/couchtest", "internal/loopback", "internal/npm/npmtest", "internal/ipfs/kubod", "internal/ipfs/kubotest", "bench/", "test/"}

@@ -17,6 +17,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/page"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
@@ -83,7 +84,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return m.Run(ctx) })
 			group.Go(func() error { hurry(ctx, m); return nil })
-			group.Go(func() error { return mirror.Serve(ctx, log, m.Handler(), listeners...) })
+			group.Go(func() error { return mirror.Serve(ctx, log, page.Handler(m.Handler(), m, log), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
 			return group.Wait()
 		},

@@ -25,6 +25,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/page"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -195,7 +196,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 		return stop(err)
 	}
 	served = true
-	group.Go(func() error { return mirror.Serve(ctx, log, table.Handler(), listeners...) })
+	group.Go(func() error { return mirror.Serve(ctx, log, page.Handler(table.Handler(), table, log), listeners...) })
 	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
