@@ -43,6 +43,7 @@ const (
 	maxQuery   = 214 // bytes of a search's text: what npm allows a name
 	maxResult  = 980 // a search shows no more than its first thousand
 	fewest     = 30  // versions, and withheld ones, that are shown unless all are asked for
+	fewestBare = 150 // versions that are not listed for no known reason: a number each
 	renderings = 8   // pages made at once
 	patience   = 30 * time.Second
 )
@@ -213,8 +214,9 @@ type details struct {
 	mirror.Account
 	Readme   template.HTML
 	Versions []mirror.Listed
-	Reasons  []mirror.Held       // why versions are not listed, where there is a reason
-	Lacking  []string            // versions without one
+	Reasons  []mirror.Held // why versions are not listed, where there is a reason
+	Lacking  []string      // versions without one, of which there are Lacks
+	Lacks    int
 	TagsOf   map[string][]string // by version
 	Latest   bool                // the version shown is the one npm takes
 }
@@ -249,7 +251,9 @@ func (h *handler) pkg(ctx context.Context, w http.ResponseWriter, r *http.Reques
 			d.Reasons = append(d.Reasons, lacking)
 		}
 	}
+	d.Lacks = len(d.Lacking)
 	if r.URL.Query().Get("versions") != "all" {
+		d.Lacking = d.Lacking[:min(fewestBare, len(d.Lacking))]
 		d.Versions = d.Versions[:min(fewest, len(d.Versions))]
 		d.Reasons = d.Reasons[:min(fewest, len(d.Reasons))]
 	}

@@ -3,6 +3,7 @@ package page
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -230,6 +231,26 @@ func TestPackagePage(t *testing.T) {
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %q in %s", want, body)
+		}
+	}
+}
+
+// A package of thousands of versions has a page that is small, and one with all.
+func TestManyVersions(t *testing.T) {
+	a := full()
+	for i := range 3000 {
+		v := fmt.Sprintf("0.0.%d", i)
+		a.Versions = append(a.Versions, mirror.Listed{Version: v})
+		a.NotListed = append(a.NotListed, mirror.Held{Version: v, Reason: "min-age", Detail: v}, mirror.Held{Version: v + "-a", Detail: v})
+	}
+	body := get(&fake{account: a}, "/-/web/package/left-pad", browsers).Body.String()
+	if len(body) > 24<<10 || !strings.Contains(body, "3,001 versions") || strings.Contains(body, "0.0.2999") {
+		t.Errorf("%d bytes: %s", len(body), body)
+	}
+	body = get(&fake{account: a}, "/-/web/package/left-pad?versions=all", browsers).Body.String()
+	for _, want := range []string{">0.0.2999</a>", "0.0.2999-a", `<th scope="row">0.0.2999</th>`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("not all: no %s", want)
 		}
 	}
 }
