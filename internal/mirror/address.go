@@ -11,7 +11,7 @@ import (
 // header that says so is not usable.
 func (m *Mirror) base(r *http.Request) (string, bool) {
 	if m.o.PublicURL != "" {
-		return strings.TrimSuffix(m.o.PublicURL, "/"), true
+		return strings.TrimSuffix(m.o.PublicURL, "/") + below(r), true
 	}
 	scheme, host, prefix := "http", r.Host, ""
 	if r.TLS != nil {
@@ -25,7 +25,7 @@ func (m *Mirror) base(r *http.Request) (string, bool) {
 	ok := (scheme == "http" || scheme == "https") &&
 		host != "" && len(host) <= 255 && strings.Trim(host, hostBytes) == "" &&
 		(prefix == "" || prefix[0] == '/' && len(prefix) <= 255 && strings.Trim(prefix, prefixBytes) == "")
-	return scheme + "://" + host + prefix, ok
+	return scheme + "://" + host + prefix + below(r), ok
 }
 
 // notAddressed is what a client is told whose address cannot be known.

@@ -23,6 +23,7 @@ import (
 //	h                                 when which release was synced, JSON
 //	v <name> 0 <file> 0 <CID>         SRI that the tarball's bytes matched
 //	b <multihash>                     a block from a gateway, where there is no node
+//	c <CID>                           what a release says of itself, JSON (see chain.go)
 const (
 	headKey     = 'h'
 	verifiedKey = 'v'
@@ -107,6 +108,10 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 	}
 	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
 	m.setHead(h)
+	err = m.note(linkOf(got.Release)) // for when nobody keeps its directories
+	if err != nil || m.newest != nil {
+		return got, err
+	}
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
 		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)

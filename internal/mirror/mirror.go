@@ -245,7 +245,13 @@ type Mirror struct {
 	checked   map[[16]byte]struct{} // tarballs checked since start
 	obtained  map[cid.Cid]struct{}  // tarballs that came by Origin since start; under checkedMu
 
-	stats stats
+	// stats are shared with newest's, and so is all that is kept by its hash.
+	stats *stats
+
+	earlier earlier
+	// newest is the mirror of whose releases this is an earlier one; nil for one that
+	// Open opened.
+	newest *Mirror
 
 	wrote func() // a test's: the high-water mark is durable; nil otherwise
 }
@@ -302,8 +308,9 @@ func Open(o Options) (*Mirror, error) {
 		attested:  newLRU[string, attestations](8 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
+		stats:     &stats{started: o.Now()},
+		earlier:   newEarlier(),
 	}
-	m.stats.started = o.Now()
 	high, err := readHighWater(o.FS, o.Dir, o.Name)
 	if err != nil {
 		return nil, err
@@ -368,7 +375,11 @@ func (m *Mirror) Close() error {
 	m.mu.Unlock()
 	m.end()
 	m.wg.Wait()
-	return errors.Join(m.list.Close(), m.db.Close(), m.lock.Close())
+	err := errors.Join(m.earlier.close(), m.list.Close())
+	if m.newest != nil { // whose the rest is
+		return err
+	}
+	return errors.Join(err, m.db.Close(), m.lock.Close())
 }
 
 // enter keeps Close waiting until leave. It says false once closed.

@@ -216,7 +216,9 @@ func (m *Mirror) frozen(ctx context.Context) error {
 	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, m.o.Root)
 	if err == nil {
 		m.dial(release.Peers)
-		_, err = m.syncList(ctx, m.o.Root)
+		var got index.Synced
+		got, err = m.syncList(ctx, m.o.Root)
+		m.warnRefused(ctx, got)
 	}
 	for _, r := range m.routes {
 		m.rest(r, began, err)
@@ -237,7 +239,12 @@ func (m *Mirror) Address() string {
 }
 
 // name is what a Status calls it.
-func (m *Mirror) name() string { return strings.TrimPrefix(m.Address(), "/ipns/") }
+func (m *Mirror) name() string {
+	if m.newest != nil {
+		return m.newest.name()
+	}
+	return strings.TrimPrefix(m.Address(), "/ipns/")
+}
 
 // round needs the syncing token. A record is followed as soon as it is there:
 // a slow route never holds a fast one up.
@@ -434,15 +441,20 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		return nil
 	}
 	got, err := m.syncList(ctx, r.Value)
-	for _, refused := range got.Refused {
-		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", release.Number, "error", refused)
-	}
+	m.warnRefused(ctx, got)
 	if err != nil {
 		return fmt.Errorf("sync release %d: %w", release.Number, err)
 	}
 	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
 		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
+}
+
+// warnRefused tells of ways to a list that led elsewhere.
+func (m *Mirror) warnRefused(ctx context.Context, got index.Synced) {
+	for _, refused := range got.Refused {
+		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", got.Release.Number, "error", refused)
+	}
 }
 
 // handOn gives the node the record that was accepted last.

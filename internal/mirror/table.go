@@ -42,6 +42,7 @@ type Table struct {
 	rows   []Registry
 	scopes map[string]int // who claims one, as an index into rows
 	names  map[npm.Name]int
+	moment Moment // as of which it is, where At made it
 }
 
 // NewTable makes a table of registries in the order in which they are asked.
@@ -111,8 +112,29 @@ func (t *Table) of(name npm.Name) *Mirror {
 	return last
 }
 
-// Handler is the npm registry that all of them make.
+// Handler is the npm registry that all of them make. Below /-/at/<moment>/ (see
+// ParseMoment) it is that registry as it stood then. Tarball URLs that are rewritten
+// lie there too, since a client may take only those below its registry's URL; npm
+// gets the stored ones, and its lockfile says nothing of the moment.
 func (t *Table) Handler() http.Handler {
+	now := t.handler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, rest, ok := cutAt(r.URL)
+		if !ok {
+			now.ServeHTTP(w, r)
+			return
+		}
+		moment, err := ParseMoment(text)
+		if err != nil {
+			t.rows[0].fail(w, r, err)
+			return
+		}
+		t.serveAt(w, r, moment, rest)
+	})
+}
+
+// handler is Handler without that.
+func (t *Table) handler() http.Handler {
 	if len(t.rows) == 1 && t.rows[0].open() {
 		return t.rows[0].Mirror.Handler()
 	}
@@ -355,6 +377,7 @@ func (t *Table) Status(ctx context.Context) TableStatus {
 	for i, r := range t.rows {
 		g.Go(func() error {
 			s.Registries[i] = RegistryStatus{Registry: r.Label, Scopes: r.Scopes, Claims: r.Names, Status: r.Status(ctx)}
+			s.Registries[i].At = t.moment.String()
 			return nil
 		})
 	}

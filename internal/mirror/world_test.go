@@ -73,6 +73,7 @@ type world struct {
 	names   []string          // that release.json names
 	records map[string][]byte // of other names than w.name
 	keys    []byte            // "_registry/keys.json"
+	whole   []byte            // "_registry/snapshot/NUMBER"
 	big     map[string][]byte // tarballs put in the place of the registry's, by file
 	files   map[string]cid.Cid
 	docs    map[string]cid.Cid // packument.json.gz by package
@@ -241,6 +242,13 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 		ref, err := unixfs.AddFile(bytes.NewReader(w.keys), w.sink)
 		check(w.t, err)
 		keys = []unixfs.Link{{Name: "keys.json", CID: ref.CID, Tsize: ref.Tsize}}
+	}
+	if w.whole != nil {
+		ref, err := unixfs.AddFile(bytes.NewReader(w.whole), w.sink)
+		check(w.t, err)
+		dir, _, err := unixfs.BuildDir([]unixfs.Link{{Name: fmt.Sprint(w.number), CID: ref.CID, Tsize: ref.Tsize}}, unixfs.DirLimit, w.sink)
+		check(w.t, err)
+		keys = append(keys, unixfs.Link{Name: "snapshot", CID: dir.CID, Tsize: dir.Tsize})
 	}
 	registry, _, err := unixfs.BuildDir(append(keys, []unixfs.Link{
 		{Name: "release.json", CID: file.CID, Tsize: file.Tsize},
