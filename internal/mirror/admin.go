@@ -19,8 +19,9 @@ func (m *Mirror) Admin() http.Handler {
 // POST /sync does one round of Sync and gives Status too, or 502 with the
 // cause; with ?follow=NAME it does FollowTo before that, whose refusal is 409. GET /pins
 // gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with no version
-// for all of them, do Pin and Unpin: 409 where those refuse. It must never be reachable
-// from outside.
+// for all of them, do Pin and Unpin: 409 where those refuse. POST /diff?from=MOMENT&to=MOMENT,
+// with a Lock or null, does Diff and answers as ReadDiff reads it, or 409. It must never
+// be reachable from outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -47,6 +48,7 @@ func (t *Table) Admin() http.Handler {
 			sendError(w, r, http.StatusBadGateway, err.Error())
 		}
 	})
+	mux.HandleFunc("POST /diff", t.serveDiff)
 	mux.HandleFunc("GET /pins", func(w http.ResponseWriter, r *http.Request) {
 		sendJSON(w, r, http.StatusOK, map[string]any{"pins": t.Pins()})
 	})
