@@ -43,6 +43,9 @@ var causes = []cli.Cause{
 	{Is: errMoved, Code: cli.CodeFailed, Hint: "ask its owner whether that is meant; `registry-mirror add LABEL ADDRESS` takes the address itself"},
 	{Is: errDNSLink, Code: cli.CodeAway, Hint: "`dig TXT _dnslink.DOMAIN` shows what a domain says; dnslink=/ipns/k51... is what is needed"},
 	{Is: errNoRow, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows those that were"},
+	{Is: mirror.ErrMoment, Code: cli.CodeUsage, Hint: "give a release's number, as 41, a day, as 2026-11-20, or a time, as 2026-11-20T12:00:00Z"},
+	{Is: mirror.ErrNoRelease, Code: cli.CodeFailed, Hint: "a registry's releases stay whole for as long as its publisher's --retain; `registry-mirror status` shows the newest"},
+	{Is: mirror.ErrChain, Code: cli.CodeFailed, Hint: "the registry's publisher made it so: tell its owner; releases after that can be served"},
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
 	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
 	{Is: errNotFetched, Code: cli.CodeFailed, Hint: "the daemon tries again each minute, and when a new release comes; `registry-mirror unpin` takes it back"},
@@ -88,6 +91,6 @@ away, 75 another command has this state.`,
   npm install express --registry=http://127.0.0.1:4873`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), diffCommand(common), cli.VersionCommand())
 	return cmd
 }

@@ -190,8 +190,12 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err := r.print(cmd.OutOrStdout(), s.JSON); err != nil {
 		return stop(err)
 	}
+	table, err := mirror.NewTable(mirror.Registry{Label: s.name, Mirror: h.mirror})
+	if err != nil {
+		return stop(err)
+	}
 	served = true
-	group.Go(func() error { return mirror.Serve(ctx, log, h.mirror.Handler(), listeners...) })
+	group.Go(func() error { return mirror.Serve(ctx, log, table.Handler(), listeners...) })
 	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
