@@ -23,8 +23,8 @@ const (
 type PackageChange struct {
 	Name     npm.Name `json:"name"`
 	Change   string   `json:"change"`                     // IsNew, IsChanged or IsGone
-	Old      string   `json:"old,omitempty"`              // CIDs
-	New      string   `json:"new,omitempty"`              //
+	Old      string   `json:"old,omitempty"`              // CID of the directory, "" where there was none
+	New      string   `json:"new,omitempty"`              // CID of the directory, "" where there is none
 	Added    []string `json:"added,omitempty"`            // versions
 	Removed  []string `json:"removed,omitempty"`          // versions
 	Replaced []string `json:"replaced,omitempty"`         // versions with another tarball, which no follower stores
