@@ -27,21 +27,25 @@ var allowed = map[string][]string{
 	"internal/cli":        {},
 	"internal/damage":     {},
 	"internal/crowd":      {},
+	"internal/lockfile":   {"internal/npm"},
 	"internal/policy":     {"internal/npm"},
 	// stores and clients
 	"internal/couch":    {},
 	"internal/ledger":   {"internal/damage", "internal/npm", "internal/socket"},
 	"internal/upstream": {"internal/npm"},
 	"internal/resolve":  {"internal/npm"},
+	"internal/clients":  {"internal/npm"},
 	"internal/ipfs":     {"internal/damage", "internal/unixfs", "internal/socket"},
 	"internal/route":    {"internal/ipfs", "internal/ipnsrecord"},
 	"index":             {"internal/damage", "internal/npm", "internal/unixfs"},
 	"ipnskeys":          {"internal/ipnsrecord"},
 	// loops
 	"internal/hosted":  {"internal/document", "internal/ledger", "internal/npm", "internal/unixfs"},
-	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
+	"internal/follow":  {"internal/couch", "internal/document", "internal/ledger", "internal/lockfile", "internal/npm", "internal/resolve", "internal/unixfs", "internal/upstream", "internal/ipfs"},
 	"internal/publish": {"index", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/ledger", "internal/npm", "internal/policy", "internal/route", "internal/unixfs", "ipnskeys"},
 	"internal/mirror":  {"index", "internal/crowd", "internal/damage", "internal/document", "internal/ipfs", "internal/ipnsrecord", "internal/npm", "internal/unixfs"},
+	// what people see of a mirror
+	"internal/page": {"internal/mirror", "internal/npm"},
 	// the state directory that the commands share
 	"internal/state": {"internal/ipfs", "internal/ledger", "internal/npm", "internal/socket", "internal/upstream"},
 	// commands: what each may not import is said below
@@ -52,7 +56,7 @@ var allowed = map[string][]string{
 
 // keyless are the packages from which no chain of imports may lead to
 // ipnskeys. cmd/registry-mirror is not among them for the sake of `up`.
-var keyless = []string{"cmd/follower", "internal/follow", "internal/hosted", "internal/mirror", "internal/state", "index", "internal/ipfs"}
+var keyless = []string{"cmd/follower", "internal/follow", "internal/hosted", "internal/mirror", "internal/page", "internal/state", "index", "internal/ipfs"}
 
 // testSupport are imported by tests and by the commands that serve tests.
 var testSupport = []string{"internal/cli/clitest", "internal/couch/couchtest", "internal/loopback", "internal/npm/npmtest", "internal/ipfs/kubod", "internal/ipfs/kubotest", "bench/", "test/"}

@@ -91,9 +91,37 @@ func newCopy(t testing.TB) *Index {
 // mustSync syncs and holds the copy to its release.
 func mustSync(t testing.TB, c *Index, g unixfs.Getter, r Release) Synced {
 	t.Helper()
+	listed := func() map[npm.Name]bool {
+		names := map[npm.Name]bool{}
+		for e, err := range c.Entries(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			names[e.Name] = true
+		}
+		return names
+	}
+	names := listed()
 	s, err := c.Sync(t.Context(), g, r.Root, nil)
 	if err != nil {
 		t.Fatalf("sync with release %d: %v", r.Number, err)
+	}
+	if now := listed(); len(names) > 0 { // not the first of all
+		for _, n := range s.Came {
+			if names[n] {
+				t.Errorf("release %d: %s was listed before", r.Number, n)
+			}
+			names[n] = true
+		}
+		for _, n := range s.Went {
+			if !names[n] {
+				t.Errorf("release %d: %s was not listed before", r.Number, n)
+			}
+			delete(names, n)
+		}
+		if !maps.Equal(names, now) {
+			t.Errorf("release %d by %s: what came and went does not lead from list to list", r.Number, s.Way)
+		}
 	}
 	got, err := c.Head()
 	if err == nil && (got.Root != r.Root || got.List != r.List) {

@@ -3,10 +3,10 @@
 // Command index times the list: building it whole, and a release of it when some
 // of it changed, beside boxo's directories, which make the same blocks; and how a
 // reader's copy follows, by delta, snapshot and the directories themselves; what a
-// day of releases leaves on the disk; how soon a mirror that holds it is there; and
-// what a new version of a large package adds to its documents.
+// day of releases leaves on the disk; how soon a mirror that holds it is there, and
+// answers a search as one types; and what a new version of a large package adds to its documents.
 //
-//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,lookup,release,sync,start,day,packument]
+//	go run ./bench/index [--names N] [--quick] [--json] [--only bulk,lookup,release,sync,start,search,day,packument]
 //	go run ./bench/index packument [--json]
 //
 // The names are made, as many and as npm's are. All that is measured runs in a
@@ -39,6 +39,7 @@ type result struct {
 	Sync      []syncResult      `json:"sync,omitempty"`
 	Day       []dayResult       `json:"day,omitempty"`
 	Start     []startResult     `json:"start,omitempty"`
+	Search    []searchResult    `json:"search,omitempty"`
 	Packument []packumentResult `json:"packument,omitempty"`
 }
 
@@ -48,7 +49,7 @@ type part struct {
 	run  func(context.Context, *bench, *result) error
 }
 
-var parts = []part{{"bulk", bulk}, {"lookup", lookup}, {"release", release}, {"sync", syncing}, {"start", starting}, {"day", day}, {"packument", packuments}}
+var parts = []part{{"bulk", bulk}, {"lookup", lookup}, {"release", release}, {"sync", syncing}, {"start", starting}, {"search", searching}, {"day", day}, {"packument", packuments}}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -160,6 +161,11 @@ func (r result) print(out io.Writer) {
 	if r.Start != nil {
 		table(printStart)
 		fmt.Fprintln(out, "registry-mirror daemon, from its process's start to its first answer; a gateway on loopback has the releases; starts with the state in the system's cache")
+	}
+	if r.Search != nil {
+		table(printSearch)
+		table(printTyping)
+		fmt.Fprintln(out, "each letter typed is one search over HTTP, of 20 hits; grep counts the lines with the whole query in the same file, on one core, and its process's start is in it")
 	}
 	if r.Packument != nil {
 		table(printPackument)

@@ -53,7 +53,7 @@ type startResult struct {
 // startBudget is what a start may take, in milliseconds.
 const startBudget = 1000
 
-func starting(ctx context.Context, b *bench, r *result) error {
+func starting(ctx context.Context, b *bench, r *result) (err error) {
 	n := b.bulk[len(b.bulk)-1]
 	begun := time.Now()
 	l, err := b.built(ctx, n)
@@ -64,32 +64,13 @@ func starting(ctx context.Context, b *bench, r *result) error {
 	if err != nil {
 		return err
 	}
-	held := filepath.Join(b.dir, fmt.Sprint("start-snapshot-", n))
-	made, err := b.measure(ctx, n, job{Side: "snapshot", Index: l.index, Blocks: held, Changes: []string{changes}})
+	d, roots, err := b.mirror(ctx, l, "start", changes)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, d.end()) }()
 	res := startResult{Names: n, Rounds: b.rounds, Changes: min(syncChanges, n/mostOf), MadeS: time.Since(begun).Seconds()}
-
-	ix, err := index.Open(l.index, index.Options{})
-	if err != nil {
-		return err
-	}
-	defer ix.Close()
-	g, err := newGateway(source{ix, held})
-	if err != nil {
-		return err
-	}
-	defer g.server.Close()
-	d := &daemon{dir: filepath.Join(b.dir, fmt.Sprint("mirror-", n)), gateway: g}
-	if err := os.Mkdir(d.dir, 0o700); err != nil {
-		return err
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", d.dir+"/", "github.com/registry-mirror/registry-mirror/cmd/registry-mirror")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build registry-mirror: %w: %s", err, out)
-	}
-	if err := d.first(ctx, made.Roots[0], n, &res); err != nil {
+	if err := d.first(ctx, roots[0], n, &res); err != nil {
 		return fmt.Errorf("the first start: %w", err)
 	}
 	var all, memory []float64
@@ -112,7 +93,7 @@ func starting(ctx context.Context, b *bench, r *result) error {
 	for _, ms := range all {
 		res.StartMaxMs = max(res.StartMaxMs, ms)
 	}
-	if err := d.follow(ctx, made.Roots[1], &res); err != nil {
+	if err := d.follow(ctx, roots[1], &res); err != nil {
 		return errors.Join(fmt.Errorf("sync: %w", err), d.stop())
 	}
 	if err := d.stop(); err != nil {
@@ -123,6 +104,37 @@ func starting(ctx context.Context, b *bench, r *result) error {
 	}
 	r.Start = append(r.Start, res)
 	return nil
+}
+
+// mirror builds registry-mirror for a new state, with a gateway that has the list, a
+// snapshot of it, and a release of the changes in that file: the roots are of these
+// two.
+func (b *bench) mirror(ctx context.Context, l *listed, label, changes string) (d *daemon, roots []string, err error) {
+	held := filepath.Join(b.dir, fmt.Sprint(label, "-snapshot-", l.names))
+	made, err := b.measure(ctx, l.names, job{Side: "snapshot", Index: l.index, Blocks: held, Changes: []string{changes}})
+	if err != nil {
+		return nil, nil, err
+	}
+	ix, err := index.Open(l.index, index.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := newGateway(source{ix, held})
+	if err != nil {
+		return nil, nil, errors.Join(err, ix.Close())
+	}
+	d = &daemon{dir: filepath.Join(b.dir, fmt.Sprint(label, "-mirror-", l.names)), gateway: g, index: ix}
+	if err = os.Mkdir(d.dir, 0o700); err == nil {
+		var out []byte
+		out, err = exec.CommandContext(ctx, "go", "build", "-o", d.dir+"/", "github.com/registry-mirror/registry-mirror/cmd/registry-mirror").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("build registry-mirror: %w: %s", err, out)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, d.end())
+	}
+	return d, made.Roots, nil
 }
 
 func printStart(w *tabwriter.Writer, r result) {
@@ -201,8 +213,15 @@ func (g *gateway) point(root string) error {
 type daemon struct {
 	dir     string // with the binary
 	gateway *gateway
+	index   *index.Index // of the gateway
 	cmd     *exec.Cmd
 	address string
+}
+
+// end ends what serves the mirror.
+func (d *daemon) end() error {
+	d.gateway.server.Close()
+	return d.index.Close()
 }
 
 func (d *daemon) state() state.Dir { return state.Dir(filepath.Join(d.dir, "state")) }

@@ -12,6 +12,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/follow"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
@@ -42,7 +43,8 @@ var causes = []cli.Cause{
 	{Is: ipfs.ErrCollecting, Code: cli.CodeLocked},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
-	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
+	{Is: lockfile.ErrBinary, Code: cli.CodeUsage},
+	{Is: lockfile.ErrFormat, Code: cli.CodeUsage, Hint: "package-lock.json, pnpm-lock.yaml, yarn.lock and bun.lock are read; it lies beside package.json"},
 	{Is: npm.ErrConfig, Code: cli.CodeUsage, Hint: "see `npm config get registry`, or name a registry with --upstream"},
 }
 

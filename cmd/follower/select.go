@@ -89,7 +89,7 @@ dist-tags name is always among what they select.`,
 
 func bindSelection(cmd *cobra.Command, s *follow.Selection) {
 	f := cmd.Flags()
-	f.StringArrayVar(&s.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
+	f.StringArrayVar(&s.Lockfiles, "lockfile", nil, "lockfile of npm, pnpm, yarn or bun: exactly the versions in it, and nothing beside; may be repeated")
 	f.StringArrayVar(&s.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
 	f.StringArrayVar(&s.Scopes, "scope", nil, "every package of a scope, @types, all versions; may be repeated")
 	f.BoolVar(&s.All, "all", false, "every package of the feed, all versions")

@@ -44,7 +44,7 @@ where something does not.`,
 				found := o.Check(ctx, &sum, func(stage string, done, total int) { o.progress.Update(stage, done, total, 0) })
 				out := o.progress.Above(cmd.OutOrStdout())
 				if r.JSON {
-					return printAll(out, true, "found", found, foundLine, func() map[string]any {
+					return cli.PrintAll(out, true, "found", found, foundLine, func() map[string]any {
 						return map[string]any{"release": sum.Release, "packages": sum.Packages, "ahead": sum.Ahead, "blocks": sum.Blocks}
 					}, nil)
 				}

@@ -9,34 +9,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ipfs/go-cid"
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
-	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
-
-// What changed of a package.
-const (
-	isNew     = "new"
-	isChanged = "changed"
-	isGone    = "gone"
-)
-
-var signs = map[string]string{isNew: "+", isChanged: "~", isGone: "-"}
-
-// changeJSON is one package of `diff --json`.
-type changeJSON struct {
-	Name     npm.Name `json:"name"`
-	Change   string   `json:"change"`
-	Old      string   `json:"old,omitempty"`
-	New      string   `json:"new,omitempty"`
-	Added    []string `json:"added,omitempty"`            // versions
-	Removed  []string `json:"removed,omitempty"`          // versions
-	Replaced []string `json:"replaced,omitempty"`         // versions with another tarball, which no follower stores
-	Unknown  bool     `json:"versions_unknown,omitempty"` // a directory was collected with its release
-}
 
 func diffCommand(r *registry) *cobra.Command {
 	return &cobra.Command{
@@ -67,12 +44,12 @@ versions may be unknown.`,
 			}
 			count := map[string]int{}
 			rest := func() map[string]any {
-				return map[string]any{"from": from.Number, "to": to.Number, isNew: count[isNew], isChanged: count[isChanged], isGone: count[isGone]}
+				return map[string]any{"from": from.Number, "to": to.Number, index.IsNew: count[index.IsNew], index.IsChanged: count[index.IsChanged], index.IsGone: count[index.IsGone]}
 			}
 			end := func() string {
-				return fmt.Sprintf("release %d to %d: %d new, %d changed, %d gone", from.Number, to.Number, count[isNew], count[isChanged], count[isGone])
+				return fmt.Sprintf("release %d to %d: %d new, %d changed, %d gone", from.Number, to.Number, count[index.IsNew], count[index.IsChanged], count[index.IsGone])
 			}
-			return printAll(cmd.OutOrStdout(), r.JSON, "changes", changes(cmd.Context(), ix, from, to, count), changeJSON.line, rest, end)
+			return cli.PrintAll(cmd.OutOrStdout(), r.JSON, "changes", changes(cmd.Context(), ix, from, to, count), changeLine, rest, end)
 		},
 	}
 }
@@ -115,26 +92,19 @@ func checkRelease(cmd *cobra.Command, number uint64) error {
 }
 
 // changes says what changed, and counts it.
-func changes(ctx context.Context, ix *index.Index, from, to index.Release, count map[string]int) iter.Seq2[changeJSON, error] {
-	return func(yield func(changeJSON, error) bool) {
+func changes(ctx context.Context, ix *index.Index, from, to index.Release, count map[string]int) iter.Seq2[index.PackageChange, error] {
+	return func(yield func(index.PackageChange, error) bool) {
 		for d, err := range ix.Between(ctx, from.Number, to.Number) {
 			if err != nil {
-				yield(changeJSON{}, err)
+				yield(index.PackageChange{}, err)
 				return
 			}
-			c := changeJSON{Name: d.New.Name, Change: isChanged, Old: cidText(d.Old.CID), New: cidText(d.New.CID)}
-			switch {
-			case c.Old == "":
-				c.Change = isNew
-			case c.New == "":
-				c.Change = isGone
+			c, err := d.Package(ctx, ix)
+			if err != nil && !errors.Is(err, index.ErrNoBlock) {
+				yield(index.PackageChange{}, fmt.Errorf("package %s: %w", c.Name, err))
+				return
 			}
 			count[c.Change]++
-			err = c.versions(ctx, ix, d)
-			if c.Unknown = errors.Is(err, index.ErrNoBlock); err != nil && !c.Unknown {
-				yield(changeJSON{}, fmt.Errorf("package %s: %w", c.Name, err))
-				return
-			}
 			if !yield(c, nil) {
 				return
 			}
@@ -142,77 +112,10 @@ func changes(ctx context.Context, ix *index.Index, from, to index.Release, count
 	}
 }
 
-// versions compares the packages' directories.
-func (c *changeJSON) versions(ctx context.Context, ix *index.Index, d index.Difference) error {
-	old, err := tarballs(ctx, ix, d.Old)
-	if err != nil {
-		return err
-	}
-	now, err := tarballs(ctx, ix, d.New)
-	if err != nil {
-		return err
-	}
-	for version, file := range old {
-		switch {
-		case !now[version].Defined():
-			c.Removed = append(c.Removed, version)
-		case now[version] != file:
-			c.Replaced = append(c.Replaced, version)
-		}
-	}
-	for version := range now {
-		if !old[version].Defined() {
-			c.Added = append(c.Added, version)
-		}
-	}
-	for _, versions := range [][]string{c.Added, c.Removed, c.Replaced} {
-		slices.SortFunc(versions, npm.CompareVersions)
-	}
-	return nil
-}
-
-// tarballs are those in a package's directory, by version.
-func tarballs(ctx context.Context, ix *index.Index, e index.Entry) (map[string]cid.Cid, error) {
-	if !e.CID.Defined() {
-		return nil, nil
-	}
-	files, err := index.ReadPackage(ctx, ix, e.CID)
-	all := make(map[string]cid.Cid, len(files.Tarballs))
-	for _, l := range files.Tarballs {
-		all[versionOf(e.Name, l.Name)] = l.CID
-	}
-	return all, err
-}
-
-// versionOf is the version of which a package's directory has the tarball file:
-// what its name says, else the name itself.
-func versionOf(name npm.Name, file string) string {
-	version, ok := strings.CutPrefix(file, name.Base()+"-")
-	for _, end := range []string{".tgz", ".tar.gz", ".tar"} {
-		if v, cut := strings.CutSuffix(version, end); cut && ok && npm.ParseVersion(v) == nil {
-			return v
-		}
-	}
-	return file
-}
-
-func (c changeJSON) line() string {
-	parts := []string{signs[c.Change], string(c.Name)}
-	for _, dir := range []string{c.Old, c.New} {
-		if dir != "" {
-			parts = append(parts, dir)
-		}
-	}
-	add := func(sign string, versions []string) {
-		for _, v := range versions {
-			parts = append(parts, sign+v)
-		}
-	}
-	add("+", c.Added)
-	add("~", c.Replaced)
-	add("-", c.Removed)
+func changeLine(c index.PackageChange) string {
+	words := c.Words(slices.DeleteFunc([]string{c.Old, c.New}, func(dir string) bool { return dir == "" })...)
 	if c.Unknown {
-		parts = append(parts, "(versions unknown: collected)")
+		words = append(words, "(versions unknown: collected)")
 	}
-	return strings.Join(parts, " ")
+	return strings.Join(words, " ")
 }

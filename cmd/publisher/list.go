@@ -107,7 +107,7 @@ one with a scope. Filters go together.`,
 				_, err = fmt.Fprintf(out, "%s, %s, %d bytes\n", cli.Count(total.Packages, "package"), cli.Count(total.Versions, "version"), total.Bytes)
 				return err
 			}
-			return printAll(out, r.JSON, "packages", listed(entries), entryJSON.line, nil, nil)
+			return cli.PrintAll(out, r.JSON, "packages", listed(entries), entryJSON.line, nil, nil)
 		},
 	}
 	cmd.Flags().IntVar(&largest, "largest", 0, "only so many, the largest first")
@@ -167,4 +167,11 @@ func (v entryJSON) line() string {
 		return fmt.Sprintf("%s  %s  %d bytes", v.Name, v.CID, v.Tsize)
 	}
 	return fmt.Sprintf("%s  %s  %s, %d bytes", v.Name, v.CID, cli.Count(v.Versions, "version"), v.Tsize)
+}
+
+func cidText(c cid.Cid) string {
+	if !c.Defined() {
+		return ""
+	}
+	return c.String()
 }

@@ -59,7 +59,7 @@ rollback shows. One that was collected can be told of, and not rolled back to.`,
 				return err
 			}
 			releases := publish.Log(cmd.Context(), ix, nil, r.journals()...)
-			return printAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases, oldest), releaseJSON.line, nil, nil)
+			return cli.PrintAll(cmd.OutOrStdout(), r.JSON, "releases", logged(releases, oldest), releaseJSON.line, nil, nil)
 		},
 	}
 }

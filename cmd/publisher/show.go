@@ -102,7 +102,7 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 				Packument: file(files.Packument), Install: file(files.Install), Versions: []versionJSON{}, Collected: collected,
 			}
 			for _, l := range files.Tarballs {
-				one := versionJSON{versionOf(name, l.Name), l.Name, fileJSON{l.CID.String(), l.Tsize}}
+				one := versionJSON{index.VersionOf(name, l.Name), l.Name, fileJSON{l.CID.String(), l.Tsize}}
 				if version == "" || version == one.Version {
 					v.Versions = append(v.Versions, one)
 				}

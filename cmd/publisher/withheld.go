@@ -56,7 +56,7 @@ millions. A pattern has *, ? and [a-z], as for publisher list.`,
 					}
 				}
 			}
-			return printAll(cmd.OutOrStdout(), r.JSON, "withheld", wanted, withheldLine, nil, nil)
+			return cli.PrintAll(cmd.OutOrStdout(), r.JSON, "withheld", wanted, withheldLine, nil, nil)
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "only what is withheld for this reason")

@@ -18,6 +18,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/crowd"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/page"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
@@ -30,7 +31,7 @@ type source struct {
 	*cli.Common
 	ipfs, share, offline, noUpstream, acceptStale bool
 	gateways, routes                              []string
-	upstream, address                             string
+	upstream, address, at                         string
 	maxStale                                      time.Duration
 	proxies                                       proxies // that the daemon trusts
 	cacheSize                                     cli.Size
@@ -60,10 +61,15 @@ IPFS node; without, only the gateways that --gateway names.
 
 An ADDRESS is an IPNS name, /ipfs/CID of one release (which then never changes), a
 domain with a DNSLink, or a file whose first line is one of these. Registries that
-` + "`registry-mirror add`" + ` added are served too, and are asked first.`,
+` + "`registry-mirror add`" + ` added are served too, and are asked first.
+
+With --at an earlier release is served, as the newest one leads back to it. A running
+daemon serves one too, at /-/at/RELEASE or /-/at/DATE below its address.`,
 		Example: `  registry-mirror daemon --ipfs k51...
   registry-mirror daemon k51... --gateway http://127.0.0.1:8080
-  npm install express --registry=http://127.0.0.1:4873`,
+  registry-mirror daemon --ipfs k51... --at 2026-11-20
+  npm install express --registry=http://127.0.0.1:4873
+  npm install --registry=http://127.0.0.1:4873/-/at/2026-11-20/   # as of that day`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			log := common.Logger(cmd.ErrOrStderr(), true)
 			m, close, err := s.open(cmd, args, true)
@@ -71,6 +77,11 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 				return err
 			}
 			defer func() { err = errors.Join(err, close()) }()
+			if s.at != "" {
+				if m, err = s.goBack(cmd, m, log); err != nil {
+					return err
+				}
+			}
 			listeners, url, err := cli.Listen(cmd.Context(), s.address, log)
 			if err != nil {
 				return err
@@ -85,7 +96,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 			group, ctx := errgroup.WithContext(cmd.Context())
 			group.Go(func() error { return m.Run(ctx) })
 			group.Go(func() error { hurry(ctx, m); return nil })
-			group.Go(func() error { return crowd.Serve(ctx, log, m.Handler(), listeners...) })
+			group.Go(func() error { return crowd.Serve(ctx, log, page.Handler(m.Handler(), m, log), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
 			return group.Wait()
 		},
@@ -96,6 +107,7 @@ domain with a DNSLink, or a file whose first line is one of these. Registries th
 	f.StringVar(&s.address, "listen", defaultListen, "address to serve the registry on")
 	f.BoolVar(&s.offline, "offline", false, "ask nobody for anything: serve what is held")
 	f.StringVar(&s.upstream, "upstream", "", "npm registry to fetch listed tarballs from that no peer gives (default: the one npm's configuration names)")
+	f.StringVar(&s.at, "at", "", "serve an earlier release, and stay there: its number, a day (2026-11-20, in UTC) or an RFC 3339 time")
 	f.BoolVar(&s.noUpstream, "no-upstream", false, "take tarballs from peers and gateways alone")
 	f.BoolVar(&s.acceptStale, "accept-stale", false, "follow a record that has expired where there is no better one, as on a network that is cut off")
 	f.DurationVar(&s.maxStale, "max-stale", 0, "serve a list for so long after its record expired, and no longer (default: for ever, and it is said)")
@@ -109,6 +121,9 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 	first := s.Registries[0]
 	if common.JSON {
 		said := map[string]any{"name": first.Name, "registry": url, "release": first.Release.Number}
+		if first.At != "" {
+			said["at"] = first.At
+		}
 		if len(s.Registries) > 1 {
 			said["registries"] = s.Registries
 		}
@@ -118,6 +133,9 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 		held := "no list yet"
 		if r.Release.Number > 0 {
 			held = fmt.Sprintf("release %d, %s", r.Release.Number, cli.Count(r.Release.Packages, "package"))
+		}
+		if r.At != "" {
+			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, r.Release.Created.Local().Format(time.DateTime), cli.Count(r.Release.Packages, "package"))
 		}
 		who := shown(r.Name)
 		if len(s.Registries) > 1 {
@@ -174,6 +192,11 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 	}
 	if s.offline && cmd.Flags().Changed("share") {
 		return nil, nil, cli.Usagef("--share and --offline exclude one another")
+	}
+	if s.at != "" {
+		if _, err := mirror.ParseMoment(s.at); err != nil {
+			return nil, nil, fmt.Errorf("--at: %w", err)
+		}
 	}
 	if s.noUpstream && s.upstream != "" {
 		return nil, nil, cli.Usagef("--upstream and --no-upstream exclude one another")
@@ -367,6 +390,28 @@ func collects(node *state.Node) string {
 	return "none but `follower collect`, by the command that runs the node"
 }
 
+// goBack is m as it stood at s.at, and no later. What is held serves where nothing
+// newer is found.
+func (s *source) goBack(cmd *cobra.Command, m *mirror.Table, log *slog.Logger) (*mirror.Table, error) {
+	ctx := cmd.Context()
+	moment, err := mirror.ParseMoment(s.at)
+	if err != nil {
+		return nil, fmt.Errorf("--at: %w", err)
+	}
+	if !s.offline {
+		if err := s.sync(ctx, m); err != nil && ctx.Err() == nil {
+			log.WarnContext(ctx, "no newer list was found than what is held", "error", err)
+		}
+	}
+	progress := cli.NewProgress(cmd.ErrOrStderr(), log)
+	defer progress.End()
+	then, err := m.At(ctx, moment, func(passed int) { progress.Update("releases passed", passed, 0, 0) })
+	if err != nil {
+		return nil, fmt.Errorf("--at %s: %w", s.at, err)
+	}
+	return then, nil
+}
+
 // patience is how long a node that has just started is given to reach a peer:
 // peers are dialled beside the resolution.
 const patience = 5 * time.Second
@@ -400,14 +445,21 @@ func (s *source) syncOnce(ctx context.Context, cmd *cobra.Command, args []string
 			return m.Status(ctx), err
 		}
 	}
+	err = s.sync(ctx, m)
+	return m.Status(ctx), err
+}
+
+// sync does one round, and another for as long as patience while a node that has
+// just started finds no record.
+func (s *source) sync(ctx context.Context, m *mirror.Table) error {
 	for end := time.Now().Add(patience); ; {
-		err = m.Sync(ctx)
+		err := m.Sync(ctx)
 		if !s.ipfs || !errors.Is(err, mirror.ErrNoRecord) || time.Now().After(end) {
-			return m.Status(ctx), err
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return status, ctx.Err()
+			return ctx.Err()
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

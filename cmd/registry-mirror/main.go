@@ -9,8 +9,11 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/clients"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
@@ -43,9 +46,17 @@ var causes = []cli.Cause{
 	{Is: errMoved, Code: cli.CodeFailed, Hint: "ask its owner whether that is meant; `registry-mirror add LABEL ADDRESS` takes the address itself"},
 	{Is: errDNSLink, Code: cli.CodeAway, Hint: "`dig TXT _dnslink.DOMAIN` shows what a domain says; dnslink=/ipns/k51... is what is needed"},
 	{Is: errNoRow, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows those that were"},
+	{Is: mirror.ErrMoment, Code: cli.CodeUsage, Hint: "give a release's number, as 41, a day, as 2026-11-20, or a time, as 2026-11-20T12:00:00Z"},
+	{Is: mirror.ErrNoRelease, Code: cli.CodeFailed, Hint: "a registry's releases stay whole for as long as its publisher's --retain; `registry-mirror status` shows the newest"},
+	{Is: mirror.ErrChain, Code: cli.CodeFailed, Hint: "the registry's publisher made it so: tell its owner; releases after that can be served"},
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
 	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
 	{Is: errNotFetched, Code: cli.CodeFailed, Hint: "the daemon tries again each minute, and when a new release comes; `registry-mirror unpin` takes it back"},
+	{Is: mirror.ErrNotHere, Code: cli.CodeFailed, Hint: "what came stays: the same command again asks for the rest"},
+	{Is: mirror.ErrSeveral, Code: cli.CodeUsage, Hint: "one bundle for each: name it with --registry"},
+	{Is: ipnsrecord.ErrExpired, Code: cli.CodeFailed, Hint: "export it again, or take it as it is with --accept-stale"},
+	{Is: ipnsrecord.ErrRollback, Code: cli.CodeFailed, Hint: "this machine has followed a newer release already; export again from one that has too"},
+	{Is: mirror.ErrBundle, Code: cli.CodeFailed, Hint: "carry the file over again; nothing of it is served"},
 	{Is: mirror.ErrNotPinned, Code: cli.CodeUsage, Hint: "`registry-mirror pins` shows what is"},
 	{Is: mirror.ErrPinned, Code: cli.CodeUsage, Hint: "unpin the package, then pin the versions that shall stay"},
 	{Is: state.ErrTable, Code: cli.CodeFailed, Hint: "restore table.json from a backup, or move it away and add the registries again"},
@@ -68,9 +79,14 @@ var causes = []cli.Cause{
 	{Is: ipnskeys.ErrSealed, Code: cli.CodeFailed, Hint: "name the age identity file that opens it with --identity; a passphrase is asked for on a terminal"},
 	{Is: ipnskeys.ErrAway, Code: cli.CodeFailed, Hint: "`publisher key show` says who signs: for an ssh-agent SSH_AUTH_SOCK names its socket and `ssh-add -l` lists its keys, a program must be executable"},
 	{Is: ipnskeys.ErrKeyName, Code: cli.CodeUsage},
+	{Is: errNoProject, Code: cli.CodeUsage, Hint: "go to a project, name one with --project DIR, or take --user"},
+	{Is: clients.ErrUnknown, Code: cli.CodeUsage, Hint: "it is npm, pnpm, yarn (2 and later), yarn1 or bun"},
+	{Is: clients.ErrNoEvidence, Code: cli.CodeUsage, Hint: "name a client: `registry-mirror use npm`"},
+	{Is: clients.ErrEdit, Code: cli.CodeFailed, Hint: "nothing in it was changed; docs/clients.md has what to write for each client"},
 	{Is: npm.ErrName, Code: cli.CodeUsage},
 	{Is: npm.ErrSpec, Code: cli.CodeUsage, Hint: "name a package as npm does: express, express@4, @types/node@latest"},
-	{Is: npm.ErrLockfile, Code: cli.CodeUsage, Hint: "npm writes it as package-lock.json beside package.json"},
+	{Is: lockfile.ErrBinary, Code: cli.CodeUsage},
+	{Is: lockfile.ErrFormat, Code: cli.CodeUsage, Hint: "package-lock.json, pnpm-lock.yaml, yarn.lock and bun.lock are read; it lies beside package.json"},
 	{Is: npm.ErrConfig, Code: cli.CodeUsage, Hint: "see `npm config get registry`, or name a registry with --upstream"},
 }
 
@@ -82,13 +98,13 @@ func root() *cobra.Command {
 		Long: `registry-mirror serves an npm registry on this machine out of IPFS: a curated
 list of hashes under one signed name, and the modules from whoever has them.
 
-Exit codes: 0 done, 1 failed, 64 usage or configuration, 69 node or network
-away, 75 another command has this state.`,
+Exit codes: 0 done, 1 failed, 10 doctor found something wrong, 64 usage or
+configuration, 69 node or network away, 75 another command has this state.`,
 		Example: `  registry-mirror up express@4 @types/node lodash    # a registry of your own
   registry-mirror daemon --ipfs k51...               # somebody else's
-  npm install express --registry=http://127.0.0.1:4873`,
+  registry-mirror use                                # this project installs from it`,
 	}
 	common.Bind(cmd)
-	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), syncCommand(common), statusCommand(common), cli.VersionCommand())
+	cmd.AddCommand(upCommand(common), daemonCommand(common), addCommand(common), removeCommand(common), listCommand(common), pinCommand(common), unpinCommand(common), pinsCommand(common), fetchCommand(common), exportCommand(common), importCommand(common), syncCommand(common), statusCommand(common), useCommand(common), unuseCommand(common), doctorCommand(common), whyCommand(common), diffCommand(common), cli.VersionCommand())
 	return cmd
 }

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -31,8 +31,9 @@ type pinSpec struct {
 	version string // "" for all
 }
 
-// pinSpecs reads arguments and lockfiles.
-func pinSpecs(args, lockfiles []string) (specs []pinSpec, err error) {
+// pinSpecs reads arguments and lockfiles. What those have from elsewhere than a registry
+// is said.
+func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, err error) {
 	for _, text := range args {
 		at := strings.LastIndexByte(text, '@')
 		version := ""
@@ -49,17 +50,21 @@ func pinSpecs(args, lockfiles []string) (specs []pinSpec, err error) {
 		specs = append(specs, pinSpec{name, version})
 	}
 	for _, path := range lockfiles {
-		f, err := os.Open(path)
+		f, err := lockfile.Open(path)
 		if err != nil {
-			return nil, fmt.Errorf("read lockfile: %w", err)
+			return nil, err
 		}
-		locked, err := npm.ReadLockfile(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
-		}
-		for _, spec := range locked {
+		for _, spec := range f.Specs() {
 			specs = append(specs, pinSpec{spec.Name, spec.Range})
+		}
+		var others []string
+		for _, x := range f.Foreign {
+			if x.Kind != lockfile.Workspace {
+				others = append(others, x.String())
+			}
+		}
+		if len(others) > 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "registry-mirror: note: %s: of no registry, and left out: %s\n", path, strings.Join(others[:min(len(others), maxMissing)], ", "))
 		}
 	}
 	if len(specs) == 0 {
@@ -110,7 +115,7 @@ none runs, the next one does.`,
 		Example: `  registry-mirror pin express @types/node@20.1.0
   registry-mirror pin --lockfile package-lock.json`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			specs, err := pinSpecs(args, lockfiles)
+			specs, err := pinSpecs(cmd, args, lockfiles)
 			if err != nil {
 				return err
 			}
@@ -168,7 +173,7 @@ none runs, the next one does.`,
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, lockfileUsage)
 	return cmd
 }
 
@@ -181,7 +186,7 @@ func unpinCommand(common *cli.Common) *cobra.Command {
 and room is needed.`,
 		Example: "  registry-mirror unpin express",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			specs, err := pinSpecs(args, lockfiles)
+			specs, err := pinSpecs(cmd, args, lockfiles)
 			if err != nil {
 				return err
 			}
@@ -206,7 +211,7 @@ and room is needed.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it; may be repeated")
+	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, lockfileUsage)
 	return cmd
 }
 

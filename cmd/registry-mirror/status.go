@@ -126,10 +126,8 @@ var errOtherName = errors.New("the running registry-mirror serves another name")
 
 // ask makes the running daemon sync. What else is asked for must fit it.
 func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.TableStatus, error) {
-	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
-		if cmd.Flags().Changed(flag) {
-			return mirror.TableStatus{}, cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
-		}
+	if err := refuseSources(cmd); err != nil {
+		return mirror.TableStatus{}, err
 	}
 	if len(args) > 0 {
 		status, err := ask(cmd.Context(), path, http.MethodGet, "/status")
@@ -183,6 +181,16 @@ func syncedThere(err error) error {
 		}
 	}
 	return err
+}
+
+// refuseSources refuses flags that say where to read from: a daemon runs.
+func refuseSources(cmd *cobra.Command) error {
+	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
+		if cmd.Flags().Changed(flag) {
+			return cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
+		}
+	}
+	return nil
 }
 
 // oneName is what was typed, or nothing where registries were added, else the
@@ -305,6 +313,12 @@ func printOne(w io.Writer, s mirror.Status) error {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
 		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
+		if s.Release.Part > 0 {
+			fmt.Fprintf(w, "part      %s of it, which bundles brought; of others nothing newer is known\n", cli.Count(s.Release.Part, "name"))
+		}
+	}
+	if s.At != "" {
+		fmt.Fprintf(w, "at        %s: what came later is not served\n", s.At)
 	}
 	if s.Record.Sequence > 0 {
 		stale := ""

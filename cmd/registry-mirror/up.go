@@ -26,6 +26,7 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/page"
 	"github.com/registry-mirror/registry-mirror/internal/policy"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
@@ -76,7 +77,7 @@ It can be stopped at any time; the next start goes on where it was.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&s.selection.Lockfiles, "lockfile", nil, "package-lock.json: exactly the versions in it, and nothing beside; may be repeated")
+	f.StringArrayVar(&s.selection.Lockfiles, "lockfile", nil, "lockfile of npm, pnpm, yarn or bun: exactly the versions in it, and nothing beside; may be repeated")
 	f.StringArrayVar(&s.selection.Lists, "from-file", nil, "file with a name or name@range a line; may be repeated")
 	f.BoolVar(&s.selection.NoDeps, "no-deps", false, "leave out dependencies")
 	f.BoolVar(&s.pull, "pull-through", false, "fetch what a client asks for and the registry lacks (default: when no names are given)")
@@ -184,7 +185,11 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return stop(err)
 	}
-	if err := answer(ctx, group, dir, "registry-mirror", h.mirror.Admin()); err != nil {
+	table, err := mirror.NewTable(mirror.Registry{Label: s.name, Mirror: h.mirror})
+	if err != nil {
+		return stop(err)
+	}
+	if err := answer(ctx, group, dir, "registry-mirror", table.Admin()); err != nil {
 		return stop(err)
 	}
 	r.Registry, r.Install = url, installLine(s.selection, r.Missing, url)
@@ -192,7 +197,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 		return stop(err)
 	}
 	served = true
-	group.Go(func() error { return crowd.Serve(ctx, log, h.mirror.Handler(), listeners...) })
+	group.Go(func() error { return crowd.Serve(ctx, log, page.Handler(table.Handler(), table, log), listeners...) })
 	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
@@ -431,7 +436,7 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 		if _, err := os.Stat(dir.Mirror(begun.String())); err != nil && !last {
 			continue
 		}
-		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, TrustedProxies: trusted, Attestations: h.attestations, Log: log}
+		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, TrustedProxies: trusted, Attestations: h.attestations, Background: h.background, Log: log}
 		if h.pull != nil {
 			o.Origin = h.pull
 		}
@@ -457,6 +462,30 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 		break
 	}
 	return h.mirror.Sync(ctx)
+}
+
+// background is what the ledger and the publisher know of a package.
+func (h *house) background(ctx context.Context, name npm.Name) (mirror.Background, error) {
+	known := mirror.Background{FirstSeen: map[string]time.Time{}}
+	p, err := h.ledger.Package(ctx, name)
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		return known, err
+	}
+	for _, v := range p.Versions {
+		known.FirstSeen[v.Version] = v.FirstSeen
+	}
+	refused, err := h.ledger.Refusals(ctx, name)
+	if err != nil {
+		return known, err
+	}
+	for _, r := range refused {
+		known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: r.Reason, Detail: r.Detail})
+	}
+	withheld, err := h.publisher.WithheldOf(name)
+	for _, w := range withheld {
+		known.NotListed = append(known.NotListed, mirror.Held{Version: w.Version, Reason: w.Reason, Detail: w.Detail})
+	}
+	return known, err
 }
 
 // measure writes --metrics. That it cannot be written is said, and stops nothing.

@@ -177,11 +177,12 @@ func (s *Settings) fillOne(f *pflag.Flag, flags *pflag.FlagSet, name string, tab
 
 // Flags are the flags of all our programs. Each program's tests hold it to them.
 var Flags = []string{
-	"accept-stale", "agent", "all", "allow-private", "ask-passphrase", "cache-size", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
+	"accept-stale", "agent", "all", "allow-private", "ask-passphrase", "at", "cache-size", "cached", "clear", "command", "config", "confirm-over", "count", "days", "every", "feed",
 	"fetch", "follow", "format", "from-file", "gateway", "gateway-origin", "identity", "ipfs", "ipfs-api", "json", "keep-documents", "keep-unlisted", "largest",
 	"lifetime", "listen", "lockfile", "max-rate", "max-removals", "max-stale", "max-tarball", "metadata-only", "metrics", "name", "network", "newest", "next", "no-deps", "no-upstream", "node",
-	"offline", "once", "output", "overlap", "package", "peer", "publish-to", "pull-through", "reason", "recipient", "release", "reserve", "retain", "route", "scope", "sequence-at-least", "share",
-	"signatures", "since", "state", "successor", "tarball-host", "trusted-proxy", "ttl", "upstream", "v2-only", "verbose", "wait", "watch", "witness",
+	"offline", "once", "output", "overlap", "package", "peer", "project", "publish-to", "pull-through", "reason", "recipient", "registry", "release", "reserve", "retain",
+	"route", "scope", "sequence-at-least", "share", "signatures", "since", "state", "successor", "tarball-host", "trusted-proxy", "ttl", "upstream", "user", "v2-only",
+	"verbose", "wait", "watch", "whole-list", "witness",
 }
 
 // sharedEnv are variables of the project that are not flags: each is named

@@ -8,13 +8,14 @@ import (
 	"strings"
 
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
 // Selection is how people say what they want.
 type Selection struct {
 	Specs     []string // "express", "express@4", "@types/node@latest"
-	Lockfiles []string // paths of package-lock.json files
+	Lockfiles []string // paths of lockfiles, of any client
 	Lists     []string // paths of files with a spec a line; # begins a comment
 	Scopes    []string // "@types": every package of a scope
 	All       bool     // every package of the feed
@@ -56,16 +57,11 @@ func (s Selection) Wants() ([]ledger.Want, error) {
 		return nil
 	}
 	for _, path := range s.Lockfiles {
-		f, err := os.Open(path)
+		f, err := lockfile.Open(path)
 		if err != nil {
-			return nil, fmt.Errorf("read lockfile: %w", err)
+			return nil, err
 		}
-		specs, err := npm.ReadLockfile(f)
-		f.Close()
-		if err != nil {
-			return nil, fmt.Errorf("read lockfile %s: %w", path, err)
-		}
-		for _, spec := range specs {
+		for _, spec := range f.Specs() {
 			wants = append(wants, ledger.Want{Spec: spec, Exact: true})
 		}
 	}

@@ -11,10 +11,11 @@ import (
 
 	"github.com/registry-mirror/registry-mirror/internal/couch"
 	"github.com/registry-mirror/registry-mirror/internal/ledger"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
-const lockfile = `{"name": "p", "lockfileVersion": 3, "packages": {
+const locked = `{"name": "p", "lockfileVersion": 3, "packages": {
 	"": {"dependencies": {"app": "^1.0.0"}},
 	"node_modules/app": {"version": "1.0.0"},
 	"node_modules/lib": {"version": "1.0.0"}
@@ -31,7 +32,7 @@ func write(t *testing.T, name, content string) string {
 
 func TestSelectionReads(t *testing.T) {
 	list := write(t, "names.txt", "# what we use\n\n  @s/deep  # a scope\r\nlib@1 || 2\n")
-	lock := write(t, "package-lock.json", lockfile)
+	lock := write(t, "package-lock.json", locked)
 	spec := func(name npm.Name, rng string) npm.Spec { return npm.Spec{Name: name, Range: rng} }
 	for _, test := range []struct {
 		name string
@@ -70,7 +71,7 @@ func TestSelectionRefuses(t *testing.T) {
 		{"LongLine", Selection{Lists: []string{long}}, nil, long},
 		{"NoList", Selection{Lists: []string{"nowhere.txt"}}, fs.ErrNotExist, "nowhere.txt"},
 		{"NoLockfile", Selection{Lockfiles: []string{"nowhere.json"}}, fs.ErrNotExist, "nowhere.json"},
-		{"OtherFile", Selection{Lockfiles: []string{list}}, npm.ErrLockfile, list},
+		{"OtherFile", Selection{Lockfiles: []string{list}}, lockfile.ErrFormat, list},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			wants, err := test.s.Wants()
@@ -85,7 +86,7 @@ func TestSelectionRefuses(t *testing.T) {
 // what the tag latest names, not even when the feed brings newer versions.
 func TestALockfileSelectsWhatItNames(t *testing.T) {
 	w := newWorld(t, small)
-	s := Selection{Lockfiles: []string{write(t, "package-lock.json", lockfile)}}
+	s := Selection{Lockfiles: []string{write(t, "package-lock.json", locked)}}
 	all, err := s.Wants()
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -51,30 +52,79 @@ func newCAR(header []byte, blks []blocks.Block) io.Reader {
 	return io.MultiReader(parts...)
 }
 
-// errBadCAR is returned for bytes that are no CAR, or whose blocks do not
-// match their CIDs.
-var errBadCAR = errors.New("malformed CAR")
+// ErrCAR is returned for bytes that are no CAR, or whose blocks do not match
+// their CIDs.
+var ErrCAR = errors.New("malformed CAR")
 
-// readCAR gives f each block of a CAR, checked against its CID and at most
-// 2 MiB, in order. It keeps none.
-func readCAR(r io.Reader, f func(blocks.Block) error) error {
+// CARReader reads a CAR (v1 or v2), one block at a time. It keeps none, and of
+// none that is larger than a block may be it reads more than its length.
+type CARReader struct {
+	Roots []cid.Cid
+	br    *car.BlockReader
+}
+
+// OpenCAR reads the header of a CAR, at most 32 KiB: ErrCAR where it is none.
+func OpenCAR(r io.Reader) (*CARReader, error) {
 	// The limit of a section is the block's plus that of a CID.
 	br, err := car.NewBlockReader(r, car.MaxAllowedSectionSize(maxBlock+256), car.MaxAllowedHeaderSize(32<<10))
 	if err != nil {
-		return fmt.Errorf("%w: %w", errBadCAR, err)
+		return nil, fmt.Errorf("%w: %w", ErrCAR, err)
+	}
+	return &CARReader{br.Roots, br}, nil
+}
+
+// Next returns the next block, checked against its CID and at most 2 MiB: io.EOF
+// after the last, ErrCAR where it is not what its CID says, or is cut off.
+func (c *CARReader) Next() (blocks.Block, error) {
+	b, err := c.br.Next()
+	switch {
+	case err == io.EOF:
+		return nil, io.EOF
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrCAR, err)
+	case len(b.RawData()) > maxBlock:
+		return nil, fmt.Errorf("%w: block %s has %d bytes", ErrCAR, b.Cid(), len(b.RawData()))
+	}
+	return b, nil
+}
+
+// WriteCAR writes a CARv1 of those blocks, with that root. The bytes follow from
+// them alone.
+func WriteCAR(w io.Writer, root cid.Cid, blks iter.Seq2[blocks.Block, error]) error {
+	if _, err := w.Write(newHeader(root)); err != nil {
+		return err
+	}
+	for b, err := range blks {
+		if err != nil {
+			return err
+		}
+		id := b.Cid().Bytes()
+		head := binary.AppendUvarint(nil, uint64(len(id)+len(b.RawData())))
+		if _, err := w.Write(append(head, id...)); err != nil {
+			return err
+		}
+		if _, err := w.Write(b.RawData()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readCAR gives f each block of a CAR, as Next does.
+func readCAR(r io.Reader, f func(blocks.Block) error) error {
+	c, err := OpenCAR(r)
+	if err != nil {
+		return err
 	}
 	for {
-		b, err := br.Next()
+		b, err := c.Next()
 		if err == io.EOF {
 			return nil
 		}
+		if err == nil {
+			err = f(b)
+		}
 		if err != nil {
-			return fmt.Errorf("%w: %w", errBadCAR, err)
-		}
-		if len(b.RawData()) > maxBlock {
-			return fmt.Errorf("%w: block %s has %d bytes", errBadCAR, b.Cid(), len(b.RawData()))
-		}
-		if err := f(b); err != nil {
 			return err
 		}
 	}

@@ -233,9 +233,9 @@ func (g *Gateway) fetch(ctx context.Context, p string, root cid.Cid, all bool, m
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
-	case body.err != nil && errors.Is(err, errBadCAR):
+	case body.err != nil && errors.Is(err, ErrCAR):
 		return fmt.Errorf("%w: cut off: %w", ErrUnavailable, body.err)
-	case errors.Is(err, errBadCAR):
+	case errors.Is(err, ErrCAR):
 		return fmt.Errorf("%w: %w", ErrBadGateway, err)
 	case err != nil:
 		return err

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -11,7 +12,7 @@ import (
 // header that says so is not usable.
 func (m *Mirror) base(r *http.Request) (string, bool) {
 	if m.o.PublicURL != "" {
-		return strings.TrimSuffix(m.o.PublicURL, "/"), true
+		return strings.TrimSuffix(m.o.PublicURL, "/") + below(r), true
 	}
 	scheme, host, prefix := "http", r.Host, ""
 	if r.TLS != nil {
@@ -25,7 +26,42 @@ func (m *Mirror) base(r *http.Request) (string, bool) {
 	ok := (scheme == "http" || scheme == "https") &&
 		host != "" && len(host) <= 255 && strings.Trim(host, hostBytes) == "" &&
 		(prefix == "" || prefix[0] == '/' && len(prefix) <= 255 && strings.Trim(prefix, prefixBytes) == "")
-	return scheme + "://" + host + prefix, ok
+	return scheme + "://" + host + prefix + below(r), ok
+}
+
+// Meant gives the address at which a client reaches this daemon, with no slash at its
+// end; ok says that pages may be shown there. A site elsewhere may have its own name
+// resolve to this machine, and its scripts would then read the pages as theirs (DNS
+// rebinding). So the Host is localhost, or the very address that the connection came
+// to; a trusted proxy answers for its own.
+func (m *Mirror) Meant(r *http.Request) (base string, ok bool) {
+	base, ok = m.base(r)
+	return base, ok && (m.isTrusted(r) || isOwn(r))
+}
+
+// isOwn says whether a request's Host is this machine, whatever names resolve to.
+func isOwn(r *http.Request) bool {
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.TrimSuffix(strings.ToLower(strings.Trim(host, "[]")), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") { // RFC 6761 section 6.3
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	if addr = addr.Unmap(); addr.IsLoopback() {
+		return true
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if local == nil {
+		return false
+	}
+	at, err := netip.ParseAddrPort(local.String())
+	return err == nil && at.Addr().Unmap().WithZone("") == addr.WithZone("")
 }
 
 // notAddressed is what a client is told whose address cannot be known.

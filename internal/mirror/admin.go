@@ -4,23 +4,23 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/go-json-experiment/json"
 	"github.com/ipfs/boxo/ipns"
 
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
-// Admin is Table.Admin of this mirror alone.
-func (m *Mirror) Admin() http.Handler {
-	t := &Table{rows: []Registry{{Mirror: m}}}
-	return t.Admin()
-}
-
 // Admin is the handler for the command's own socket: GET /status gives Status.
 // POST /sync does one round of Sync and gives Status too: 504 with the cause where no
 // route had a record, 502 where it is another. With ?follow=NAME it does FollowTo
-// before that, whose refusal is 409. GET /pins gives what is pinned; POST and DELETE
-// /pins?name=NAME&version=VERSION, with no version for all of them, do Pin and Unpin:
-// 409 where those refuse. It must never be reachable from outside.
+// before that, whose refusal is 409. GET /why?name=NAME&version=VERSION gives Account.
+// GET /pins gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with
+// no version for all of them, do Pin and Unpin: 409 where those refuse. POST
+// /fetch?name=NAME&version=VERSION, with any number of versions, does Fetch. POST /export
+// with an ExportRequest as JSON sends a bundle; one that ends early failed. POST
+// /diff?from=MOMENT&to=MOMENT, with a Lock or null, does Diff and answers as ReadDiff
+// reads it, or 409. It must never
+// be reachable from outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -49,6 +49,20 @@ func (t *Table) Admin() http.Handler {
 			sendError(w, r, http.StatusBadGateway, oneLine(err))
 		}
 	})
+	mux.HandleFunc("GET /why", func(w http.ResponseWriter, r *http.Request) {
+		a, err := t.Account(r.Context(), npm.Name(r.FormValue("name")), r.FormValue("version"), true)
+		switch {
+		case err == nil:
+			sendJSON(w, r, http.StatusOK, a)
+		case errors.Is(err, npm.ErrName):
+			sendError(w, r, http.StatusBadRequest, err.Error())
+		case errors.Is(err, ErrClosed):
+			sendError(w, r, http.StatusServiceUnavailable, err.Error())
+		default:
+			sendError(w, r, http.StatusInternalServerError, err.Error())
+		}
+	})
+	mux.HandleFunc("POST /diff", t.serveDiff)
 	mux.HandleFunc("GET /pins", func(w http.ResponseWriter, r *http.Request) {
 		sendJSON(w, r, http.StatusOK, map[string]any{"pins": t.Pins()})
 	})
@@ -76,5 +90,42 @@ func (t *Table) Admin() http.Handler {
 	mux.HandleFunc("DELETE /pins", change(func(_ *http.Request, name npm.Name, version string) (Pinned, error) {
 		return Pinned{Name: name}, t.Unpin(name, version)
 	}))
+	mux.HandleFunc("POST /fetch", change(func(r *http.Request, name npm.Name, _ string) (Pinned, error) {
+		return t.Fetch(r.Context(), name, r.Form["version"])
+	}))
+	mux.HandleFunc("POST /export", t.serveExport)
 	return mux
+}
+
+// ExportRequest is what Admin's /export is asked for.
+type ExportRequest struct {
+	Registry string    `json:"registry,omitempty"`
+	Whole    bool      `json:"whole,omitempty"`
+	Packages []Bundled `json:"packages"`
+}
+
+func (t *Table) serveExport(w http.ResponseWriter, r *http.Request) {
+	var want ExportRequest
+	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxManifest), &want); err != nil {
+		sendError(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	for _, b := range want.Packages {
+		if _, err := npm.ParseName(string(b.Name)); err != nil {
+			sendError(w, r, http.StatusBadRequest, err.Error())
+			return
+		}
+	}
+	out := &counted{w: w}
+	_, err := t.Export(r.Context(), out, want.Packages, ExportOptions{Registry: want.Registry, Whole: want.Whole})
+	switch {
+	case err == nil:
+	case out.n > 0:
+		t.rows[0].log.ErrorContext(r.Context(), "a bundle was not written whole", "error", err)
+		abort()
+	case errors.Is(err, ErrSeveral):
+		sendError(w, r, http.StatusConflict, err.Error())
+	default:
+		sendError(w, r, http.StatusBadGateway, err.Error())
+	}
 }

@@ -175,6 +175,9 @@ func (d dag) ways(c cid.Cid) (all []way) {
 			b, err := m.o.Node.Find(ctx, c)
 			if err == nil {
 				m.stats.count(d.kind, fromBitswap, b)
+				if d.root.Defined() {
+					m.noteArrival(d.root, fromBitswap, "")
+				}
 			}
 			return b, err
 		}})
@@ -437,6 +440,9 @@ func (m *Mirror) fromGateways(f *carFetch, root cid.Cid, whole bool, k kind) err
 		take := func(b blocks.Block) error {
 			stalled.Reset(stallDeadline)
 			m.stats.count(k, fromCAR, b)
+			if whole {
+				m.noteArrival(root, fromCAR, gateway.URL())
+			}
 			return f.add(ctx, m, b)
 		}
 		var err error

@@ -248,6 +248,8 @@ type Part struct {
 	node  Pinner       // nil: its node pins nothing
 	// look finds the blocks of a file that are here, once a mirror reads this part.
 	look func(ctx context.Context, file cid.Cid) (pieces []piece, whole bool)
+	// gone are told of each file that was evicted.
+	gone []func(file cid.Cid)
 }
 
 // Pinner is a node that keeps what is pinned from its garbage collection, a part of
@@ -274,11 +276,12 @@ func (c *Cache) Part(label string, from ipfs.Evictor, node Pinner) *Part {
 }
 
 // attach makes a mirror's ways those of its part: to look for a file's blocks, and,
-// where it has no node, to take them out of its own store.
-func (p *Part) attach(look func(context.Context, cid.Cid) ([]piece, bool), own ipfs.Evictor) {
+// where it has no node, to take them out of its own store. gone is told of each file
+// that was evicted from now on.
+func (p *Part) attach(look func(context.Context, cid.Cid) ([]piece, bool), own ipfs.Evictor, gone func(cid.Cid)) {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
-	p.look = look
+	p.look, p.gone = look, append(p.gone, gone)
 	if own != nil {
 		p.from = own
 	}
@@ -440,6 +443,12 @@ func (p *Part) knows(file cid.Cid) bool {
 	}
 	s, ok, err := p.c.row(key)
 	return err == nil && ok && s.known
+}
+
+// has says whether a file is written down: it was used here, and is not evicted.
+func (p *Part) has(file cid.Cid) bool {
+	_, ok, err := p.c.row(p.key(file))
+	return err == nil && ok
 }
 
 // setPieces puts a file's blocks in the place of those it had. size is that of all

@@ -397,7 +397,7 @@ func TestCacheRandomly(t *testing.T) {
 				c = testCache(t, o)
 				check(t, c.Stop()) // trims are ours
 				p = c.Part("x", b, nil)
-				p.attach(b.look, nil)
+				p.attach(b.look, nil, func(cid.Cid) {})
 			}
 			open()
 			evicted := 0
@@ -492,7 +492,7 @@ func TestCachePowerCuts(t *testing.T) {
 			c := testCache(t, o)
 			check(t, c.Stop())
 			p := c.Part("x", b, nil)
-			p.attach(b.look, nil)
+			p.attach(b.look, nil, func(cid.Cid) {})
 			n := 0
 			var after *vfs.MemFS
 			c.fault = func(string) error {
@@ -529,7 +529,7 @@ func TestCachePowerCuts(t *testing.T) {
 			c = testCache(t, o)
 			check(t, c.Stop())
 			p = c.Part("x", b, nil)
-			p.attach(b.look, nil)
+			p.attach(b.look, nil, func(cid.Cid) {})
 			led := map[string]bool{}
 			for row, err := range c.rows(c.db, []byte{fileSpace}, false) {
 				check(t, err)

@@ -208,6 +208,9 @@ func (c *Cache) evicting(files []victim, failed *error) iter.Seq[[]cid.Cid] {
 				}
 				c.mu.Unlock()
 				close(gone)
+				if more && err == nil {
+					c.tell(keys)
+				}
 				if !more {
 					return
 				}
@@ -216,6 +219,26 @@ func (c *Cache) evicting(files []victim, failed *error) iter.Seq[[]cid.Cid] {
 				*failed = err
 				return
 			}
+		}
+	}
+}
+
+// tell tells the mirrors of files whose rows are struck.
+func (c *Cache) tell(keys []string) {
+	for _, key := range keys {
+		label, raw, _ := strings.Cut(key, "\x00")
+		file, err := cid.Cast([]byte(raw))
+		if err != nil {
+			continue // nobody knows it by that name
+		}
+		c.mu.Lock()
+		var gone []func(cid.Cid)
+		if part := c.parts[label]; part != nil {
+			gone = slices.Clone(part.gone)
+		}
+		c.mu.Unlock()
+		for _, f := range gone {
+			f(file)
 		}
 	}
 }

@@ -47,7 +47,7 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 		m.awaitFirst(r.Context())
 	}
 	if len(segments) > 0 && segments[0] == "-" {
-		m.notifyStale(w, r)
+		m.notifyAge(w, r)
 		m.routeService(w, r, segments[1:])
 		return
 	}
@@ -70,10 +70,10 @@ func (m *Mirror) route(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case len(rest) == 0:
-		m.notifyStale(w, r)
+		m.notifyAge(w, r)
 		m.servePackument(w, r, name)
 	case len(rest) == 1 && rest[0] != "-":
-		m.notifyStale(w, r)
+		m.notifyAge(w, r)
 		m.serveVersion(w, r, name, rest[0])
 	case len(rest) == 2 && rest[0] == "-" && safeFile(rest[1]):
 		m.serveTarball(w, r, name, rest[1])

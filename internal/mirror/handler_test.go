@@ -284,7 +284,7 @@ func TestSearch(t *testing.T) {
 	}
 	search := func(query string) (names []string, r result) {
 		t.Helper()
-		check(t, json.Unmarshal(get(m, "/-/v1/search?"+query).Body.Bytes(), &r))
+		check(t, json.Unmarshal(get(m, "/-/v1/search?"+query, asNPM).Body.Bytes(), &r))
 		for _, o := range r.Objects {
 			names = append(names, o.Package.Name)
 			if o.Package.Version == "" {
@@ -337,7 +337,7 @@ func TestSearchTypes(t *testing.T) {
 			return doc
 		})
 		w.publish("left-pad")
-		if got := get(w.synced(), "/-/v1/search?text=left-pad").Body.String(); !strings.Contains(got, tt.want) {
+		if got := get(w.synced(), "/-/v1/search?text=left-pad", asNPM).Body.String(); !strings.Contains(got, tt.want) {
 			t.Errorf("%s: %s, want %s in it", tt.fields, got, tt.want)
 		}
 	}

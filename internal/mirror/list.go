@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -22,11 +21,18 @@ import (
 //
 //	h                                 when which release was synced, JSON
 //	v <name> 0 <file> 0 <CID>         SRI that the tarball's bytes matched
+//	a <multihash> <source>            when that source brought bytes of the file, JSON
 //	b <multihash>                     a block from a gateway, where there is no node
+//	c <CID>                           what a release says of itself, JSON (see chain.go)
+//	n                                 names that came and went, JSON: see names.go
+//	d <CID>                           what a held document says of its package, JSON: see described.go
+//	p                                 parts of newer lists that bundles brought, JSON
 const (
 	headKey     = 'h'
 	verifiedKey = 'v'
+	arrivalKey  = 'a'
 	blockKey    = 'b'
+	partsKey    = 'p'
 	oldListKey  = 'l' // of lists that lay here once
 )
 
@@ -34,6 +40,16 @@ const (
 type head struct {
 	Release index.Release
 	Synced  time.Time
+	// list is the root of the release whose list is here whole, undefined where
+	// there is none. parts are of newer releases, the newest first. Release is the
+	// newest of all.
+	list  cid.Cid
+	parts []part
+}
+
+// serves says whether h is the whole list of the release at root.
+func (h *head) serves(root cid.Cid) bool {
+	return h != nil && len(h.parts) == 0 && h.Release.Root.Equals(root)
 }
 
 // syncedRow is the row h.
@@ -49,12 +65,15 @@ func (m *Mirror) loadHead() error {
 	}
 	r, err := m.list.Head()
 	if errors.Is(err, index.ErrNoRelease) {
-		return nil
+		return m.loadParts(nil)
 	}
 	if err != nil {
 		return fmt.Errorf("open mirror: %w: %w", ErrState, err)
 	}
-	h := &head{Release: r}
+	if err := m.loadNames(); err != nil {
+		return fmt.Errorf("open mirror: %w", damage.As(err, ErrState))
+	}
+	h := &head{Release: r, list: r.Root}
 	raw, closer, err := m.db.Get([]byte{headKey})
 	switch {
 	case errors.Is(err, pebble.ErrNotFound):
@@ -71,7 +90,7 @@ func (m *Mirror) loadHead() error {
 		}
 	}
 	m.setHead(h)
-	return nil
+	return m.loadParts(h)
 }
 
 // setHead serves a list from now on. Its caller has the syncing token, or the
@@ -105,16 +124,35 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 	if err != nil {
 		return got, err
 	}
-	h := &head{Release: got.Release, Synced: m.o.Now().UTC()}
 	before := m.head.Load()
-	m.setHead(h)
+	h := &head{Release: got.Release, list: got.Release.Root, Synced: m.o.Now().UTC()}
+	v := move{to: h.list, came: got.Came, went: got.Went}
+	if before != nil {
+		v.from = before.list
+	}
+	if err := m.moveNames(h, v); err != nil {
+		m.log.WarnContext(ctx, "a search after the next start takes longer", "error", err)
+	}
 	m.announceList(ctx, before, got.Release)
+	err = m.note(linkOf(got.Release)) // for when nobody keeps its directories
+	if err != nil || m.newest != nil {
+		return got, err
+	}
 	raw, err := json.Marshal(syncedRow{root, h.Synced})
 	if err == nil {
-		err = m.db.Set([]byte{headKey}, raw, pebble.Sync)
+		batch := m.db.NewBatch()
+		defer batch.Close()
+		// The whole list has what its parts had.
+		err = errors.Join(batch.Set([]byte{headKey}, raw, nil), batch.Delete([]byte{partsKey}, nil))
+		if err == nil {
+			err = batch.Commit(pebble.Sync)
+		}
 	}
 	if err != nil {
 		return got, fmt.Errorf("note release %d: %w", got.Release.Number, err)
+	}
+	if before != nil && len(before.parts) > 0 {
+		m.letGoOfParts(ctx)
 	}
 	return got, nil
 }
@@ -136,7 +174,8 @@ func (m *Mirror) keepDirectories(ctx context.Context) func([]blocks.Block) error
 }
 
 // entry returns the directory of a listed name; ok is false for one that is
-// not in the list. It returns ErrNotSynced where there is no list.
+// not in the list. It returns ErrNotSynced where there is no list, and
+// ErrUnavailable where there are only parts of one, which do not have the name.
 func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	h := m.head.Load()
 	if h == nil {
@@ -147,6 +186,14 @@ func (m *Mirror) entry(name npm.Name) (dir cid.Cid, ok bool, err error) {
 	}
 	if e, ok := m.entries.get(name); ok && e.head == h {
 		return e.dir, true, nil
+	}
+	for _, p := range h.parts {
+		if dir, ok := p.Names[name]; ok {
+			return dir, true, nil
+		}
+	}
+	if !h.list.Defined() {
+		return cid.Undef, false, fmt.Errorf("look up %s: %w: %w", name, ErrUnavailable, errNotInBundle)
 	}
 	e, err := m.list.Entry(name)
 	if errors.Is(err, index.ErrNotFound) {
@@ -175,28 +222,6 @@ func (m *Mirror) tooOld() error {
 type listedEntry struct {
 	head *head
 	dir  cid.Cid
-}
-
-// names walks one list in the order of names: a sync does not disturb it.
-func (m *Mirror) names(ctx context.Context) iter.Seq2[index.Entry, error] {
-	return func(yield func(index.Entry, error) bool) {
-		if m.head.Load() == nil {
-			yield(index.Entry{}, fmt.Errorf("walk the list: %w", ErrNotSynced))
-			return
-		}
-		if err := m.tooOld(); err != nil {
-			yield(index.Entry{}, fmt.Errorf("walk the list: %w", err))
-			return
-		}
-		for e, err := range m.list.Entries(ctx) {
-			if err != nil {
-				err = fmt.Errorf("walk the list: %w", err)
-			}
-			if !yield(e, err) {
-				return
-			}
-		}
-	}
 }
 
 func verifiedMark(name npm.Name, file string, c cid.Cid) []byte {

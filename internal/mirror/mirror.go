@@ -147,6 +147,9 @@ type Options struct {
 	// document byte for byte; an error that matches fs.ErrNotExist says that it has
 	// none. nil: nobody can be asked. It may be called concurrently and ends with ctx.
 	Attestations func(ctx context.Context, name npm.Name, version string) ([]byte, error)
+	// Background says what the ledger and the publisher beside this mirror know of a
+	// package. nil: there are none. It may be called concurrently and ends with ctx.
+	Background func(ctx context.Context, name npm.Name) (Background, error)
 	// PublicURL is what tarball URLs begin with. "": the address that the client
 	// used.
 	PublicURL string
@@ -243,7 +246,9 @@ type Mirror struct {
 
 	flights   singleflight.Group
 	render    chan struct{} // one token for each document being decoded or made
-	searching chan struct{} // one token for each search: it reads the whole list
+	searching chan struct{} // one token for each search: it reads all names
+	lines     listNames
+	described *descriptions // shared with newest, of whose documents they are
 
 	carsMu sync.Mutex
 	cars   map[cid.Cid]*carFetch
@@ -257,18 +262,25 @@ type Mirror struct {
 	files     *lru[string, unixfs.Link] // tarballs by their package's directory and their name
 	bodies    *lru[string, *body]
 	portable  *lru[string, bool]
-	summaries *lru[cid.Cid, summary]
 	integrity *lru[string, map[string]npm.Integrity]
 	origins   *lru[npm.Name, *upstreamDoc]
 	unknown   *lru[npm.Name, time.Time] // names that Origin did not know, and when
 	told      *lru[string, time.Time]   // notices, by host and text
 	attested  *lru[string, attestations]
+	came      *lru[string, struct{}] // rows of arrivals that were written
+	wrong     *lru[string, string]   // tarballs that were refused, by name, 0 and file: why
 
 	checkedMu sync.Mutex
 	checked   map[[16]byte]struct{} // tarballs checked since start
 	obtained  map[cid.Cid]struct{}  // tarballs that came by Origin since start; under checkedMu
 
-	stats stats
+	// stats are shared with newest's, and so is all that is kept by its hash.
+	stats *stats
+
+	earlier earlier
+	// newest is the mirror of whose releases this is an earlier one; nil for one that
+	// Open opened.
+	newest *Mirror
 
 	wrote func() // a test's: the high-water mark is durable; nil otherwise
 }
@@ -309,6 +321,8 @@ func Open(o Options) (*Mirror, error) {
 		render:    make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
 		sending:   newSending(maxSending),
 		searching: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		lines:     listNames{piece: namePiece, moved: maxMoved},
+		described: &descriptions{},
 		cars:      map[cid.Cid]*carFetch{},
 
 		entries:   newLRU[npm.Name, listedEntry](entryCache),
@@ -318,16 +332,18 @@ func Open(o Options) (*Mirror, error) {
 		files:     newLRU[string, unixfs.Link](fileCache),
 		bodies:    newLRU[string, *body](o.Cache),
 		portable:  newLRU[string, bool](8 << 20),
-		summaries: newLRU[cid.Cid, summary](8 << 20),
 		integrity: newLRU[string, map[string]npm.Integrity](32 << 20),
 		origins:   newLRU[npm.Name, *upstreamDoc](o.Cache / 2),
 		unknown:   newLRU[npm.Name, time.Time](unknownCache),
 		told:      newLRU[string, time.Time](1 << 20),
 		attested:  newLRU[string, attestations](8 << 20),
+		came:      newLRU[string, struct{}](4 << 20),
+		wrong:     newLRU[string, string](1 << 20),
 		checked:   map[[16]byte]struct{}{},
 		obtained:  map[cid.Cid]struct{}{},
+		stats:     &stats{started: o.Now()},
+		earlier:   newEarlier(),
 	}
-	m.stats.started = o.Now()
 	high, err := readHighWater(o.FS, o.Dir, o.Name)
 	if err != nil {
 		return nil, err
@@ -342,7 +358,7 @@ func Open(o Options) (*Mirror, error) {
 		if o.Node == nil {
 			own = ownBlocks{m}
 		}
-		o.Cached.attach(m.pieces, own)
+		o.Cached.attach(m.pieces, own, m.forget)
 	}
 	return m, nil
 }
@@ -392,7 +408,11 @@ func (m *Mirror) Close() error {
 	m.mu.Unlock()
 	m.end()
 	m.wg.Wait()
-	return errors.Join(m.list.Close(), m.db.Close(), m.lock.Close())
+	err := errors.Join(m.earlier.close(), m.closeNames(), m.list.Close())
+	if m.newest != nil { // whose the rest is
+		return err
+	}
+	return errors.Join(err, m.db.Close(), m.lock.Close())
 }
 
 // enter keeps Close waiting until leave. It says false once closed.

@@ -24,7 +24,9 @@ func (m *Mirror) notify(w http.ResponseWriter, r *http.Request, text string) {
 	if !strings.HasPrefix(r.UserAgent(), "npm/") {
 		return
 	}
-	key := m.clientOf(r) + " " + text
+	// By method: npm says nothing of what it takes into its cache (make-fetch-happen's
+	// x-local-cache), but prints what comes with the audit that an install posts.
+	key := m.clientOf(r) + " " + r.Method + " " + text
 	now := m.o.Now()
 	if told, ok := m.told.get(key); ok && now.Sub(told) < noticeEvery {
 		return
@@ -33,10 +35,14 @@ func (m *Mirror) notify(w http.ResponseWriter, r *http.Request, text string) {
 	w.Header().Set("Npm-Notice", text)
 }
 
-// notifyStale tells that the list is not what its publisher would have it be by
-// now, where that is so.
-func (m *Mirror) notifyStale(w http.ResponseWriter, r *http.Request) {
+// notifyAge tells that the list is an earlier one, or not what its publisher would
+// have it be by now, where that is so.
+func (m *Mirror) notifyAge(w http.ResponseWriter, r *http.Request) {
 	high, h := m.high.Load(), m.head.Load()
+	if m.newest != nil && h != nil {
+		m.notify(w, r, "this registry is served as it stood in "+linkOf(h.Release).String()+": what came later is not in it")
+		return
+	}
 	if h == nil || high.Value == "" || !m.o.Now().After(high.EOL) {
 		return
 	}
@@ -54,6 +60,8 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "withheld: the packument says of no digest what the bytes must be; another version may do")
 	case errors.Is(err, ErrNotSynced):
 		m.notify(w, r, "no list of this registry has come yet; "+seeStatus)
+	case errors.Is(err, ErrNoRelease):
+		m.notify(w, r, oneLine(err))
 	case errors.Is(err, ErrStale):
 		m.notify(w, r, "this registry's list is too old to be served: no newer one was found since its publisher's last word expired; "+seeStatus)
 	case errors.Is(err, ErrNowhere):

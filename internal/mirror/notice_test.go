@@ -41,6 +41,11 @@ func TestNoticeOfAStaleList(t *testing.T) {
 		}
 		w.now = w.now.Add(noticeEvery)
 	}
+	// An install's audit is told too: of what npm caches it prints no notice.
+	notice("/left-pad")
+	if got := do(m, "POST", "/-/npm/v1/security/advisories/bulk", strings.NewReader("{}"), asNPM).Header().Get("Npm-Notice"); got != want {
+		t.Errorf("with an audit: %q", got)
+	}
 	// By host: those behind a proxy are not one.
 	notice("/left-pad")
 	for _, tt := range []struct {

@@ -153,7 +153,11 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 			}
 			// ISIZE, RFC 1952 section 2.3.1. A false one is found when the
 			// document is decompressed, and ends that response.
-			return &body{data, gzipped, int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
+			b := &body{data, gzipped, int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}
+			if !abbreviated && p.packument.Equals(file) {
+				m.learn(name, dir, file, b)
+			}
+			return b, nil
 		},
 	}, nil
 }
@@ -461,7 +465,11 @@ type packumentHead struct {
 	DistTags    jsontext.Value            `json:"dist-tags"`
 	Versions    map[string]jsontext.Value `json:"versions"`
 	Keywords    jsontext.Value            `json:"keywords"`
+	Author      jsontext.Value            `json:"author"`
 	Maintainers jsontext.Value            `json:"maintainers"`
+	Homepage    jsontext.Value            `json:"homepage"`
+	Repository  jsontext.Value            `json:"repository"`
+	Bugs        jsontext.Value            `json:"bugs"`
 	Time        jsontext.Value            `json:"time"`
 }
 

@@ -223,7 +223,8 @@ type Pinned struct {
 const pinPatience = 30 * time.Minute
 
 // fetchPin brings what a pin keeps: both documents as they are in the newest list, and
-// the tarballs. What cannot be had is in Missing, and tried again.
+// the tarballs. What cannot be had is in Missing, and tried again. The node does not pin it
+// yet: that is anchor's.
 func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 	got := Pinned{Name: pin.Name}
 	m := t.of(pin.Name)
@@ -234,73 +235,10 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 		return got, ErrClosed
 	}
 	defer m.leave()
-	ctx, cancel := context.WithTimeout(ctx, pinPatience)
-	defer cancel()
-	dir, listed, err := m.entry(pin.Name)
-	if err == nil && !listed {
-		err = errUnlisted
-	}
+	files, missing, done, err := m.gather(ctx, pin.Name, pin.Versions)
+	defer done() // nothing of it is evicted before it is pinned
+	got.Files, got.Missing = len(files), missing
 	if err != nil {
-		return got, err
-	}
-	p, err := m.directory(ctx, dir)
-	if err != nil {
-		return got, fmt.Errorf("fetch %s: %w", pin.Name, err)
-	}
-	var files []string
-	keep := func(what string, k kind, root cid.Cid) {
-		if err := m.bring(ctx, dag{m: m, kind: k, root: root}); err != nil {
-			got.Missing = append(got.Missing, fmt.Sprintf("%s: %v", what, err))
-			return
-		}
-		files = append(files, root.String())
-	}
-	// Nothing of it is evicted before it is pinned.
-	var done []func()
-	defer func() {
-		for _, f := range done {
-			f()
-		}
-	}()
-	for _, root := range []cid.Cid{p.packument, p.install} {
-		if root.Defined() {
-			done = append(done, m.using(ctx, root))
-			keep("document", documents, root)
-		}
-	}
-	versions, err := m.versions(ctx, pin.Name, dir)
-	if err != nil {
-		return got, fmt.Errorf("fetch %s: %w", pin.Name, err)
-	}
-	for version := range versions {
-		if len(pin.Versions) > 0 && !slices.Contains(pin.Versions, version) {
-			delete(versions, version)
-		}
-	}
-	for _, version := range pin.Versions {
-		if _, ok := versions[version]; !ok {
-			got.Missing = append(got.Missing, version+": the registry lists no such version")
-		}
-	}
-	for version, file := range versions {
-		at, err := m.listed(ctx, pin.Name, file)
-		root := at.CID
-		if err == nil {
-			done = append(done, m.using(ctx, root))
-			if !m.o.Cached.knows(root) {
-				err = m.ask(ctx, pin.Name, file)
-			}
-		}
-		if err != nil {
-			got.Missing = append(got.Missing, fmt.Sprintf("%s: %v", version, err))
-			continue
-		}
-		keep(version, tarballs, root)
-	}
-	slices.Sort(files)
-	slices.Sort(got.Missing)
-	got.Files = len(files)
-	if err := ctx.Err(); err != nil {
 		return got, err
 	}
 	if now, ok := m.o.Cached.c.pin(pin.Name); !ok || now.Part != m.o.Cached.label || !slices.Equal(now.Files, files) {
@@ -308,7 +246,96 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 			return got, err
 		}
 	}
-	return got, m.o.Cached.c.anchor(ctx, m.o.Cached)
+	return got, nil
+}
+
+// Fetch brings versions of a package here, with no versions all that are listed, and both
+// of its documents, as Pin does but without pinning them. What cannot be had is in Missing.
+func (t *Table) Fetch(ctx context.Context, name npm.Name, versions []string) (Pinned, error) {
+	got := Pinned{Name: name}
+	m := t.of(name)
+	if m == nil {
+		return got, errUnlisted
+	}
+	if !m.enter() {
+		return got, ErrClosed
+	}
+	defer m.leave()
+	files, missing, done, err := m.gather(ctx, name, versions)
+	done()
+	got.Files, got.Missing = len(files), missing
+	return got, err
+}
+
+// gather brings both documents of a package, as they are in the newest list, and the
+// tarballs of these versions, of all where there are none. Their CIDs come back sorted;
+// missing is what cannot be had, and why. Nothing of it is evicted before done is called,
+// which is never nil.
+func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (files, missing []string, done func(), err error) {
+	var uses []func()
+	done = func() {
+		for _, f := range uses {
+			f()
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, pinPatience)
+	defer cancel()
+	dir, listed, err := m.entry(name)
+	if err == nil && !listed {
+		err = errUnlisted
+	}
+	if err != nil {
+		return nil, nil, done, err
+	}
+	p, err := m.directory(ctx, dir)
+	if err != nil {
+		return nil, nil, done, fmt.Errorf("fetch %s: %w", name, err)
+	}
+	keep := func(what string, k kind, root cid.Cid) {
+		if err := m.bring(ctx, dag{m: m, kind: k, root: root}); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", what, err))
+			return
+		}
+		files = append(files, root.String())
+	}
+	for _, root := range []cid.Cid{p.packument, p.install} {
+		if root.Defined() {
+			uses = append(uses, m.using(ctx, root))
+			keep("document", documents, root)
+		}
+	}
+	versions, err := m.versions(ctx, name, dir)
+	if err != nil {
+		return files, missing, done, fmt.Errorf("fetch %s: %w", name, err)
+	}
+	for version := range versions {
+		if len(want) > 0 && !slices.Contains(want, version) {
+			delete(versions, version)
+		}
+	}
+	for _, version := range want {
+		if _, ok := versions[version]; !ok {
+			missing = append(missing, version+": the registry lists no such version")
+		}
+	}
+	for version, file := range versions {
+		at, err := m.listed(ctx, name, file)
+		root := at.CID
+		if err == nil {
+			uses = append(uses, m.using(ctx, root))
+			if m.o.Cached == nil || !m.o.Cached.knows(root) {
+				err = m.ask(ctx, name, file)
+			}
+		}
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", version, err))
+			continue
+		}
+		keep(version, tarballs, root)
+	}
+	slices.Sort(files)
+	slices.Sort(missing)
+	return files, missing, done, ctx.Err()
 }
 
 func (c *Cache) pin(name npm.Name) (Pin, bool) {
@@ -474,6 +501,9 @@ func (t *Table) Pin(ctx context.Context, name npm.Name, version string) (Pinned,
 	}
 	p, _ := c.pin(name)
 	got, err := t.fetchPin(ctx, p)
+	if m := t.of(name); err == nil {
+		err = c.anchor(ctx, m.o.Cached)
+	}
 	if err != nil {
 		got.Missing = append(got.Missing, err.Error())
 	}

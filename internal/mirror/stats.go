@@ -10,6 +10,7 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 )
 
@@ -38,6 +39,9 @@ type Status struct {
 	// followed now; Successor one that was announced and has no record yet.
 	Told      string `json:"told,omitempty"`
 	Successor string `json:"successor,omitempty"`
+
+	// At is as of when an earlier release is served (Table.At); "" for the newest.
+	At string `json:"at,omitempty"`
 
 	Synced  time.Time `json:"synced,omitzero"`
 	Release Release   `json:"release,omitzero"`
@@ -77,6 +81,13 @@ type Release struct {
 	Created  time.Time `json:"created"`
 	Packages int       `json:"packages"`
 	Versions int       `json:"versions"`
+	// Part is how many of its names are here, where bundles brought it and not a sync;
+	// 0 for a whole list.
+	Part int `json:"part,omitempty"`
+}
+
+func releaseOf(r index.Release) Release {
+	return Release{Number: r.Number, Root: r.Root.String(), List: r.List.Root.String(), Created: r.Created, Packages: r.Packages, Versions: r.Versions}
 }
 
 // Record is the IPNS record that was accepted last.
@@ -151,9 +162,9 @@ func (m *Mirror) Status(ctx context.Context) Status {
 	}
 	if h := m.head.Load(); h != nil {
 		s.Synced = h.Synced
-		s.Release = Release{
-			Number: h.Release.Number, Root: h.Release.Root.String(), List: h.Release.List.Root.String(),
-			Created: h.Release.Created, Packages: h.Release.Packages, Versions: h.Release.Versions,
+		s.Release = releaseOf(h.Release)
+		if len(h.parts) > 0 {
+			s.Release.Part = len(h.parts[0].Names)
 		}
 	}
 	high := m.high.Load()

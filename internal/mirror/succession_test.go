@@ -315,7 +315,7 @@ func TestFollowTo(t *testing.T) {
 	w, first, second, third := newHouse(t)
 	m := w.synced()
 	ask := func(name string) (int, Status) {
-		r := newRecorder(m.Admin(), http.MethodPost, "/sync?follow="+name)
+		r := newRecorder(alone(t, m).Admin(), http.MethodPost, "/sync?follow="+name)
 		var s TableStatus
 		raw, err := io.ReadAll(r.Body)
 		check(t, err)

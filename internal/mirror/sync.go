@@ -240,13 +240,15 @@ func (m *Mirror) sync(ctx context.Context, routes []*route) error {
 // frozen reads the one release that there is. It needs the syncing token.
 func (m *Mirror) frozen(ctx context.Context) error {
 	began := time.Now()
-	if h := m.head.Load(); h != nil && h.Release.Root.Equals(m.o.Root) {
+	if m.head.Load().serves(m.o.Root) {
 		return nil
 	}
 	release, err := index.ReadRelease(ctx, dag{m: m, kind: directories}, m.o.Root)
 	if err == nil {
 		m.dial(release.Peers)
-		_, err = m.syncList(ctx, m.o.Root)
+		var got index.Synced
+		got, err = m.syncList(ctx, m.o.Root)
+		m.warnRefused(ctx, got)
 	}
 	for _, r := range m.routes {
 		m.rest(r, began, err)
@@ -267,7 +269,12 @@ func (m *Mirror) Address() string {
 }
 
 // name is what a Status calls it.
-func (m *Mirror) name() string { return strings.TrimPrefix(m.Address(), "/ipns/") }
+func (m *Mirror) name() string {
+	if m.newest != nil {
+		return m.newest.name()
+	}
+	return strings.TrimPrefix(m.Address(), "/ipns/")
+}
 
 // round needs the syncing token. A record is followed as soon as it is there:
 // a slow route never holds a fast one up.
@@ -421,6 +428,20 @@ func (m *Mirror) resolve(ctx context.Context, routes []*route, name ipns.Name) <
 // is served. A crash between any two reads the same again, and never an older
 // list as newer.
 func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
+	return m.followBy(ctx, r, func(release index.Release) error {
+		got, err := m.syncList(ctx, r.Value)
+		m.warnRefused(ctx, got)
+		if err != nil {
+			return err
+		}
+		m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
+			"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
+		return nil
+	})
+}
+
+// followBy is follow where the release's list comes by arrive, which serves it.
+func (m *Mirror) followBy(ctx context.Context, r ipnsrecord.Record, arrive func(index.Release) error) error {
 	held := m.high.Load()
 	state, err := ipnsrecord.Accept(held.State, r)
 	if err != nil {
@@ -436,7 +457,7 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 		m.handOn(ctx)
 	}
 	current := m.head.Load()
-	served := current != nil && current.Release.Root.Equals(r.Value)
+	served := current.serves(r.Value)
 	if served && state.Root == r.Value.String() {
 		return nil
 	}
@@ -464,16 +485,17 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	if served {
 		return nil
 	}
-	got, err := m.syncList(ctx, r.Value)
-	for _, refused := range got.Refused {
-		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", release.Number, "error", refused)
-	}
-	if err != nil {
+	if err := arrive(release); err != nil {
 		return fmt.Errorf("sync release %d: %w", release.Number, err)
 	}
-	m.log.InfoContext(ctx, "synced", "release", release.Number, "root", r.Value, "sequence", r.Sequence,
-		"packages", release.Packages, "by", got.Way, "fetched", got.Fetched)
 	return nil
+}
+
+// warnRefused tells of ways to a list that led elsewhere.
+func (m *Mirror) warnRefused(ctx context.Context, got index.Synced) {
+	for _, refused := range got.Refused {
+		m.log.WarnContext(ctx, "a way to the list led elsewhere; another was taken", "release", got.Release.Number, "error", refused)
+	}
 }
 
 // handOn gives the node the record that was accepted last.
@@ -527,7 +549,7 @@ func (m *Mirror) refuse(ctx context.Context, r ipnsrecord.Record, cause error) e
 // dial connects the node with the peers that the release lists, beside the
 // caller, at most maxPeers and ten seconds each.
 func (m *Mirror) dial(peers []string) {
-	if m.o.Node == nil || len(peers) == 0 || !m.dialing.CompareAndSwap(false, true) {
+	if m.o.Node == nil || m.o.Offline || len(peers) == 0 || !m.dialing.CompareAndSwap(false, true) {
 		return
 	}
 	if !m.spawn(func() {

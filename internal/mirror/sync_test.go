@@ -306,10 +306,25 @@ func TestPowerCuts(t *testing.T) {
 			return nil
 		}))
 	})
+	searched := func(m *Mirror, names []string) {
+		t.Helper()
+		hits, err := m.Search(t.Context(), "", 0, len(everything))
+		check(t, err)
+		var found []string
+		for _, h := range hits.Hits {
+			found = append(found, string(h.Name))
+		}
+		if slices.Sort(found); !slices.Equal(found, names) || hits.Total != len(names) {
+			t.Fatalf("a search finds %q of %d, want %q", found, hits.Total, names)
+		}
+	}
 	for i, r := range releases {
 		mu.Lock()
 		cuts = nil
 		mu.Unlock()
+		if i > 0 && i != 3 { // then its names follow the list
+			searched(m, releases[i-1].names)
+		}
 		w.setRecord(r.record)
 		check(t, m.Sync(t.Context()))
 		mu.Lock()
@@ -335,6 +350,9 @@ func TestPowerCuts(t *testing.T) {
 			if number > 0 && !slices.Equal(listedNames(t, c), releases[number-1].names) {
 				t.Fatalf("cut %d of sync %d: release %d lists %q", j, i, number, listedNames(t, c))
 			}
+			if number > 0 {
+				searched(c, releases[number-1].names)
+			}
 			if high := c.high.Load(); int(high.Sequence) < number || int(high.Number) < number {
 				t.Fatalf("cut %d of sync %d: high-water mark %+v behind release %d", j, i, high.State, number)
 			}
@@ -342,6 +360,7 @@ func TestPowerCuts(t *testing.T) {
 			if got := listedNames(t, c); !slices.Equal(got, r.names) {
 				t.Fatalf("cut %d of sync %d: replay lists %q, want %q", j, i, got, r.names)
 			}
+			searched(c, r.names)
 			check(t, c.Close())
 		}
 	}
@@ -609,7 +628,7 @@ func TestAdmin(t *testing.T) {
 	m := w.open()
 	ask := func(method, path string) (int, map[string]any) {
 		t.Helper()
-		rec := newRecorder(m.Admin(), method, path)
+		rec := newRecorder(alone(t, m).Admin(), method, path)
 		var v map[string]any
 		check(t, json.Unmarshal(rec.Body.Bytes(), &v))
 		if all, ok := v["registries"].([]any); ok && len(all) == 1 {

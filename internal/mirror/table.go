@@ -45,6 +45,7 @@ type Table struct {
 	rows   []Registry
 	scopes map[string]int // who claims one, as an index into rows
 	names  map[npm.Name]int
+	moment Moment // as of which it is, where At made it
 }
 
 // NewTable makes a table of registries in the order in which they are asked.
@@ -123,8 +124,29 @@ func (t *Table) of(name npm.Name) *Mirror {
 	return last
 }
 
-// Handler is the npm registry that all of them make.
+// Handler is the npm registry that all of them make. Below /-/at/<moment>/ (see
+// ParseMoment) it is that registry as it stood then. Tarball URLs that are rewritten
+// lie there too, since a client may take only those below its registry's URL; npm
+// gets the stored ones, and its lockfile says nothing of the moment.
 func (t *Table) Handler() http.Handler {
+	now := t.handler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, rest, ok := cutAt(r.URL)
+		if !ok {
+			now.ServeHTTP(w, r)
+			return
+		}
+		moment, err := ParseMoment(text)
+		if err != nil {
+			t.rows[0].fail(w, r, err)
+			return
+		}
+		t.serveAt(w, r, moment, rest)
+	})
+}
+
+// handler is Handler without that.
+func (t *Table) handler() http.Handler {
 	if len(t.rows) == 1 && t.rows[0].open() {
 		return t.rows[0].Mirror.Handler()
 	}
@@ -205,25 +227,44 @@ func (t *Table) serveRoot(w http.ResponseWriter, r *http.Request) {
 	sendJSON(w, r, http.StatusOK, map[string]any{"registries": all})
 }
 
+// shelves are the registries whose names are searched, each with those that are
+// looked up in it. One that has no list is left out, and if it is open so are the
+// open ones after it: it may have what they have.
+func (t *Table) shelves() (in []shelf) {
+	owned := make([][]span, len(t.rows))
+	var claimed []span
+	for scope, i := range t.scopes {
+		owned[i] = append(owned[i], spanOfScope(scope))
+	}
+	for name, i := range t.names {
+		if _, ok := t.scopes[name.Scope()]; !ok { // else its scope has it already
+			owned[i] = append(owned[i], spanOfName(name))
+		}
+	}
+	inOrder := func(a, b span) int { return cmp.Compare(a.from, b.from) }
+	for _, spans := range owned {
+		slices.SortFunc(spans, inOrder)
+		claimed = append(claimed, spans...)
+	}
+	slices.SortFunc(claimed, inOrder)
+	known := true // all open ones so far
+	for i, r := range t.rows {
+		listed := r.head.Load() != nil && r.tooOld() == nil
+		switch {
+		case r.open() && known && listed:
+			in = append(in, shelf{Mirror: r.Mirror, label: r.Label, but: claimed, open: true})
+		case r.open():
+			known = false
+		case listed:
+			in = append(in, shelf{Mirror: r.Mirror, label: r.Label, only: owned[i]})
+		}
+	}
+	return in
+}
+
 // serveSearch searches all of them, and shows of each what is looked up in it.
 func (t *Table) serveSearch(w http.ResponseWriter, r *http.Request) {
-	var in []shelf
-	for i, reg := range t.rows {
-		if reg.head.Load() == nil {
-			continue // its names cannot be known; those of the others can
-		}
-		in = append(in, shelf{reg.Mirror, func(name npm.Name) bool {
-			if owner, claimed := t.owner(name); claimed {
-				return owner == i
-			}
-			return reg.open() && t.of(name) == reg.Mirror
-		}})
-	}
-	if len(in) == 0 {
-		t.rows[0].fail(w, r, ErrNotSynced)
-		return
-	}
-	search(w, r, in)
+	search(w, r, t.rows[0].Mirror, t.shelves())
 }
 
 // Run keeps all lists up to date until ctx ends, and says which claimed names
@@ -357,6 +398,9 @@ func (t *Table) warn(ctx context.Context) {
 	}
 }
 
+// Meant is Mirror.Meant: all of them are at one address.
+func (t *Table) Meant(r *http.Request) (base string, ok bool) { return t.rows[0].Mirror.Meant(r) }
+
 // TableStatus is what `registry-mirror status` shows of several registries.
 type TableStatus struct {
 	Registries []RegistryStatus `json:"registries"`
@@ -381,6 +425,7 @@ func (t *Table) Status(ctx context.Context) TableStatus {
 	for i, r := range t.rows {
 		g.Go(func() error {
 			s.Registries[i] = RegistryStatus{Registry: r.Label, Scopes: r.Scopes, Claims: r.Names, PublishTo: r.PublishTo, Status: r.Status(ctx)}
+			s.Registries[i].At = t.moment.String()
 			return nil
 		})
 	}

@@ -53,7 +53,9 @@ func threeRegistries(t *testing.T) (table *Table, public, acme, other *world) {
 
 func ask(h http.Handler, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://127.0.0.1:4873"+path, nil))
+	r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:4873"+path, nil)
+	r.Header.Set("User-Agent", "pnpm/12.21.0 npm/? node/? linux x64")
+	h.ServeHTTP(w, r)
 	return w
 }
 

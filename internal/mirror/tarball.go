@@ -196,6 +196,8 @@ func sendChecked(w io.Writer, body io.Reader, verifier *npm.Verifier) error {
 func (m *Mirror) countMismatch(ctx context.Context, name npm.Name, file string, c cid.Cid, err error) {
 	if errors.Is(err, npm.ErrIntegrity) {
 		m.stats.mismatches.Add(1)
+		key, why := string(name)+"\x00"+file, oneLine(err)
+		m.wrong.put(key, why, int64(len(key)+len(why))+128)
 		m.log.ErrorContext(ctx, "tarball refused", "package", name, "file", file, "cid", c, "error", err)
 		return
 	}
@@ -397,5 +399,6 @@ func (m *Mirror) countUpstream(c cid.Cid, size int64) {
 		clear(m.obtained)
 	}
 	m.obtained[c] = struct{}{}
+	m.noteArrival(c, fromUpstream, "")
 	m.stats.kinds[tarballs].bySource[fromUpstream].Add(size)
 }

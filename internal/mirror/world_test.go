@@ -73,6 +73,7 @@ type world struct {
 	names   []string          // that release.json names
 	records map[string][]byte // of other names than w.name
 	keys    []byte            // "_registry/keys.json"
+	whole   []byte            // "_registry/snapshot/NUMBER"
 	big     map[string][]byte // tarballs put in the place of the registry's, by file
 	files   map[string]cid.Cid
 	docs    map[string]cid.Cid // packument.json.gz by package
@@ -242,6 +243,13 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 		check(w.t, err)
 		keys = []unixfs.Link{{Name: "keys.json", CID: ref.CID, Tsize: ref.Tsize}}
 	}
+	if w.whole != nil {
+		ref, err := unixfs.AddFile(bytes.NewReader(w.whole), w.sink)
+		check(w.t, err)
+		dir, _, err := unixfs.BuildDir([]unixfs.Link{{Name: fmt.Sprint(w.number), CID: ref.CID, Tsize: ref.Tsize}}, unixfs.DirLimit, w.sink)
+		check(w.t, err)
+		keys = append(keys, unixfs.Link{Name: "snapshot", CID: dir.CID, Tsize: dir.Tsize})
+	}
 	registry, _, err := unixfs.BuildDir(append(keys, []unixfs.Link{
 		{Name: "release.json", CID: file.CID, Tsize: file.Tsize},
 		{Name: "overflow", CID: overflow.CID, Tsize: overflow.Tsize},
@@ -294,6 +302,7 @@ type fakeNode struct {
 	w       *world
 	held    map[cid.Cid]blocks.Block // under w.mu
 	gets    map[cid.Cid]int          // under w.mu
+	pins    map[string][]cid.Cid     // by label; under w.mu
 	dialled []string                 // under w.mu
 	hang    bool                     // peers never answer
 	alone   bool                     // peers have nothing, and no record either
@@ -305,6 +314,10 @@ func (n *fakeNode) Local(_ context.Context, c cid.Cid) (blocks.Block, error) {
 	defer n.w.mu.Unlock()
 	if b, ok := n.held[c]; ok {
 		return b, nil
+	}
+	// A block is kept by its hash, whatever its CID says of its form.
+	if b, ok := n.held[cid.NewCidV1(cid.Raw, c.Hash())]; ok {
+		return blocks.NewBlockWithCid(b.RawData(), c)
 	}
 	return nil, ipfs.ErrNotFound
 }
@@ -341,6 +354,29 @@ func (n *fakeNode) Put(_ context.Context, blks []blocks.Block) error {
 		n.held[b.Cid()] = b
 	}
 	return nil
+}
+
+func (n *fakeNode) Pin(_ context.Context, label string, _, root cid.Cid) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if n.pins == nil {
+		n.pins = map[string][]cid.Cid{}
+	}
+	n.pins[label] = append(n.pins[label], root)
+	return nil
+}
+
+func (n *fakeNode) Unpin(_ context.Context, label string, root cid.Cid) error {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.pins[label] = slices.DeleteFunc(n.pins[label], func(c cid.Cid) bool { return c == root })
+	return nil
+}
+
+func (n *fakeNode) Pins(_ context.Context, label string) ([]cid.Cid, error) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	return slices.Clone(n.pins[label]), nil
 }
 
 func (n *fakeNode) Record(_ context.Context, name ipns.Name) ([]byte, error) {
@@ -473,11 +509,19 @@ func (w *world) synced(change ...func(*Options)) *Mirror {
 	return m
 }
 
+// alone is a table of one open registry.
+func alone(t testing.TB, m *Mirror) *Table {
+	t.Helper()
+	table, err := NewTable(Registry{Label: "main", Mirror: m})
+	check(t, err)
+	return table
+}
+
 // listed is the names of the list that m serves.
 func listedNames(t testing.TB, m *Mirror) []string {
 	t.Helper()
 	var names []string
-	for e, err := range m.names(context.Background()) {
+	for e, err := range m.list.Entries(context.Background()) {
 		if errors.Is(err, ErrNotSynced) {
 			return nil
 		}

@@ -1,11 +1,11 @@
 package npm
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -135,35 +135,43 @@ func readNpmrc(file string, getenv func(string) string, set func(key, value stri
 		return fmt.Errorf("read npm configuration: %w", err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	settings, err := ParseNpmrc(f, getenv)
 	if err != nil {
-		return fmt.Errorf("read npm configuration: %w", err)
+		return fmt.Errorf("read npm configuration %s: %w", file, err)
 	}
-	if info.Size() > maxNpmrc {
-		return fmt.Errorf("read npm configuration %s: %w: it is larger than %d bytes", file, ErrConfig, maxNpmrc)
+	for key, value := range settings {
+		set(key, value)
 	}
-	last := map[string]string{} // within one file the last line wins
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, maxNpmrc+1)
-	for lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || line[0] == ';' || line[0] == '#' || line[0] == '[' {
+	return nil
+}
+
+// ParseNpmrc reads an .npmrc, of at most 1 MiB, as npm does: up to the first section,
+// the last line of each key counting, ${VAR} expanded. It may hold credentials. Errors
+// wrap ErrConfig or are those of reading r.
+func ParseNpmrc(r io.Reader, getenv func(string) string) (map[string]string, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, maxNpmrc+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > maxNpmrc {
+		return nil, fmt.Errorf("%w: it is larger than %d bytes", ErrConfig, maxNpmrc)
+	}
+	settings := map[string]string{}
+	for line := range strings.Lines(strings.TrimPrefix(string(raw), "\ufeff")) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			break
+		}
+		if line == "" || line[0] == ';' || line[0] == '#' {
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
 		if !ok {
 			continue
 		}
-		key = expand(unquoteIni(key), getenv)
-		last[key] = expand(unquoteIni(value), getenv)
+		settings[expand(unquoteIni(key), getenv)] = expand(unquoteIni(value), getenv)
 	}
-	if err := lines.Err(); err != nil {
-		return fmt.Errorf("read npm configuration %s: %w", file, err)
-	}
-	for key, value := range last {
-		set(key, value)
-	}
-	return nil
+	return settings, nil
 }
 
 func unquoteIni(s string) string {

@@ -29,7 +29,7 @@ func TestLoadConfig(t *testing.T) {
 		}
 	}
 	dir := write(t, "registry = https://project.example.test/npm/\n@a:registry=\"https://a.example.test\"\n")
-	home := write(t, "; comment\n# comment\n[section]\nno setting\nregistry=https://user.example.test # why\nregistry=https://last.example.test\n@b:registry=https://${BHOST}/b\n")
+	home := write(t, "; comment\n# comment\nno setting\nregistry=https://user.example.test # why\nregistry=https://last.example.test\n@b:registry=https://${BHOST}/b\n[section]\nregistry=https://section.example.test\n")
 	for _, c := range []struct {
 		name           string
 		getenv         func(string) string

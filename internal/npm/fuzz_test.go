@@ -226,28 +226,6 @@ func FuzzParseIntegrity(f *testing.F) {
 	})
 }
 
-func FuzzReadLockfile(f *testing.F) {
-	f.Add([]byte(`{"lockfileVersion":3,"packages":{"":{},"node_modules/@s/a":{"version":"1.0.0","resolved":"https://r.example.test/a/-/a-1.0.0.tgz"},"node_modules/x/node_modules/b":{"name":"c","version":"1.0.0"}}}`))
-	f.Add([]byte(`{"lockfileVersion":1,"dependencies":{"a":{"version":"npm:@s/b@1.0.0","dependencies":{"c":{"version":"file:x","bundled":true}}}}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		specs, err := ReadLockfile(bytes.NewReader(raw))
-		if err != nil {
-			if !errors.Is(err, ErrLockfile) {
-				t.Fatalf("%v is no ErrLockfile", err)
-			}
-			return
-		}
-		for i, s := range specs {
-			if _, err := ParseName(string(s.Name)); err != nil || ParseVersion(s.Range) != nil {
-				t.Fatalf("%q gives %+v", raw, s)
-			}
-			if i > 0 && (specs[i-1].Name > s.Name || specs[i-1] == s) {
-				t.Fatalf("%q gives %+v before %+v", raw, specs[i-1], s)
-			}
-		}
-	})
-}
-
 // Whatever a configuration file says, the registries are plain URLs, and its
 // secrets show nowhere but in headers for their own place.
 func FuzzLoadConfig(f *testing.F) {

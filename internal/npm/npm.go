@@ -1,6 +1,6 @@
 // Package npm holds npm's own terms as values: names, specs, versions,
-// packuments, abbreviated packuments, integrity, registry signatures, lockfiles
-// and npm's configuration files. It is pure but for LoadConfig, which reads
+// packuments, abbreviated packuments, integrity, registry signatures and npm's
+// configuration files. It is pure but for LoadConfig, which reads
 // the configuration files it is pointed at: it knows nothing of HTTP, stores,
 // IPFS or time.
 package npm

@@ -340,24 +340,66 @@ func (p *Publisher) rolledBackNames() (map[npm.Name]bool, error) {
 func (p *Publisher) Held(ctx context.Context) iter.Seq2[Withheld, error] {
 	return func(yield func(Withheld, error) bool) {
 		for h, err := range p.o.Index.AllHeld(ctx) {
-			var all []policy.Withheld
-			if err == nil && len(h.Note) > 0 {
-				err = json.Unmarshal(h.Note, &all)
-				if err != nil {
-					err = fmt.Errorf("what is held of %s: %w: %w", h.Name, index.ErrCorrupt, err)
-				}
+			var all []Withheld
+			if err == nil {
+				all, err = withheldBy(h)
 			}
 			if err != nil {
 				yield(Withheld{}, err)
 				return
 			}
 			for _, w := range all {
-				if !yield(Withheld{Name: h.Name, Version: w.Version, Reason: w.Reason, Detail: w.Detail}, nil) {
+				if !yield(w, nil) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// WithheldOf is what Withheld and Held have of one package, and whether the policy
+// takes its name at all.
+func (p *Publisher) WithheldOf(name npm.Name) ([]Withheld, error) {
+	all, err := p.Withheld()
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(w Withheld) bool { return w.Name != name })
+	h, err := p.o.Index.Held(name)
+	if err != nil {
+		return nil, err
+	}
+	held, err := withheldBy(h)
+	if err != nil {
+		return nil, err
+	}
+	text, err := p.Policy()
+	if err != nil {
+		return nil, err
+	}
+	by, err := policy.Decode(text)
+	if err != nil {
+		return nil, err
+	}
+	if !by.Takes(name) {
+		all = append(all, Withheld{Name: name, Reason: policy.ReasonOnly, Detail: "no pattern of only takes the name"})
+	}
+	return append(all, held...), nil
+}
+
+// withheldBy reads what the policy noted of a package.
+func withheldBy(h index.Held) (all []Withheld, err error) {
+	if len(h.Note) == 0 {
+		return nil, nil
+	}
+	var noted []policy.Withheld
+	if err := json.Unmarshal(h.Note, &noted); err != nil {
+		return nil, fmt.Errorf("what is held of %s: %w: %w", h.Name, index.ErrCorrupt, err)
+	}
+	for _, w := range noted {
+		all = append(all, Withheld{Name: h.Name, Version: w.Version, Reason: w.Reason, Detail: w.Detail})
+	}
+	return all, nil
 }
 
 // Policy is the canonical text of the policy that the list follows, or is being

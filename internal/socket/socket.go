@@ -4,6 +4,7 @@
 package socket
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -146,34 +147,50 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 		ctx, cancel = context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, nil)
+	body, err := Stream(ctx, path, method, what, nil)
 	if err != nil {
 		return err
 	}
+	defer body.Close()
+	raw, err := io.ReadAll(io.LimitReader(body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("ask the running command: %w", err)
+	}
+	return json.Unmarshal(raw, out)
+}
+
+// Stream asks the process at path, with a JSON body where that is not nil, and returns
+// its answer as it comes, of any length, for as long as ctx lasts. Errors are as of Call.
+func Stream(ctx context.Context, path, method, what string, body []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
 	client := Client(path)
-	defer client.CloseIdleConnections()
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the running command: %w", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("ask the running command: %w", err)
+		client.CloseIdleConnections()
+		return nil, fmt.Errorf("ask the running command: %w", err)
 	}
 	if resp.StatusCode == http.StatusOK {
-		return json.Unmarshal(body, out)
+		return answer{resp.Body, client}, nil
+	}
+	defer client.CloseIdleConnections()
+	defer resp.Body.Close()
+	said, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("ask the running command: %w", err)
 	}
 	if resp.StatusCode == http.StatusNotFound && resp.Header.Get("Content-Type") != "application/json" {
-		return ErrNoRoute // http.ServeMux's own answer
+		return nil, ErrNoRoute // http.ServeMux's own answer
 	}
 	var failed struct {
 		Error string `json:"error"`
 	}
-	if json.Unmarshal(body, &failed) != nil || failed.Error == "" {
-		failed.Error = strings.TrimSpace(string(body[:min(len(body), 1000)]))
+	if json.Unmarshal(said, &failed) != nil || failed.Error == "" {
+		failed.Error = strings.TrimSpace(string(said[:min(len(said), 1000)]))
 	}
-	return &Refusal{resp.StatusCode, failed.Error}
+	return nil, &Refusal{resp.StatusCode, failed.Error}
 }
 
 // Refusal is Call's error where the process answers with another status than 200.
@@ -183,6 +200,18 @@ type Refusal struct {
 }
 
 func (r *Refusal) Error() string { return "the running command says: " + r.Text }
+
+// answer is a body that is the last of its client.
+type answer struct {
+	io.ReadCloser
+	client *http.Client
+}
+
+func (a answer) Close() error {
+	err := a.ReadCloser.Close()
+	a.client.CloseIdleConnections()
+	return err
+}
 
 // Serve serves h on l until ctx ends, then closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {

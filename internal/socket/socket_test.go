@@ -237,3 +237,52 @@ func TestCall(t *testing.T) {
 		t.Error("nobody there, and no error")
 	}
 }
+
+func TestStream(t *testing.T) {
+	path := filepath.Join(dir(t), "x.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /long", func(w http.ResponseWriter, r *http.Request) {
+		sent, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s%s", sent, strings.Repeat("x", maxAnswer))
+	})
+	mux.HandleFunc("POST /cut", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, strings.Repeat("x", 1<<20))
+		panic(http.ErrAbortHandler)
+	})
+	mux.HandleFunc("POST /bad", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusConflict)
+		io.WriteString(w, `{"error": "of several"}`)
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, mux) }()
+	stream := func(what string) (got string, err error) {
+		body, err := Stream(t.Context(), path, http.MethodPost, what, []byte(`{"n":7}`))
+		if err != nil {
+			return "", err
+		}
+		defer body.Close()
+		raw, err := io.ReadAll(body)
+		return string(raw), err
+	}
+	if got, err := stream("/long"); err != nil || !strings.HasPrefix(got, `{"n":7}x`) || len(got) != 7+maxAnswer {
+		t.Errorf("long: %d bytes, %v", len(got), err)
+	}
+	if _, err := stream("/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("cut off: %v", err)
+	}
+	if _, err := stream("/bad"); err == nil || !strings.Contains(err.Error(), "of several") {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := stream("/none"); !errors.Is(err, ErrNoRoute) {
+		t.Errorf("none: %v", err)
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}

@@ -30,6 +30,7 @@ import (
 //	mirror/NAME/              what registry-mirror caches of the IPNS name NAME, or of a CID
 //	cache/                    which of its files go first, and which never
 //	table.json                which registries it serves
+//	clients/                  what the configuration of npm's clients said before "use"
 //	networks/NETWORK/         a state of its own for the node of another network
 //	tmp/                      tarballs too large for memory, while they come in
 //	COMMAND.sock              how other processes reach the running COMMAND
@@ -99,6 +100,9 @@ func (d Dir) Mirror(name string) string { return d.path("mirror", name) }
 // Cache is the directory of the account of what registry-mirror fetched, and of what
 // is pinned.
 func (d Dir) Cache() string { return d.path("cache") }
+
+// Clients is the directory of notes on the configuration of npm's clients.
+func (d Dir) Clients() string { return d.path("clients") }
 
 // Makes says whether a follower or a publisher has this state too.
 func (d Dir) Makes() bool {
@@ -177,6 +181,16 @@ func (d Dir) ChooseNode(kind, api string) (string, error) {
 	}
 	c, err := d.chosen(choice{Node: kind, API: api})
 	return c.Node, err
+}
+
+// Kubo says whether this state is made for a Kubo daemon, and where that answers (""
+// for where Kubo's own clients look). It records nothing.
+func (d Dir) Kubo() (api string, ok bool, err error) {
+	if _, err := os.Stat(d.path("node.json")); errors.Is(err, fs.ErrNotExist) {
+		return "", false, nil
+	}
+	c, err := d.chosen(choice{})
+	return c.API, c.Node == "kubo", err
 }
 
 // record replaces node.json.

@@ -10,13 +10,13 @@ import (
 
 // operations are the rows of the table, in order.
 var operations = []string{
-	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish", "behind a proxy",
+	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish", "behind a proxy", "use and unuse", "portable lock",
 }
 
 var operate = map[string]func(*cell) error{
 	"install": doInstall, "ci": doCI, "add": doAdd, "view": doView, "outdated": doOutdated, "dist-tag ls": doTags,
 	"search": doSearch, "audit": doAudit, "audit signatures": doSignatures, "ping": doPing, "publish": doPublish,
-	"behind a proxy": doProxied,
+	"behind a proxy": doProxied, "use and unuse": doUse, "portable lock": doPortable,
 }
 
 var (

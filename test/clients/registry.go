@@ -52,11 +52,13 @@ module.exports = 'twig of ' + require('branch')
 // registry is the mirror that the clients are given.
 type registry struct {
 	host     string // host:port
+	program  string // registry-mirror
 	upstream *npmtest.Registry
 	mirror   *exec.Cmd
 	log      *output
 	beyond   *refuser
-	front    *front
+	front    *front // below a path
+	other    *front // another address
 }
 
 // serve starts an npmtest registry and `registry-mirror up` over it.
@@ -71,12 +73,11 @@ func serve(ctx context.Context, work string) (*registry, error) {
 	up.Edit("branch", func(doc []byte) []byte {
 		return bytes.ReplaceAll(doc, []byte(up.URL), []byte(npm.DefaultRegistry()))
 	})
-	r := &registry{upstream: up, log: &output{}}
+	r := &registry{upstream: up, log: &output{}, program: filepath.Join(work, "registry-mirror")}
 	if r.beyond, err = newRefuser(); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	program := filepath.Join(work, "registry-mirror")
-	build := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/registry-mirror/registry-mirror/cmd/registry-mirror")
+	build := exec.CommandContext(ctx, "go", "build", "-o", r.program, "github.com/registry-mirror/registry-mirror/cmd/registry-mirror")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, errors.Join(fmt.Errorf("build: %w\n%s", err, out), r.close())
 	}
@@ -86,11 +87,14 @@ func serve(ctx context.Context, work string) (*registry, error) {
 	}
 	r.host = l.Addr().String()
 	l.Close()
-	if r.front, err = newFront(r.host); err != nil {
+	if r.front, err = newFront(r.host, "/npm"); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	if r.other, err = newFront(r.host, ""); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
 	var said output
-	r.mirror = exec.CommandContext(ctx, program, "up", "leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig",
+	r.mirror = exec.CommandContext(ctx, r.program, "up", "leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig",
 		"--upstream", up.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--trusted-proxy", "127.0.0.1", "--json")
 	r.mirror.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
 	r.mirror.Stdout, r.mirror.Stderr = &said, r.log
@@ -116,8 +120,10 @@ func (r *registry) close() error {
 	if r.beyond != nil {
 		r.beyond.Close()
 	}
-	if r.front != nil {
-		r.front.Close()
+	for _, f := range []*front{r.front, r.other} {
+		if f != nil {
+			f.Close()
+		}
 	}
 	r.upstream.Close()
 	return nil
@@ -160,14 +166,14 @@ func (p *refuser) take() []string {
 	return hosts
 }
 
-// front is a reverse proxy that has the registry below /npm/.
+// front is a reverse proxy that has the registry below a path, and nothing beside it.
 type front struct {
 	*http.Server
 	host  string
 	asked atomic.Int64
 }
 
-func newFront(to string) (*front, error) {
+func newFront(to, path string) (*front, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -178,10 +184,12 @@ func newFront(to string) (*front, error) {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: to})
 			r.SetXForwarded()
-			r.Out.Header.Set("X-Forwarded-Prefix", "/npm")
+			if path != "" {
+				r.Out.Header.Set("X-Forwarded-Prefix", path)
+			}
 		},
 	}
-	f.Server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.StripPrefix("/npm", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	f.Server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.StripPrefix(path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.asked.Add(1)
 		proxy.ServeHTTP(w, r)
 	}))}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -8,17 +8,13 @@ import (
 	"io"
 	"iter"
 	"strings"
-
-	"github.com/ipfs/go-cid"
-
-	"github.com/registry-mirror/registry-mirror/internal/cli"
 )
 
-// printAll prints items as they come, for there may be millions: with asJSON one
+// PrintAll prints items as they come, for there may be millions: with asJSON one
 // object, whose first member, key, is their list, then what rest says once all
 // are printed; else a line each, as line has it, and then what end says. rest and
 // end may be nil.
-func printAll[T any](out io.Writer, asJSON bool, key string, items iter.Seq2[T, error], line func(T) string, rest func() map[string]any, end func() string) (err error) {
+func PrintAll[T any](out io.Writer, asJSON bool, key string, items iter.Seq2[T, error], line func(T) string, rest func() map[string]any, end func() string) (err error) {
 	w := bufio.NewWriter(out)
 	defer func() { err = errors.Join(err, w.Flush()) }()
 	if !asJSON {
@@ -59,16 +55,9 @@ func printAll[T any](out io.Writer, asJSON bool, key string, items iter.Seq2[T, 
 		return err
 	}
 	var text strings.Builder
-	if err := cli.PrintJSON(&text, rest()); err != nil {
+	if err := PrintJSON(&text, rest()); err != nil {
 		return err
 	}
 	_, err = fmt.Fprint(w, ",", strings.TrimPrefix(text.String(), "{"))
 	return err
-}
-
-func cidText(c cid.Cid) string {
-	if !c.Defined() {
-		return ""
-	}
-	return c.String()
 }

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/lockfile"
+	"github.com/registry-mirror/registry-mirror/internal/mirror"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
+	"github.com/registry-mirror/registry-mirror/internal/state"
+)
+
+// maxManifest bounds the package.json beside a lockfile, in bytes.
+const maxManifest = 4 << 20
+
+func diffCommand(common *cli.Common) *cobra.Command {
+	s := &source{Common: common}
+	var locked string
+	cmd := &cobra.Command{
+		Use:   "diff A [B]",
+		Short: "Say what changed from one release to another",
+		Long: `Lists the packages that are new (+), changed (~) or gone (-) in release B since
+release A, with the versions that were added (+), removed (-) or replaced (~), and the
+dist-tags that moved. A and B are numbers, days (all of it, in UTC), RFC 3339 times or
+now; without B it is now. Lines come as they are found; sort them by name with sort -k2.
+
+With --lockfile it is of the packages that a project locks: which of its versions were
+withdrawn, and which newer ones within its ranges came.
+
+The running daemon is asked; where none runs, the registries that were added are read,
+or the only one in this state.`,
+		Example: `  registry-mirror diff 41 42
+  registry-mirror diff 2026-11-20 now --lockfile package-lock.json
+  registry-mirror diff 2026-11-20 --json | jq -r '.packages[].name'`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			q := mirror.DiffQuery{From: args[0], To: append(args, "now")[1]}
+			if err := q.Check(); err != nil {
+				return err
+			}
+			if locked != "" {
+				if q.Lock, err = readLock(locked); err != nil {
+					return err
+				}
+			}
+			var compared []mirror.Compared
+			var packages iter.Seq2[mirror.PackageDiff, error]
+			path := state.Dir(common.State).Socket("registry-mirror")
+			if socket.Alive(cmd.Context(), path) {
+				if err := refuseSources(cmd); err != nil {
+					return err
+				}
+				body, err := askDiff(cmd.Context(), path, q)
+				if err != nil {
+					return err
+				}
+				defer body.Close()
+				if compared, packages, err = mirror.ReadDiff(body); err != nil {
+					return err
+				}
+			} else {
+				m, close, err := s.openBeside(cmd)
+				if err != nil {
+					return err
+				}
+				defer func() { err = errors.Join(err, close()) }()
+				if compared, packages, err = m.Diff(cmd.Context(), q); err != nil {
+					return err
+				}
+			}
+			t := tally{compared: compared, lock: q.Lock}
+			return cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
+		},
+	}
+	s.bind(cmd)
+	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
+	return cmd
+}
+
+// openBeside opens what there is in a state on which no daemon runs, and brings it up
+// to date, where it can be.
+func (s *source) openBeside(cmd *cobra.Command) (*mirror.Table, func() error, error) {
+	args, err := oneName(state.Dir(s.State), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, close, err := s.open(cmd, args, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.sync(cmd.Context(), m); err != nil {
+		if cmd.Context().Err() != nil {
+			return nil, nil, errors.Join(cmd.Context().Err(), close())
+		}
+		s.Logger(cmd.ErrOrStderr(), false).WarnContext(cmd.Context(), "no newer list was found than what is held", "error", err)
+	}
+	return m, close, nil
+}
+
+// askDiff asks the running daemon.
+func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadCloser, error) {
+	raw, err := json.Marshal(q.Lock)
+	if err != nil {
+		return nil, err
+	}
+	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), raw)
+	for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {
+		if err != nil && strings.Contains(err.Error(), known.Error()) {
+			_, text, _ := strings.Cut(err.Error(), "409 Conflict: ")
+			return nil, toldError{text, known}
+		}
+	}
+	return body, err
+}
+
+// toldError is an error of another process, which is text, with its cause.
+type toldError struct {
+	text  string
+	cause error
+}
+
+func (e toldError) Error() string { return e.text }
+func (e toldError) Unwrap() error { return e.cause }
+
+// readLock reads a lockfile, and the ranges in the package.json beside it, if there
+// is one.
+func readLock(path string) (*mirror.Lock, error) {
+	f, err := lockfile.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	lock := &mirror.Lock{Packages: f.Specs()}
+	path = filepath.Join(filepath.Dir(path), "package.json")
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return lock, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	raw, err := io.ReadAll(io.LimitReader(file, maxManifest))
+	if err != nil {
+		return nil, err
+	}
+	var project struct {
+		Dependencies         map[string]string `json:"dependencies"`
+		DevDependencies      map[string]string `json:"devDependencies"`
+		OptionalDependencies map[string]string `json:"optionalDependencies"`
+	}
+	if err := json.Unmarshal(raw, &project); err != nil {
+		return nil, cli.Usagef("read %s: %w", path, err)
+	}
+	for _, of := range []map[string]string{project.Dependencies, project.DevDependencies, project.OptionalDependencies} {
+		lock.Ranges = append(lock.Ranges, mirror.Dependencies(of)...)
+	}
+	return lock, nil
+}
+
+// packageLine is a package's line, and one for each locked version of which there is
+// something to say.
+func packageLine(p mirror.PackageDiff) string {
+	line := p.String()
+	if p.Registry != "" {
+		line += " (" + p.Registry + ")"
+	}
+	for _, l := range p.Locked {
+		var what []string
+		if l.State != "" {
+			what = append(what, l.State)
+		}
+		if len(l.Newer) > 0 {
+			what = append(what, "newer in range: "+strings.Join(l.Newer, " "))
+		}
+		line += "\n    locked " + l.Version + ": " + strings.Join(what, "; ")
+	}
+	return line
+}
+
+// tally counts what is printed.
+type tally struct {
+	compared                   []mirror.Compared
+	lock                       *mirror.Lock
+	fresh, changed, gone       int
+	locked, withdrawn, upgrade int // versions that are locked; of those
+}
+
+func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirror.PackageDiff, error] {
+	names := map[npm.Spec]bool{}
+	if t.lock != nil {
+		for _, s := range t.lock.Packages {
+			names[s] = true
+		}
+	}
+	t.locked = len(names)
+	return func(yield func(mirror.PackageDiff, error) bool) {
+		for p, err := range packages {
+			switch {
+			case err != nil:
+			case p.Change == index.IsNew:
+				t.fresh++
+			case p.Change == index.IsGone:
+				t.gone++
+			default:
+				t.changed++
+			}
+			for _, l := range p.Locked {
+				if l.State == mirror.Withdrawn {
+					t.withdrawn++
+				}
+				if len(l.Newer) > 0 {
+					t.upgrade++
+				}
+			}
+			if !yield(p, err) {
+				return
+			}
+		}
+	}
+}
+
+func (t *tally) rest() map[string]any {
+	all := map[string]any{index.IsNew: t.fresh, index.IsChanged: t.changed, index.IsGone: t.gone}
+	if len(t.compared) == 1 {
+		all["from"], all["to"] = t.compared[0].From, t.compared[0].To
+	} else {
+		all["registries"] = t.compared
+	}
+	if t.lock != nil {
+		all["locked"], all["withdrawn"], all["with_newer"] = t.locked, t.withdrawn, t.upgrade
+	}
+	return all
+}
+
+func (t *tally) line() string {
+	var ends []string
+	for _, c := range t.compared {
+		end := fmt.Sprintf("release %s to %s", releaseText(c.From), releaseText(c.To))
+		if c.Registry != "" {
+			end = c.Registry + ", " + end
+		}
+		ends = append(ends, end)
+	}
+	line := strings.Join(ends, "; ")
+	if t.lock != nil {
+		line += ", of " + cli.Count(t.locked, "locked version")
+	}
+	line += fmt.Sprintf(": %d new, %d changed, %d gone", t.fresh, t.changed, t.gone)
+	if t.lock != nil {
+		line += fmt.Sprintf("; %d withdrawn, %d with newer in range", t.withdrawn, t.upgrade)
+	}
+	return line
+}
+
+func releaseText(r mirror.Release) string {
+	return fmt.Sprintf("%d (%s)", r.Number, r.Created.Local().Format(time.DateTime))
+}

@@ -1,0 +1,551 @@
+package mirror
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/registry-mirror/registry-mirror/index"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
+)
+
+// PackageDiff is what changed of one package from one release to another.
+type PackageDiff struct {
+	Registry string `json:"registry,omitempty"` // its label, where several are served
+	index.PackageChange
+	Tags   []TagChange `json:"tags,omitempty"`
+	Locked []Locked    `json:"locked,omitempty"` // of a Lock's versions, what there is to say
+
+	stayed []string // the versions that the newer release lists, for Locked
+}
+
+// TagChange is a dist-tag of a package that stayed, and what it names.
+type TagChange struct {
+	Tag string `json:"tag"`
+	Old string `json:"old,omitempty"` // "" where it is new
+	New string `json:"new,omitempty"` // "" where it is gone
+}
+
+// What became of a locked version.
+const (
+	Withdrawn = "withdrawn" // it is listed no more
+	Replaced  = "replaced"  // it has another tarball
+	Appeared  = "appeared"  // it was not listed before
+	Absent    = "unlisted"  // neither release lists it
+)
+
+// Locked is a version that a project locks.
+type Locked struct {
+	Version string `json:"version"`
+	State   string `json:"state,omitempty"` // as above; "" where it stayed
+	// Newer are the versions that are new, higher, and within every range that led to
+	// this one: what depends on it says those, else it is what ^ makes of it.
+	Newer []string `json:"newer,omitempty"`
+}
+
+// Lock is what a project locks: exact versions, and the ranges that it itself asks for.
+type Lock struct {
+	Packages []npm.Spec `json:"packages"`
+	Ranges   []npm.Spec `json:"ranges,omitempty"`
+}
+
+// DiffQuery is what Table.Diff is asked.
+type DiffQuery struct {
+	From, To string // as ParseMoment has it, or "now"
+	Lock     *Lock  // nil: of all packages
+}
+
+// Check is ErrMoment where From or To is none.
+func (q DiffQuery) Check() error {
+	_, err := q.moments()
+	return err
+}
+
+func (q DiffQuery) moments() (at [2]Moment, err error) {
+	for i, text := range []string{q.From, q.To} {
+		if text == "now" {
+			continue
+		}
+		if at[i], err = ParseMoment(text); err != nil {
+			return at, err
+		}
+	}
+	return at, nil
+}
+
+// Compared says which releases of a registry are compared.
+type Compared struct {
+	Registry string  `json:"registry,omitempty"` // its label, where several are served
+	From     Release `json:"from"`
+	To       Release `json:"to"`
+}
+
+// diffAtOnce is how many packages are read at the same time.
+const diffAtOnce = 16
+
+// Diff says what changed from one moment to another in all registries: of all packages, in no promised order, or with a lock of those in it, by
+// name. It reads the directories that differ, and of each package that does both
+// directories and documents; what it keeps does not grow with the lists. A package
+// whose content nobody has is Unknown. It ends at the first error.
+func (t *Table) Diff(ctx context.Context, q DiffQuery) ([]Compared, iter.Seq2[PackageDiff, error], error) {
+	moments, err := q.moments()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(t.rows) > 1 && (moments[0].IsNumber() || moments[1].IsNumber()) {
+		return nil, nil, errManyNumbers
+	}
+	d := diff{table: t}
+	var said []Compared
+	for i, r := range t.rows {
+		c := Compared{Registry: d.label(i)}
+		var ends [2]index.Release
+		for j, at := range moments {
+			l, err := r.find(ctx, at, nil)
+			if err == nil {
+				ends[j], err = index.ReadRelease(ctx, dag{m: r.Mirror, kind: directories}, l.Root)
+			}
+			if err != nil {
+				return nil, nil, t.labelled(i, err)
+			}
+		}
+		c.From, c.To = releaseOf(ends[0]), releaseOf(ends[1])
+		d.ends, said = append(d.ends, ends), append(said, c)
+	}
+	if q.Lock == nil {
+		return said, d.all(ctx), nil
+	}
+	return said, d.locked(ctx, *q.Lock), nil
+}
+
+// maxLock bounds a Lock as JSON, in bytes: of a lockfile of a million versions.
+const maxLock = 64 << 20
+
+// diffLine is one line of the answer to POST /diff: the first says what is compared,
+// then each has a package, and the last one says that it was the last, or why not.
+type diffLine struct {
+	Compared []Compared   `json:"compared,omitempty"`
+	Package  *PackageDiff `json:"package,omitempty"`
+	Error    string       `json:"error,omitempty"`
+	End      bool         `json:"end,omitempty"`
+}
+
+// serveDiff answers with diffLines.
+func (t *Table) serveDiff(w http.ResponseWriter, r *http.Request) {
+	q := DiffQuery{From: r.URL.Query().Get("from"), To: r.URL.Query().Get("to")}
+	if err := json.UnmarshalRead(http.MaxBytesReader(w, r.Body, maxLock), &q.Lock); err != nil {
+		sendError(w, r, http.StatusBadRequest, err.Error())
+		return
+	}
+	compared, packages, err := t.Diff(r.Context(), q)
+	if err != nil {
+		sendError(w, r, http.StatusConflict, oneLine(err))
+		return
+	}
+	control := http.NewResponseController(w)
+	send := func(l diffLine) error {
+		raw, err := json.Marshal(l)
+		if err == nil {
+			_, err = w.Write(append(raw, '\n'))
+		}
+		return errors.Join(err, control.Flush())
+	}
+	err = send(diffLine{Compared: compared})
+	for p, failed := range packages {
+		if err != nil {
+			return // who asked has gone
+		}
+		if failed != nil {
+			_ = send(diffLine{Error: oneLine(failed)})
+			return
+		}
+		err = send(diffLine{Package: &p})
+	}
+	_ = send(diffLine{End: true})
+}
+
+// ReadDiff reads the answer to POST /diff.
+func ReadDiff(r io.Reader) ([]Compared, iter.Seq2[PackageDiff, error], error) {
+	dec := jsontext.NewDecoder(r)
+	var first diffLine
+	if err := json.UnmarshalDecode(dec, &first); err != nil {
+		return nil, nil, fmt.Errorf("read what changed: %w", err)
+	}
+	return first.Compared, func(yield func(PackageDiff, error) bool) {
+		for {
+			var l diffLine
+			err := json.UnmarshalDecode(dec, &l)
+			switch {
+			case err != nil:
+				err = fmt.Errorf("read what changed: %w", err)
+			case l.Error != "":
+				err = errors.New(l.Error)
+			case l.End:
+				return
+			case l.Package == nil:
+				continue
+			}
+			if err != nil {
+				yield(PackageDiff{}, err)
+				return
+			}
+			if !yield(*l.Package, nil) {
+				return
+			}
+		}
+	}, nil
+}
+
+type diff struct {
+	table *Table
+	ends  [][2]index.Release // by row
+}
+
+func (d diff) label(i int) string {
+	if len(d.table.rows) == 1 {
+		return ""
+	}
+	return d.table.rows[i].Label
+}
+
+// all yields what changed of all packages that each registry is asked for.
+func (d diff) all(ctx context.Context) iter.Seq2[PackageDiff, error] {
+	return func(yield func(PackageDiff, error) bool) {
+		for i, r := range d.table.rows {
+			differing := index.Diff(ctx, dag{m: r.Mirror, kind: directories}, d.ends[i][0].List, d.ends[i][1].List)
+			asked := func(yield func(index.Difference, error) bool) {
+				for one, err := range differing {
+					owner, claimed := d.table.owner(one.New.Name)
+					if err == nil && (claimed && owner != i || !claimed && !r.open()) {
+						continue
+					}
+					if !yield(one, err) {
+						return
+					}
+				}
+			}
+			for p, err := range inOrder(ctx, asked, func(ctx context.Context, one index.Difference) (PackageDiff, error) {
+				return d.read(ctx, i, one)
+			}) {
+				if !yield(p, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// read says what a difference is.
+func (d diff) read(ctx context.Context, i int, one index.Difference) (p PackageDiff, err error) {
+	m := d.table.rows[i].Mirror
+	p.Registry = d.label(i)
+	p.PackageChange, err = one.Package(ctx, dag{m: m, kind: directories})
+	if err == nil && p.Change == index.IsChanged {
+		p.Tags, err = m.tagChanges(ctx, one)
+	}
+	if errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+		p.Unknown, err = true, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("package %s: %w", one.New.Name, err)
+	}
+	return p, err
+}
+
+// tagChanges are the dist-tags that moved.
+func (m *Mirror) tagChanges(ctx context.Context, one index.Difference) (moved []TagChange, err error) {
+	var tags [2]map[string]string
+	for i, e := range []index.Entry{one.Old, one.New} {
+		p, err := m.eitherPackument(ctx, e.Name, e.CID)
+		if err == nil {
+			err = m.decoded(ctx, p, func(raw []byte) (err error) {
+				_, tags[i], err = readHead(raw)
+				return err
+			})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	for tag, version := range tags[0] {
+		if tags[1][tag] != version {
+			moved = append(moved, TagChange{tag, version, tags[1][tag]})
+		}
+	}
+	for tag, version := range tags[1] {
+		if _, ok := tags[0][tag]; !ok {
+			moved = append(moved, TagChange{Tag: tag, New: version})
+		}
+	}
+	slices.SortFunc(moved, func(a, b TagChange) int { return strings.Compare(a.Tag, b.Tag) })
+	return moved, nil
+}
+
+// locked yields what changed of a lock's packages.
+func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, error] {
+	versions := map[npm.Name][]string{}
+	for _, s := range lock.Packages {
+		versions[s.Name] = append(versions[s.Name], s.Range)
+	}
+	names := func(yield func(npm.Name, error) bool) {
+		for _, name := range slices.Sorted(maps.Keys(versions)) {
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
+	return func(yield func(PackageDiff, error) bool) {
+		// At most as many as are locked.
+		var changed []PackageDiff
+		wanted := false // some have new versions
+		for p, err := range inOrder(ctx, names, d.ofName) {
+			if err != nil {
+				yield(PackageDiff{}, err)
+				return
+			}
+			if p.Change != "" {
+				changed = append(changed, p)
+				wanted = wanted || len(p.Added) > 0
+			}
+		}
+		ranges := map[npm.Name][]string{}
+		if wanted {
+			var err error
+			if ranges, err = d.ranges(ctx, lock, versions); err != nil {
+				yield(PackageDiff{}, err)
+				return
+			}
+		}
+		for _, p := range changed {
+			for _, v := range slices.Compact(slices.SortedFunc(slices.Values(versions[p.Name]), npm.CompareVersions)) {
+				if l := p.of(v, ranges[p.Name]); l.State != "" || len(l.Newer) > 0 {
+					p.Locked = append(p.Locked, l)
+				}
+			}
+			if !yield(p, nil) {
+				return
+			}
+		}
+	}
+}
+
+// of says what became of a locked version.
+func (p PackageDiff) of(version string, ranges []string) Locked {
+	l := Locked{Version: version}
+	switch {
+	case p.Unknown:
+		return l
+	case slices.Contains(p.Removed, version):
+		l.State = Withdrawn
+	case slices.Contains(p.Replaced, version):
+		l.State = Replaced
+	case slices.Contains(p.Added, version):
+		l.State = Appeared
+	case !slices.Contains(p.stayed, version):
+		l.State = Absent
+	}
+	ranges = slices.DeleteFunc(slices.Clone(ranges), func(r string) bool { return !npm.Satisfies(version, r) })
+	if len(ranges) == 0 {
+		ranges = []string{"^" + version}
+	}
+	for _, v := range p.Added {
+		if npm.CompareVersions(v, version) > 0 && !slices.ContainsFunc(ranges, func(r string) bool { return !npm.Satisfies(v, r) }) {
+			l.Newer = append(l.Newer, v)
+		}
+	}
+	return l
+}
+
+// entries finds a name in the registry that is asked for it: row is -1 where none has
+// it in either release.
+func (d diff) entries(ctx context.Context, name npm.Name) (row int, one index.Difference, err error) {
+	owner, claimed := d.table.owner(name)
+	for i, r := range d.table.rows {
+		if claimed && i != owner || !claimed && !r.open() {
+			continue
+		}
+		one = index.Difference{Old: index.Entry{Name: name}, New: index.Entry{Name: name}}
+		for j, e := range []*index.Entry{&one.Old, &one.New} {
+			got, err := index.Lookup(ctx, dag{m: r.Mirror, kind: directories}, d.ends[i][j].List, name)
+			if err == nil {
+				*e = got
+			} else if !errors.Is(err, index.ErrNotFound) {
+				return -1, one, err
+			}
+		}
+		if one.Old.CID.Defined() || one.New.CID.Defined() {
+			return i, one, nil
+		}
+	}
+	return -1, one, nil
+}
+
+// ofName is what changed of a name, with no Change where nothing did.
+func (d diff) ofName(ctx context.Context, name npm.Name) (PackageDiff, error) {
+	i, one, err := d.entries(ctx, name)
+	if err != nil || i < 0 || one.Old == one.New {
+		return PackageDiff{}, err
+	}
+	p, err := d.read(ctx, i, one)
+	if err != nil || p.Unknown {
+		return p, err
+	}
+	now, err := index.Tarballs(ctx, dag{m: d.table.rows[i].Mirror, kind: directories}, one.New)
+	p.stayed = slices.Collect(maps.Keys(now))
+	return p, err
+}
+
+// ranges are those by which a lock's packages and the project ask for names.
+func (d diff) ranges(ctx context.Context, lock Lock, versions map[npm.Name][]string) (map[npm.Name][]string, error) {
+	all := map[npm.Name][]string{}
+	for _, s := range lock.Ranges {
+		all[s.Name] = append(all[s.Name], s.Range)
+	}
+	names := func(yield func(npm.Name, error) bool) {
+		for name := range versions {
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
+	for specs, err := range inOrder(ctx, names, func(ctx context.Context, name npm.Name) ([]npm.Spec, error) {
+		return d.dependencies(ctx, name, versions[name])
+	}) {
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range specs {
+			all[s.Name] = append(all[s.Name], s.Range)
+		}
+	}
+	return all, nil
+}
+
+// dependencies are those of some versions of a package, as the newer release that has
+// it says.
+func (d diff) dependencies(ctx context.Context, name npm.Name, versions []string) (specs []npm.Spec, err error) {
+	i, one, err := d.entries(ctx, name)
+	if err != nil || i < 0 {
+		return nil, err
+	}
+	m := d.table.rows[i].Mirror
+	for _, dir := range []cid.Cid{one.New.CID, one.Old.CID} {
+		if !dir.Defined() || len(versions) == 0 {
+			continue
+		}
+		p, err := m.eitherPackument(ctx, name, dir)
+		if err != nil {
+			return nil, fmt.Errorf("ranges of %s: %w", name, err)
+		}
+		err = m.decoded(ctx, p, func(raw []byte) error {
+			doc, err := npm.ParsePackument(raw)
+			if err != nil {
+				return err
+			}
+			versions = slices.DeleteFunc(slices.Clone(versions), func(v string) bool {
+				manifest := doc.Versions[v]
+				if manifest == nil {
+					return false
+				}
+				for _, of := range []map[string]string{manifest.Dependencies, manifest.OptionalDependencies, manifest.PeerDependencies} {
+					specs = append(specs, Dependencies(of)...)
+				}
+				return true
+			})
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("ranges of %s: %w", name, err)
+		}
+	}
+	return specs, nil
+}
+
+// Dependencies are those of a manifest that are ranges of packages of a registry;
+// an alias is what is behind it.
+func Dependencies(of map[string]string) (specs []npm.Spec) {
+	for text, rng := range of {
+		if alias, ok := strings.CutPrefix(rng, "npm:"); ok {
+			at := strings.LastIndexByte(alias, '@')
+			if text, rng = alias, ""; at > 0 {
+				text, rng = alias[:at], alias[at+1:]
+			}
+		}
+		if name, err := npm.ParseName(text); err == nil && npm.IsRange(rng) {
+			specs = append(specs, npm.Spec{Name: name, Range: rng})
+		}
+	}
+	return specs
+}
+
+// inOrder calls f for each item, some at the same time, and yields the results in the
+// order of the items. It ends at the first error.
+func inOrder[A, B any](ctx context.Context, items iter.Seq2[A, error], f func(context.Context, A) (B, error)) iter.Seq2[B, error] {
+	type result struct {
+		value B
+		err   error
+	}
+	return func(yield func(B, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(diffAtOnce + 1)
+		queue := make(chan chan result, diffAtOnce)
+		defer group.Wait()
+		defer cancel()
+		group.Go(func() error {
+			defer close(queue)
+			for item, err := range items {
+				one := make(chan result, 1)
+				select {
+				case queue <- one:
+				case <-ctx.Done():
+					return nil
+				}
+				if err != nil {
+					one <- result{err: err}
+					return nil
+				}
+				group.Go(func() error {
+					value, err := f(ctx, item)
+					one <- result{value, err}
+					return nil
+				})
+			}
+			return nil
+		})
+		for one := range queue {
+			r := <-one
+			if !yield(r.value, r.err) || r.err != nil {
+				return
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			var none B
+			yield(none, err)
+		}
+	}
+}
+
+// String is a line as `registry-mirror diff` prints it.
+func (p PackageDiff) String() string {
+	words := p.Words()
+	for _, t := range p.Tags {
+		words = append(words, t.Tag+":"+cmp.Or(t.Old, "none")+"->"+cmp.Or(t.New, "none"))
+	}
+	if p.Unknown {
+		words = append(words, "(versions unknown: nobody has them)")
+	}
+	return strings.Join(words, " ")
+}
