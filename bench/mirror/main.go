@@ -373,6 +373,9 @@ func (b *bench) round(ctx context.Context, o options, c benchCase, s *server, f 
 	if err != nil {
 		return err
 	}
+	if a.status != 200 { // it was when it was checked
+		return fmt.Errorf("status %d: %.300s", a.status, a.body)
+	}
 	etag := ""
 	if c.has {
 		etag = a.etag
