@@ -99,7 +99,7 @@ func (b *bench) ours(ctx context.Context, packages []made, upstream string) (*se
 	if err != nil {
 		return nil, err
 	}
-	cmd := b.program(ctx, append([]string{"registry-mirror", "up", "--no-deps", "--state", state, "--listen", address, "--json"}, names...)...)
+	cmd := b.program(ctx, append([]string{"registry-mirror", "up", "--no-deps", "--upstream", upstream, "--state", state, "--listen", address, "--json"}, names...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	return start("ours", cmd, "http://"+address)
