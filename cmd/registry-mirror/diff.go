@@ -119,23 +119,16 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 		return nil, err
 	}
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), raw)
-	for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {
-		if err != nil && strings.Contains(err.Error(), known.Error()) {
-			_, text, _ := strings.Cut(err.Error(), "409 Conflict: ")
-			return nil, toldError{text, known}
+	var r *socket.Refusal
+	if errors.As(err, &r) {
+		for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {
+			if strings.Contains(r.Text, known.Error()) {
+				return nil, told{r.Text, known}
+			}
 		}
 	}
 	return body, err
 }
-
-// toldError is an error of another process, which is text, with its cause.
-type toldError struct {
-	text  string
-	cause error
-}
-
-func (e toldError) Error() string { return e.text }
-func (e toldError) Unwrap() error { return e.cause }
 
 // readLock reads a lockfile, and the ranges in the package.json beside it, if there
 // is one.

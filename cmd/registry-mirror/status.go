@@ -160,12 +160,14 @@ func (s *source) ask(cmd *cobra.Command, path string, args []string) (mirror.Tab
 	return status, syncedThere(err)
 }
 
-// told is what the daemon says, and the sentinel that its status stands for.
+// told is an error of the daemon's, which came as text, with the sentinel that it
+// stands for.
 type told struct {
-	*socket.Refusal
-	is error
+	text string
+	is   error
 }
 
+func (t told) Error() string { return t.text }
 func (t told) Unwrap() error { return t.is }
 
 // syncedThere gives a refusal of the daemon's the code and hint that the same sync has
@@ -175,9 +177,9 @@ func syncedThere(err error) error {
 	if errors.As(err, &r) {
 		switch r.Status {
 		case http.StatusGatewayTimeout:
-			return told{r, mirror.ErrNoRecord}
+			return told{r.Error(), mirror.ErrNoRecord}
 		case http.StatusConflict:
-			return told{r, mirror.ErrNoSuccessor}
+			return told{r.Error(), mirror.ErrNoSuccessor}
 		}
 	}
 	return err
