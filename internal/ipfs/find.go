@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,8 +18,11 @@ import (
 var (
 	// ErrNoPeers is returned by Find where nobody can be asked.
 	ErrNoPeers = errors.New("no peer is connected")
-	// ErrLacking is returned by Find for a block that those who were asked do not have.
+	// ErrLacking is returned by Find for a block that every connected peer says it lacks.
 	ErrLacking = errors.New("no peer has it")
+	// ErrSilent is returned by Find where no peer has said anything for ten seconds. One
+	// whose line is slow may yet have it.
+	ErrSilent = errors.New("no peer says that it has it")
 )
 
 const (
@@ -31,9 +35,9 @@ const (
 )
 
 // Find is Get for a caller that has other ways. It ends before ctx does once waiting is
-// vain: with ErrNoPeers, or with ErrLacking when every connected peer has said that it
-// lacks the block, or nothing has come for ten seconds. On a Public node that also
-// takes a search of the DHT that has ended; without one it waits for ctx, as Get does.
+// vain: with ErrNoPeers, with ErrLacking, or with ErrSilent. On a Public node no peer
+// speaks for all: there it is ErrSilent, and takes a search of the DHT that has ended;
+// without one it waits for ctx, as Get does.
 func (n *Embedded) Find(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
@@ -45,7 +49,7 @@ func (n *Embedded) Find(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 		}
 	})
 	b, err := n.Get(ctx, c)
-	if cause := context.Cause(ctx); err != nil && (errors.Is(cause, ErrNoPeers) || errors.Is(cause, ErrLacking)) {
+	if cause := context.Cause(ctx); err != nil && slices.Contains([]error{ErrNoPeers, ErrLacking, ErrSilent}, cause) {
 		return nil, fmt.Errorf("block %s: %w", c, cause)
 	}
 	return b, err
@@ -75,7 +79,7 @@ func (n *Embedded) vain(ctx context.Context, w *want) error {
 			case len(peers) > 0 && lacking:
 				return ErrLacking
 			case !quiet.IsZero() && now.Sub(begun) >= quietPatience && now.Sub(quiet) >= quietPatience:
-				return ErrLacking
+				return ErrSilent
 			}
 		}
 	}

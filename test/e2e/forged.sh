@@ -245,7 +245,7 @@ JS
 node_up
 grep -m1 'level=ERROR' pub.log >&2 || true
 mirror peer "${peer[@]}" --no-upstream
-got "$tarball" 404
+got "$tarball" 503
 npms 1
 status peer '^lacking'
 down
