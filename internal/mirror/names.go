@@ -403,7 +403,8 @@ func (m *Mirror) writeNames(ctx context.Context, path string) (row namesRow, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	sum := crc32.New(castagnoli)
-	w := bufio.NewWriterSize(io.MultiWriter(f, sum), namePiece)
+	// The sum first: a vfs.File may spoil what it was given.
+	w := bufio.NewWriterSize(io.MultiWriter(sum, f), namePiece)
 	var line []byte
 	began := false
 	for e, err := range m.list.Entries(ctx) {
