@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -153,6 +154,11 @@ without the mirror, too (omit-lockfile-registry-resolved).`,
 			if err == nil && len(scopes) == 0 && was.Registry != "" && was.Registry != npm.DefaultRegistry() && was.Registry != registry {
 				if u, e := url.Parse(was.Registry); e == nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "registry-mirror: note: npm used %s until now: if the daemon is to fetch from there, start it with --upstream\n", u.Redacted())
+				}
+			}
+			if err == nil && slices.Contains(all, clients.NPM) && place.Project != "" {
+				if _, e := os.Stat(filepath.Join(place.Project, "package-lock.json")); e == nil {
+					fmt.Fprintln(cmd.ErrOrStderr(), "registry-mirror: note: npm will leave the addresses of tarballs out of package-lock.json when it next writes it, which works with every registry; unuse does not put them back")
 				}
 			}
 			return err

@@ -99,12 +99,15 @@ func TestABundleIsServedAlone(t *testing.T) {
 	if got.Sequence != 1 || len(got.Packages) != 2 || got.Blocks == 0 {
 		t.Errorf("imported %+v", got)
 	}
+	if a, err := table.Account(t.Context(), "is-odd", "", false); err != nil || a.State != Unknown {
+		t.Errorf("of what no bundle brought: %q, %v", a.State, err)
+	}
 	serves := func(m *Mirror) {
 		t.Helper()
 		for path, want := range map[string]int{
 			"/left-pad": 200, "/@types%2fnode": 200, "/left-pad/1.0.0": 200, // the document names it
 			tarballPath("left-pad", "left-pad-1.3.0.tgz"): 200, tarballPath("@types/node", "node-20.0.0.tgz"): 200,
-			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 503, "/is-odd": 503, "/nowhere": 503, "/-/npm/v1/keys": 200,
+			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 503, "/is-odd": 404, "/nowhere": 404, "/-/npm/v1/keys": 200,
 			"/-/v1/search?text=left": 200,
 		} {
 			if got := status(m, path); got != want {

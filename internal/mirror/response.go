@@ -164,6 +164,8 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		abort() // the client has gone
 	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
 		sendError(w, r, http.StatusNotFound, "Not found")
+	case errors.Is(err, errNotInBundle) && m.o.Offline:
+		sendError(w, r, http.StatusNotFound, oneLine(err)) // it will not come: to try again is vain
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
 		sendError(w, r, http.StatusForbidden, oneLine(err))
 	case errors.Is(err, ErrNotSynced), errors.Is(err, ErrStale), errors.Is(err, ErrUnavailable), errors.Is(err, ErrClosed),

@@ -36,7 +36,8 @@ const (
 	Refused    State = "refused"     // the bytes at hand are not what the packument says
 	Unreadable State = "unavailable" // it is listed, and no source gave its document
 	Unsynced   State = "no list yet"
-	TooOld     State = "too old" // Options.MaxStale
+	TooOld     State = "too old"   // Options.MaxStale
+	Unknown    State = "not known" // only what bundles brought is here, and none had the name
 	Nobodys    State = "nobody's"
 )
 
@@ -255,6 +256,9 @@ func (m *Mirror) account(ctx context.Context, name npm.Name, version string, far
 		return a, nil
 	case errors.Is(err, ErrStale):
 		a.State, a.Why = TooOld, oneLine(err)
+		return a, nil
+	case errors.Is(err, errNotInBundle):
+		a.State, a.Why = Unknown, errNotInBundle.Error()+": whether the registry lists it is not known"
 		return a, nil
 	case err != nil:
 		return a, fmt.Errorf("account of %s: %w", name, err)
