@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,6 +84,10 @@ It ends within 20 seconds, with 10 where something is wrong.`,
 			}
 			if err != nil {
 				return err
+			}
+			if !cmd.Flags().Changed("registry") {
+				keeper := &clients.Keeper{Dir: state.Dir(w.State).Clients()}
+				registry = cmp.Or(keeper.Used(in), keeper.Used(clients.Place{Home: in.Home, Getenv: in.Getenv}), registry)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), doctorTime)
 			defer cancel()

@@ -376,6 +376,8 @@ func printOne(w io.Writer, s mirror.Status) error {
 // process cannot know.
 func seenBy(n ipfs.Info) string {
 	switch {
+	case n.Network == ipfs.Local && n.Share:
+		return "local: nobody but this machine, so that what is shared reaches nobody else"
 	case n.Network == ipfs.Local:
 		return "local: nobody but this machine"
 	case n.Network == ipfs.LAN && n.Share:

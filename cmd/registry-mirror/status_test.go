@@ -20,6 +20,7 @@ func TestPrintOne(t *testing.T) {
 		{mirror.Status{IntegrityFailures: 2}, "withheld  2 tarballs: "},
 		{mirror.Status{Unavailable: 1, LastUnavailable: "/a: gone"}, "lacking   1 request that no source could answer; the last: /a: gone"},
 		{mirror.Status{Node: &ipfs.Info{Network: ipfs.Local}}, "network   local: nobody"},
+		{mirror.Status{Node: &ipfs.Info{Network: ipfs.Local, Share: true}}, "network   local: nobody but this machine, so that what is shared reaches nobody else"},
 		{mirror.Status{Node: &ipfs.Info{Network: ipfs.LAN}}, "network   lan: whoever"},
 		{mirror.Status{Node: &ipfs.Info{Network: ipfs.Public}}, "network   public, not shared: nothing"},
 		{mirror.Status{Node: &ipfs.Info{Network: ipfs.Public, Share: true}}, "network   public, shared: everybody"},

@@ -244,6 +244,16 @@ func without(f format, text string, n note) string {
 	return rest
 }
 
+// Used is the registry that Use had a client at p use last, "" where none does.
+func (k *Keeper) Used(p Place) string {
+	for _, path := range p.Files() {
+		if n, err := k.note(path); err == nil {
+			return n.Settings.Registry
+		}
+	}
+	return ""
+}
+
 func (k *Keeper) notePath(path string) string {
 	sum := sha256.Sum256([]byte(path))
 	return filepath.Join(k.Dir, hex.EncodeToString(sum[:16])+".json")

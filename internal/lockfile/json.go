@@ -212,6 +212,7 @@ func atLine(raw []byte, err error) error {
 		at = syntax.ByteOffset
 	} else if meaning, ok := errors.AsType[*json.SemanticError](err); ok {
 		at = meaning.ByteOffset
+		err = fmt.Errorf("%.200q is not what it is in a lockfile", string(meaning.JSONPointer)) // and no Go type
 	}
 	if at < 0 || at > int64(len(raw)) {
 		return fmt.Errorf("%w: %w", ErrFormat, err)

@@ -204,6 +204,7 @@ func TestReadRefuses(t *testing.T) {
 	for name, test := range map[string]struct{ text, says string }{
 		"Empty":        {" \n", "it is empty"},
 		"PackageJSON":  {`{"name":"p","workspaces":["w"]}`, "neither packages nor a lockfileVersion"},
+		"Dependencies": {`{"name":"p","dependencies":{"express":"^4.0.0"}}`, `line 1: "/dependencies/express" is not what it is in a lockfile`},
 		"Truncated":    {"{\"lockfileVersion\":3,\n\"packages\":{", "line 2: "},
 		"BadName":      {`{"lockfileVersion":3,"packages":{"node_modules/.x":{"version":"1.0.0"}}}`, `".x"`},
 		"Twice":        {`{"lockfileVersion":3,"packages":{"node_modules/a":{"version":"1.0.0"},"node_modules/a":{"version":"2.0.0"}}}`, "duplicate"},

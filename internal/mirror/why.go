@@ -463,6 +463,11 @@ func (a *Account) choose(doc *npm.Packument) {
 		a.Version = v
 	}
 	if a.Version != "" {
+		if doc.Versions[a.Version] == nil {
+			if best := npm.MaxSatisfying(slices.Collect(maps.Keys(doc.Versions)), a.Version); best != "" {
+				a.Version = best
+			}
+		}
 		return
 	}
 	a.Version = doc.DistTags["latest"]

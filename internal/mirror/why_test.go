@@ -55,6 +55,9 @@ func TestAccount(t *testing.T) {
 	if a = accountOf(t, m, "is-odd", ""); a.Since.Number != 2 || a.Since.AtLeast || len(a.Manifest.Dependencies) != 1 {
 		t.Errorf("is-odd: %+v, %+v", a.Since, a.Manifest)
 	}
+	if a = accountOf(t, m, "left-pad", "<1.1"); a.Version != "1.0.0" || a.State != Served {
+		t.Errorf("a range: %+v", a)
+	}
 	if a = accountOf(t, m, "left-pad", "9.9.9"); a.State != Missing || !strings.Contains(a.Why, "says nothing of this one") {
 		t.Errorf("%+v", a)
 	}
