@@ -432,9 +432,9 @@ func (g *collection) sweep(ctx context.Context, c *Collected) error {
 	})
 }
 
-// remove removes those of some notes whose time is over. It does nothing and
-// is not done where a root came just now.
-func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
+// removing commits what f puts into a batch, as o says, with no block put and no root
+// marked meanwhile. It does nothing and is not done where a root came just now.
+func (g *collection) removing(o *pebble.WriteOptions, f func(db *pebble.DB, batch *pebble.Batch) error) (done bool, err error) {
 	s := g.s
 	s.removing.Lock()
 	defer s.removing.Unlock()
@@ -447,6 +447,21 @@ func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
 	err = s.use(func(db *pebble.DB) error {
 		batch := db.NewBatch()
 		defer batch.Close()
+		if err := f(db, batch); err != nil || batch.Empty() {
+			return err
+		}
+		return batch.Commit(o)
+	})
+	if err != nil {
+		return false, err
+	}
+	return true, s.step("removed")
+}
+
+// remove removes those of some notes whose time is over, as removing does.
+func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
+	s := g.s
+	return g.removing(pebble.NoSync, func(db *pebble.DB, batch *pebble.Batch) error {
 		for _, r := range notes {
 			note := append([]byte{looseSpace}, r.key...)
 			if g.marks.HasTS(r.key) {
@@ -473,15 +488,8 @@ func (g *collection) remove(notes []row, c *Collected) (done bool, err error) {
 				return err
 			}
 		}
-		if batch.Empty() {
-			return nil
-		}
-		return batch.Commit(pebble.NoSync)
+		return nil
 	})
-	if err != nil {
-		return false, err
-	}
-	return true, s.step("removed")
 }
 
 // strike removes a block and its note in batch, and counts it. The caller holds

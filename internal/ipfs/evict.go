@@ -92,37 +92,19 @@ func (s *store) cover(cs []cid.Cid) error {
 	return nil
 }
 
-// evict removes those of some blocks that have no mark, durably. It does nothing and
-// is not done where a root came just now. What was put again just now stays.
+// evict removes those of some blocks that have no mark, durably, as removing does. What
+// was put again just now stays.
 func (g *collection) evict(cs []cid.Cid, c *Collected) (done bool, err error) {
-	s := g.s
-	s.removing.Lock()
-	defer s.removing.Unlock()
-	g.mu.Lock()
-	fresh := len(g.fresh)
-	g.mu.Unlock()
-	if fresh > 0 {
-		return false, nil
-	}
-	err = s.use(func(db *pebble.DB) error {
-		batch := db.NewBatch()
-		defer batch.Close()
+	return g.removing(pebble.Sync, func(db *pebble.DB, batch *pebble.Batch) error {
 		for _, victim := range cs {
 			hash := victim.Hash()
-			if _, fresh := s.cars.uncovered(hash); fresh || g.marks.HasTS(hash) {
+			if _, fresh := g.s.cars.uncovered(hash); fresh || g.marks.HasTS(hash) {
 				continue
 			}
-			if err := s.strike(db, batch, hash, c); err != nil {
+			if err := g.s.strike(db, batch, hash, c); err != nil {
 				return err
 			}
 		}
-		if batch.Empty() {
-			return nil
-		}
-		return batch.Commit(pebble.Sync)
+		return nil
 	})
-	if err != nil {
-		return false, err
-	}
-	return true, s.step("removed")
 }
