@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -43,7 +44,7 @@ func (m *Mirror) arrivals(root cid.Cid) (all []Arrival, err error) {
 	prefix := arrivalRows(root)
 	for from := fromBitswap; from <= fromUpstream; from++ {
 		raw, closer, err := m.db.Get(append(prefix, byte(from)))
-		if err == pebble.ErrNotFound {
+		if errors.Is(err, pebble.ErrNotFound) {
 			continue
 		}
 		if err != nil {
@@ -58,6 +59,19 @@ func (m *Mirror) arrivals(root cid.Cid) (all []Arrival, err error) {
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+// forgetArrivals takes the rows of an evicted file away: should it come again, that is
+// an arrival of its own.
+func (m *Mirror) forgetArrivals(root cid.Cid) error {
+	for from := fromBitswap; from <= fromUpstream; from++ {
+		row := append(arrivalRows(root), byte(from))
+		if err := m.db.Delete(row, pebble.NoSync); err != nil {
+			return err
+		}
+		m.came.remove(string(row))
+	}
+	return nil
 }
 
 func arrivalRows(root cid.Cid) []byte { return append([]byte{arrivalKey}, root.Hash()...) }

@@ -178,12 +178,16 @@ func (m *Mirror) leaveOut(d *description) {
 	m.described.size -= d.cost()
 }
 
-// forget takes away what an evicted document said.
+// forget takes away where an evicted file came from, and what it said if it was a
+// document.
 func (m *Mirror) forget(file cid.Cid) {
 	if !m.enter() {
 		return // the next start finds it
 	}
 	defer m.leave()
+	if err := m.forgetArrivals(file); err != nil {
+		m.log.Error("where an evicted file came from is still noted", "cid", file, "error", err)
+	}
 	m.described.mu.Lock()
 	defer m.described.mu.Unlock()
 	if d := m.described.byFile[file]; d != nil {

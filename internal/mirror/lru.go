@@ -55,6 +55,14 @@ func (c *lru[K, V]) put(key K, value V, cost int64) {
 	}
 }
 
+func (c *lru[K, V]) remove(key K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.items[key]; ok {
+		c.drop(e)
+	}
+}
+
 // drop needs mu.
 func (c *lru[K, V]) drop(e *list.Element) {
 	entry := c.order.Remove(e).(*lruEntry[K, V])

@@ -272,3 +272,20 @@ func TestMeant(t *testing.T) {
 		}
 	}
 }
+
+func TestArrivalsOfWhatIsEvicted(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	file := w.docs["left-pad"]
+	for range 2 { // it comes, goes, and comes again
+		m.noteArrival(file, fromCAR, "https://gateway.example.test")
+		if all, err := m.arrivals(file); err != nil || len(all) != 1 || all[0].Source != "car" {
+			t.Errorf("%+v, %v", all, err)
+		}
+		m.forget(file)
+		if all, err := m.arrivals(file); err != nil || len(all) != 0 {
+			t.Errorf("evicted: %+v, %v", all, err)
+		}
+	}
+}
