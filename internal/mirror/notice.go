@@ -66,6 +66,8 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "this registry's list is too old to be served: no newer one was found since its publisher's last word expired; "+seeStatus)
 	case errors.Is(err, ErrNowhere):
 		m.notify(w, r, "no source of this registry has it any more: another version may do, and whoever publishes this registry should know; "+seeStatus)
+	case errors.Is(err, errNotInBundle):
+		m.notify(w, r, errNotInBundle.Error()+"; whether this registry has it is not known")
 	case errors.Is(err, ErrUnavailable):
 		m.notify(w, r, "none of the sources of this registry gave it in time; try again, and "+seeStatus)
 	}

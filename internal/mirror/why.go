@@ -298,10 +298,8 @@ func (m *Mirror) account(ctx context.Context, name npm.Name, version string, far
 
 // provenance is what stands for the list.
 func (a *Account) provenance(m *Mirror, h *head) {
-	a.Release = &Release{
-		Number: h.Release.Number, Root: h.Release.Root.String(), List: h.Release.List.Root.String(),
-		Created: h.Release.Created, Packages: h.Release.Packages, Versions: h.Release.Versions,
-	}
+	r := releaseOf(h.Release)
+	a.Release = &r
 	high := m.high.Load()
 	if high.Value == "" {
 		a.Checks = append(a.Checks, Check{"record", None, "this release was asked for by its CID, which is all that is trusted"})
