@@ -22,10 +22,10 @@ const maxPieces = 1 << 18
 // looked at for what it says.
 func (m *Mirror) using(ctx context.Context, name npm.Name, file cid.Cid) (done func()) {
 	part := m.o.Cached
-	if m.o.HoldsAll && !part.counts() {
+	switch {
+	case part == nil && m.o.HoldsAll: // the walk and each release come to all there is
 		return func() {}
-	}
-	if !part.counts() {
+	case !part.counts():
 		return func() { m.lookOnce(name, file) }
 	}
 	part.use(ctx, file, m.registry())

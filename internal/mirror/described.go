@@ -31,13 +31,13 @@ const describedKey = 'd'
 // are beyond it nothing is written down, and names alone are found.
 const maxDescribed = 32 << 20
 
-// origin is the kind of file that a description is from.
-type origin string
+// saidBy is the kind of file that a description is from.
+type saidBy string
 
 const (
-	fromDocument origin = ""
-	fromTarball  origin = "tarball" // its package.json
-	fromInstall  origin = "install" // the short document, which has no more than the version
+	byDocument saidBy = ""
+	byTarball  saidBy = "tarball" // its package.json
+	byInstall  saidBy = "install" // the short document, which has no more than the version
 )
 
 // description is what a file that is held says of its package.
@@ -45,7 +45,7 @@ type description struct {
 	Name    npm.Name  `json:"name"`
 	Dir     cid.Cid   `json:"dir"` // the package's directory, with it
 	At      time.Time `json:"at"`  // when it was read
-	From    origin    `json:"from,omitempty"`
+	From    saidBy    `json:"from,omitempty"`
 	Summary summary   `json:"summary"`
 
 	file  cid.Cid
@@ -167,10 +167,10 @@ func descriptionKey(file cid.Cid) []byte { return append([]byte{describedKey}, f
 // the package: a version alone never that of more, and of one directory no other that of
 // the document.
 func (d *description) beats(old *description) bool {
-	if (d.From == fromInstall) != (old.From == fromInstall) {
-		return old.From == fromInstall
+	if (d.From == byInstall) != (old.From == byInstall) {
+		return old.From == byInstall
 	}
-	return d.From == fromDocument || old.From != fromDocument || !d.Dir.Equals(old.Dir)
+	return d.From == byDocument || old.From != byDocument || !d.Dir.Equals(old.Dir)
 }
 
 // take puts a description into memory in the place of another of the package, whose row
@@ -311,7 +311,7 @@ func (m *Mirror) isSettled(ctx context.Context, name npm.Name, dir cid.Cid) (boo
 	if d == nil {
 		return m.described.size >= m.described.most-1024, nil
 	}
-	return d.From == fromDocument && d.Dir.Equals(dir), nil
+	return d.From == byDocument && d.Dir.Equals(dir), nil
 }
 
 // isCrowded says whether three quarters of the room for descriptions are taken.
@@ -348,5 +348,5 @@ func (m *Mirror) descriptionOf(name npm.Name, dir cid.Cid) (s summary, held, cur
 	if d == nil {
 		return summary{}, false, false
 	}
-	return d.Summary, true, d.From != fromInstall && d.Dir.Equals(dir)
+	return d.Summary, true, d.From != byInstall && d.Dir.Equals(dir)
 }

@@ -369,7 +369,7 @@ func (m *Mirror) heldOf(ctx context.Context, name npm.Name, dir cid.Cid) (*descr
 			return nil, err
 		}
 		if err == nil {
-			d.file, d.From = file, fromTarball
+			d.file, d.From = file, byTarball
 			if isShort {
 				d.Summary.Version, d.Summary.Date = short.Version, short.Date
 			}
@@ -380,7 +380,7 @@ func (m *Mirror) heldOf(ctx context.Context, name npm.Name, dir cid.Cid) (*descr
 		}
 	}
 	if isShort {
-		d.file, d.From, d.Summary = p.install, fromInstall, short
+		d.file, d.From, d.Summary = p.install, byInstall, short
 		return d, nil
 	}
 	return nil, nil

@@ -183,7 +183,7 @@ func TestSearchOfWhatWasInstalled(t *testing.T) {
 			}
 			install(t, m, "left-pad", "1.3.0")
 			looks(t, m)
-			if d := m.described.byName["left-pad"]; d.From != fromDocument {
+			if d := m.described.byName["left-pad"]; d.From != byDocument {
 				t.Errorf("a tarball came before the document: %+v", d)
 			}
 			evict(w.docs["left-pad"], tarball("1.3.0"), tarball("1.1.0"))
@@ -709,7 +709,7 @@ func BenchmarkDescribe(b *testing.B) {
 			b.Run(fmt.Sprintf("size=%dK/last=%v", size>>10, last), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					if d, err := m.heldOf(b.Context(), "a", ref.CID); err != nil || d == nil || d.From != fromTarball {
+					if d, err := m.heldOf(b.Context(), "a", ref.CID); err != nil || d == nil || d.From != byTarball {
 						b.Fatalf("%+v, %v", d, err)
 					}
 				}
