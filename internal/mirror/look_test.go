@@ -206,6 +206,37 @@ func TestSearchOfWhatWasInstalled(t *testing.T) {
 	}
 }
 
+// Whoever comes late with less does not take the place of what says more: a look may end
+// after a search has read the document.
+func TestWhichDescriptionCounts(t *testing.T) {
+	w := newWorldOf(t, installed)
+	w.publish("left-pad")
+	m := w.synced()
+	here, there := w.dirs["left-pad"], w.docs["left-pad"] // of two releases
+	files := []cid.Cid{w.docs["left-pad"], w.files["left-pad-1.0.0.tgz"], w.files["left-pad-1.3.0.tgz"]}
+	for i, c := range []struct {
+		dir  cid.Cid
+		from saidBy
+		want string
+	}{
+		{here, byInstall, "0"}, {here, byTarball, "1"}, {here, byInstall, "1"}, {here, byTarball, "3"},
+		{here, byDocument, "4"}, {here, byTarball, "4"}, {there, byInstall, "4"}, {there, byTarball, "7"},
+		{there, byDocument, "8"}, {here, byDocument, "9"},
+	} {
+		check(t, m.describe(t.Context(), &description{
+			Name: "left-pad", Dir: c.dir, From: c.from, file: files[i%3], Summary: summary{Name: "left-pad", Version: fmt.Sprint(i)},
+		}))
+		for range 2 {
+			hits, err := m.Search(t.Context(), "left-pad", 0, 1)
+			check(t, err)
+			if got := hits.Hits[0].Version; got != c.want {
+				t.Errorf("%d: %s counts, want %s", i, got, c.want)
+			}
+			m.described.loaded = false // as after a start
+		}
+	}
+}
+
 // A crash leaves a description whose file is gone: what else is here takes its place.
 func TestAfterACrashWhatIsLeftIsFound(t *testing.T) {
 	w := newWorldOf(t, installed)
