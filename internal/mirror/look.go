@@ -271,8 +271,8 @@ func (m *Mirror) walkedNext(ctx context.Context, w walkRow) (names []npm.Name, e
 	return names, it.Close()
 }
 
-// look writes down what is held of a package says of it, and then rests. An error is of
-// the mirror's own: what is wrong with the package's files is none.
+// look writes down what the files of a package say of it that are held, and then rests.
+// An error is of the mirror's own, or that ctx ended: what is wrong with the files is none.
 func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	began := time.Now()
 	dir, listed, err := m.entry(name)
@@ -288,6 +288,9 @@ func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	within, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	d, err := m.heldOf(within, name, dir)
+	if ctx.Err() != nil {
+		return ctx.Err() // nothing was found out
+	}
 	if err == nil && d != nil {
 		err = m.describe(ctx, d)
 	}

@@ -412,6 +412,12 @@ func TestLookWaitsForTheNode(t *testing.T) {
 	if n := due(t, m); n != 1 {
 		t.Errorf("%d are due", n)
 	}
+	// Nor is anything where the mirror ends while it looks.
+	ctx, cancel := context.WithCancel(t.Context())
+	node.local = func() error { cancel(); return ctx.Err() }
+	if more, err := m.lookOn(ctx); !errors.Is(err, context.Canceled) || more || due(t, m) != 1 {
+		t.Errorf("at the end: %v, %v, %d are due", more, err, due(t, m))
+	}
 	node.local = func() error { return nil }
 	looks(t, m)
 	finding(t, m)("word000", "p000")
