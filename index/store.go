@@ -272,6 +272,26 @@ func (ix *Index) Entries(ctx context.Context) iter.Seq2[Entry, error] {
 	}
 }
 
+// After yields the list's entries whose names come after name, as Entries does.
+func (ix *Index) After(ctx context.Context, name npm.Name) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if err := ix.begin(); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer ix.end()
+		for row, err := range scanBetween(ctx, ix.db, append(entryKey(name), 0), upperBound([]byte{rowEntry})) {
+			var e Entry
+			if err == nil {
+				e, err = decodeEntry(string(row.key[1:]), row.value)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
 // Releases yields the releases from the first to the newest.
 func (ix *Index) Releases(ctx context.Context) iter.Seq2[Release, error] {
 	return func(yield func(Release, error) bool) {

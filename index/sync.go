@@ -34,8 +34,9 @@ type Synced struct {
 	Blocks  int     // how many those were
 	Refused []error // ways that were tried before and did not lead there
 	// Came and Went are the names that are listed now and were not before, and the
-	// other way round, each once and in no order; not after the first Sync of all.
-	Came, Went []npm.Name
+	// other way round, and Moved those whose entry is another than before: each once
+	// and in no order; not after the first Sync of all.
+	Came, Went, Moved []npm.Name
 }
 
 // Sync makes the release whose directory is root the newest, and only, release of
@@ -113,7 +114,7 @@ func (ix *Index) sync(ctx context.Context, g unixfs.Getter, root cid.Cid, keep f
 		if first {
 			err = ix.load(ctx, r, w, keep)
 		} else {
-			s.Came, s.Went, err = ix.move(ctx, old, r, w.changes, keep)
+			err = ix.move(ctx, old, r, w.changes, keep, &s)
 		}
 		if err == nil || ctx.Err() != nil || i == len(ways)-1 {
 			return s, err
@@ -199,13 +200,13 @@ func shortWay(deltas []delta, from, to uint64) []delta {
 	return since
 }
 
-// move changes the list that is held, and says which names came and went.
-func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error) (came, went []npm.Name, err error) {
+// move changes the list that is held, and notes in s which names came, went and moved.
+func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Change, error], keep func([]blocks.Block) error, s *Synced) error {
 	b := ix.db.NewIndexedBatch()
 	defer b.Close()
 	now, err := readCounts(ctx, ix.db)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	var all []Change
 	for c, err := range changes {
@@ -216,33 +217,36 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 			}
 		}
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		// Each of the packages before may go, and each of those now be new.
 		if all = append(all, c); len(all) > old.Packages+r.Packages {
-			return nil, nil, fmt.Errorf("%w: more than %d changes", ErrDelta, old.Packages+r.Packages)
+			return fmt.Errorf("%w: more than %d changes", ErrDelta, old.Packages+r.Packages)
 		}
 	}
 	touched, err := writeEntries(b, all, false, &now)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	if err := writeCounts(b, now); err != nil {
-		return nil, nil, err
+		return err
 	}
+	s.Came, s.Went, s.Moved = nil, nil, nil // of a way that did not lead there
 	for _, t := range touched {
 		row, err := get(b, entryKey(t.name))
 		switch {
 		case err != nil:
-			return nil, nil, err
+			return err
 		case row != nil && !t.was:
-			came = append(came, t.name)
+			s.Came = append(s.Came, t.name)
 		case row == nil && t.was:
-			went = append(went, t.name)
+			s.Went = append(s.Went, t.name)
+		case row != nil:
+			s.Moved = append(s.Moved, t.name)
 		}
 	}
 	if len(touched) > old.Packages/anewShare {
-		return came, went, ix.anew(ctx, b, now, r, keep)
+		return ix.anew(ctx, b, now, r, keep)
 	}
 	w := newBlockWriter(ix.db)
 	defer w.close()
@@ -252,18 +256,18 @@ func (ix *Index) move(ctx context.Context, old, r Release, changes iter.Seq2[Cha
 		// The disk lost or bent a block; or two scopes of the same content shared
 		// one, and only one of them had it taken away. The entries have it all.
 		ix.log.WarnContext(ctx, "the list is built anew", "because", err)
-		return came, went, ix.anew(ctx, b, now, r, keep)
+		return ix.anew(ctx, b, now, r, keep)
 	}
 	if err == nil {
 		err = leadsTo(list, now, r)
 	}
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	if err := w.finish(); err != nil {
-		return nil, nil, err
+		return err
 	}
-	return came, went, adopt(b, r)
+	return adopt(b, r)
 }
 
 // editCopy makes the list of b's entries, of which touched ones changed since old,

@@ -91,13 +91,13 @@ func newCopy(t testing.TB) *Index {
 // mustSync syncs and holds the copy to its release.
 func mustSync(t testing.TB, c *Index, g unixfs.Getter, r Release) Synced {
 	t.Helper()
-	listed := func() map[npm.Name]bool {
-		names := map[npm.Name]bool{}
+	listed := func() map[npm.Name]Entry {
+		names := map[npm.Name]Entry{}
 		for e, err := range c.Entries(t.Context()) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			names[e.Name] = true
+			names[e.Name] = e
 		}
 		return names
 	}
@@ -108,19 +108,25 @@ func mustSync(t testing.TB, c *Index, g unixfs.Getter, r Release) Synced {
 	}
 	if now := listed(); len(names) > 0 { // not the first of all
 		for _, n := range s.Came {
-			if names[n] {
+			if _, ok := names[n]; ok {
 				t.Errorf("release %d: %s was listed before", r.Number, n)
 			}
-			names[n] = true
+			names[n] = now[n]
 		}
 		for _, n := range s.Went {
-			if !names[n] {
+			if _, ok := names[n]; !ok {
 				t.Errorf("release %d: %s was not listed before", r.Number, n)
 			}
 			delete(names, n)
 		}
+		for _, n := range s.Moved {
+			if e, ok := names[n]; !ok || e == now[n] {
+				t.Errorf("release %d: %s did not move", r.Number, n)
+			}
+			names[n] = now[n]
+		}
 		if !maps.Equal(names, now) {
-			t.Errorf("release %d by %s: what came and went does not lead from list to list", r.Number, s.Way)
+			t.Errorf("release %d by %s: what came, went and moved does not lead from list to list", r.Number, s.Way)
 		}
 	}
 	got, err := c.Head()

@@ -325,6 +325,7 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			return nil, err
 		}
 		o.Node = node
+		o.HoldsAll = r.Network == "" && dir.Makes()
 		if h.share {
 			to := node.Announcer()
 			if to == nil {

@@ -436,7 +436,7 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 		if _, err := os.Stat(dir.Mirror(begun.String())); err != nil && !last {
 			continue
 		}
-		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, TrustedProxies: trusted, Attestations: h.attestations, Background: h.background, Log: log}
+		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, HoldsAll: true, TrustedProxies: trusted, Attestations: h.attestations, Background: h.background, Log: log}
 		if h.pull != nil {
 			o.Origin = h.pull
 		}

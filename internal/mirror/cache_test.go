@@ -92,17 +92,23 @@ func cachedWorld(t *testing.T, size int) (w *world, names []string) {
 		for j, r := 0, rand.New(rand.NewPCG(uint64(i), 3)); j < len(data); j++ {
 			data[j] = byte(r.Uint32())
 		}
-		sri, old := (npm.Integrity{}).NewVerifier(), (npm.Integrity{}).NewVerifier()
-		sri.Write(data)
-		old.Write(w.registry.Tarball(name, "1.0.0"))
-		w.registry.Edit(name, func(doc []byte) []byte {
-			doc = bytes.ReplaceAll(doc, []byte(old.SRI()), []byte(sri.SRI()))
-			return bytes.ReplaceAll(doc, []byte(old.Shasum()), []byte(sri.Shasum()))
-		})
-		w.big[name+"-1.0.0.tgz"] = data
+		w.replace(name, data)
 	}
 	w.publish(names...)
 	return w, names
+}
+
+// replace puts data in the place of name's tarball of 1.0.0, and its digests into the
+// document.
+func (w *world) replace(name string, data []byte) {
+	sri, old := (npm.Integrity{}).NewVerifier(), (npm.Integrity{}).NewVerifier()
+	sri.Write(data)
+	old.Write(w.registry.Tarball(name, "1.0.0"))
+	w.registry.Edit(name, func(doc []byte) []byte {
+		doc = bytes.ReplaceAll(doc, []byte(old.SRI()), []byte(sri.SRI()))
+		return bytes.ReplaceAll(doc, []byte(old.Shasum()), []byte(sri.Shasum()))
+	})
+	w.big[name+"-1.0.0.tgz"] = data
 }
 
 // TestCacheBound: a mirror keeps within its bound whole files, those used last; what
@@ -170,7 +176,7 @@ func TestCacheSending(t *testing.T) {
 	server := httptest.NewServer(m.Handler())
 	t.Cleanup(server.Close)
 	file := w.files["a-1.0.0.tgz"]
-	done := m.using(t.Context(), file) // a slow reader's
+	done := m.using(t.Context(), "a", file) // a slow reader's
 	var g sync.WaitGroup
 	for _, name := range []string{"a", "b", "c", "d", "b", "c"} {
 		g.Go(func() {

@@ -9,6 +9,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
+	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
 
@@ -16,12 +17,16 @@ import (
 // chunks of the list's encoder has some 1,030.
 const maxPieces = 1 << 18
 
-// using keeps a file from eviction until the function that it returns is called, and
-// sees to it that the file counts from then on.
-func (m *Mirror) using(ctx context.Context, file cid.Cid) (done func()) {
+// using keeps a file of a package from eviction until the function that it returns is
+// called, and sees to it that the file counts from then on, and that the package is
+// looked at for what it says.
+func (m *Mirror) using(ctx context.Context, name npm.Name, file cid.Cid) (done func()) {
 	part := m.o.Cached
-	if !part.counts() {
+	switch {
+	case part == nil && m.o.HoldsAll: // the walk and each release come to all there is
 		return func() {}
+	case !part.counts():
+		return func() { m.lookOnce(name, file) }
 	}
 	part.use(ctx, file, m.registry())
 	return func() {
@@ -45,10 +50,24 @@ func (m *Mirror) using(ctx context.Context, file cid.Cid) (done func()) {
 			} else if whole {
 				m.announce(file)
 			}
+			m.lookAt(name)
 		}) {
 			part.done(file, true)
 		}
 	}
+}
+
+// lookOnce is lookAt for a file that is in use where none are counted, once a start.
+func (m *Mirror) lookOnce(name npm.Name, file cid.Cid) {
+	key := string(lookKey) + file.KeyString()
+	if _, ok := m.came.get(key); ok {
+		return
+	}
+	m.came.put(key, struct{}{}, int64(len(key))+64)
+	m.spawn(func() {
+		m.arrived(m.life, file)
+		m.lookAt(name)
+	})
 }
 
 // usedAgain notes a use of a file whose bytes are in memory.

@@ -14,27 +14,38 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/ipfs/go-cid"
 
-	"github.com/registry-mirror/registry-mirror/internal/document"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 )
 
-// describedKey begins the rows of what documents say that were read here:
+// describedKey begins the rows of what files say of their packages that are held:
 //
-//	d <CID of the document>   JSON: a description
+//	d <CID of the file>   JSON: a description
 //
-// They are there as long as the document is: who evicts it takes its row away,
-// and what a crash left is taken away when the rows are read, by the first search.
+// They are there as long as the file is: who evicts it takes its row away, and what
+// a crash left is taken away when the rows are read, by the first search or look. Then
+// the package is looked at again: another of its files may be here. Of a package's rows
+// the best counts, and takes the others away.
 const describedKey = 'd'
 
-// maxDescribed bounds what of all descriptions is in memory, in bytes; of what is
-// beyond it names alone are found.
+// maxDescribed bounds what all descriptions take in memory, in bytes. Of packages that
+// are beyond it nothing is written down, and names alone are found.
 const maxDescribed = 32 << 20
 
-// description is what a document that is held says of its package.
+// saidBy is the kind of file that a description is from.
+type saidBy string
+
+const (
+	byDocument saidBy = ""
+	byTarball  saidBy = "tarball" // its package.json
+	byInstall  saidBy = "install" // the short document, which has no more than the version
+)
+
+// description is what a file that is held says of its package.
 type description struct {
 	Name    npm.Name  `json:"name"`
 	Dir     cid.Cid   `json:"dir"` // the package's directory, with it
 	At      time.Time `json:"at"`  // when it was read
+	From    saidBy    `json:"from,omitempty"`
 	Summary summary   `json:"summary"`
 
 	file  cid.Cid
@@ -113,62 +124,84 @@ func (d *description) match(q query) (rank int, ok bool) {
 
 // descriptions are those of a mirror.
 type descriptions struct {
+	most   int64 // bytes of them; tests have less
 	mu     sync.Mutex
-	loaded bool // memory has the rows; before, nobody has searched
+	loaded bool // memory has the rows; before, nobody has searched or looked
 	byName map[npm.Name]*description
 	byFile map[cid.Cid]*description
 	size   int64
 }
 
-// describe writes down what a document says that is held, and that the newest list has.
-// It needs no lock.
-func (m *Mirror) describe(name npm.Name, dir, file cid.Cid, s summary) error {
+// describe writes down what a held file says of a package that the newest list has,
+// unless something better is known. It needs no lock.
+func (m *Mirror) describe(ctx context.Context, d *description) error {
 	if m.newest != nil {
 		return nil
 	}
-	d := &description{Name: name, Dir: dir, At: m.o.Now().UTC(), Summary: s}
+	if err := m.loadDescriptions(ctx); err != nil {
+		return err
+	}
+	d.At = m.o.Now().UTC()
 	raw, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	d.ready(file)
+	d.ready(d.file)
 	m.described.mu.Lock()
 	defer m.described.mu.Unlock()
-	if part := m.o.Cached; part.counts() && !part.has(file) {
+	if !m.keeps(d.file) {
 		return nil // it is evicted already
 	}
-	if err := m.db.Set(descriptionKey(file), raw, pebble.NoSync); err != nil {
-		return err
-	}
-	if m.described.loaded {
-		return m.take(d)
-	}
-	return nil
+	return m.take(d, raw)
+}
+
+// keeps says whether a file is one of those that count, if any do: it was used here, and
+// is not evicted.
+func (m *Mirror) keeps(file cid.Cid) bool {
+	return m.o.HoldsAll || !m.o.Cached.counts() || m.o.Cached.has(file)
 }
 
 func descriptionKey(file cid.Cid) []byte { return append([]byte{describedKey}, file.Bytes()...) }
 
-// take puts a description into memory, in the place of an older one of the name,
-// whose row goes. It needs described.mu.
-func (m *Mirror) take(d *description) error {
+// beats says whether d, which was read later, takes the place of another description of
+// the package: a version alone never that of more, and of one directory no other that of
+// the document.
+func (d *description) beats(old *description) bool {
+	if (d.From == byInstall) != (old.From == byInstall) {
+		return old.From == byInstall
+	}
+	return d.From == byDocument || old.From != byDocument || !d.Dir.Equals(old.Dir)
+}
+
+// take puts a description into memory in the place of another of the package, whose row
+// goes, if it beats that one. raw is its row, which is written; nil of one that was read
+// from there. It needs described.mu.
+func (m *Mirror) take(d *description, raw []byte) error {
 	all := m.described
-	if old := all.byName[d.Name]; old != nil {
-		if old.file != d.file && old.At.After(d.At) {
-			return m.db.Delete(descriptionKey(d.file), pebble.NoSync)
+	batch := m.db.NewBatch()
+	defer batch.Close()
+	var err error
+	old := all.byName[d.Name]
+	switch {
+	case old != nil && (!d.beats(old) || raw == nil && old.At.After(d.At)):
+		if raw == nil && old.file != d.file {
+			err = batch.Delete(descriptionKey(d.file), nil)
 		}
+		d = nil
+	case old != nil:
 		m.leaveOut(old)
 		if old.file != d.file {
-			if err := m.db.Delete(descriptionKey(old.file), pebble.NoSync); err != nil {
-				return err
-			}
+			err = batch.Delete(descriptionKey(old.file), nil)
 		}
 	}
-	if all.size+d.cost() > maxDescribed {
-		return nil
+	if d != nil && all.size+d.cost() <= all.most {
+		all.byName[d.Name], all.byFile[d.file] = d, d
+		all.size += d.cost()
+		if raw != nil {
+			err = errors.Join(err, batch.Set(descriptionKey(d.file), raw, nil))
+		}
 	}
-	all.byName[d.Name], all.byFile[d.file] = d, d
-	all.size += d.cost()
-	return nil
+	return errors.Join(err, batch.Commit(pebble.NoSync))
 }
 
 // leaveOut takes a description out of memory. It needs described.mu.
@@ -178,8 +211,7 @@ func (m *Mirror) leaveOut(d *description) {
 	m.described.size -= d.cost()
 }
 
-// forget takes away where an evicted file came from, and what it said if it was a
-// document.
+// forget takes away where an evicted file came from, and what it said of its package.
 func (m *Mirror) forget(file cid.Cid) {
 	if !m.enter() {
 		return // the next start finds it
@@ -188,49 +220,108 @@ func (m *Mirror) forget(file cid.Cid) {
 	if err := m.forgetArrivals(file); err != nil {
 		m.log.Error("where an evicted file came from is still noted", "cid", file, "error", err)
 	}
+	name, err := m.forgetDescription(file)
+	if err != nil {
+		m.log.Error("what an evicted file said is still found", "cid", file, "error", err)
+	}
+	if name != "" {
+		m.lookAt(name) // another file of the package may be here
+	}
+}
+
+// forgetDescription takes a file's row away, and says of which package it was, "" where
+// there was none.
+func (m *Mirror) forgetDescription(file cid.Cid) (npm.Name, error) {
 	m.described.mu.Lock()
 	defer m.described.mu.Unlock()
 	if d := m.described.byFile[file]; d != nil {
 		m.leaveOut(d)
 	}
-	if err := m.db.Delete(descriptionKey(file), pebble.NoSync); err != nil {
-		m.log.Error("what an evicted document said is still found", "cid", file, "error", err)
+	raw, closer, err := m.db.Get(descriptionKey(file))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return "", nil
 	}
+	if err != nil {
+		return "", err
+	}
+	var d description
+	_ = json.Unmarshal(raw, &d) // one that cannot be read is of no package
+	closer.Close()
+	return d.Name, m.db.Delete(descriptionKey(file), pebble.NoSync)
 }
 
 // loadDescriptions reads the rows, once.
 func (m *Mirror) loadDescriptions(ctx context.Context) error {
+	gone, err := m.readDescriptions(ctx)
+	if err != nil {
+		return fmt.Errorf("read what is held of packages: %w", err)
+	}
+	if len(gone) > 0 {
+		m.lookAt(gone...) // another file of them may be here
+	}
+	return nil
+}
+
+// readDescriptions is loadDescriptions; gone are the packages of rows whose files are.
+func (m *Mirror) readDescriptions(ctx context.Context) (gone []npm.Name, err error) {
 	all := m.described
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if all.loaded {
-		return nil
+		return nil, nil
 	}
 	all.byName, all.byFile, all.size = map[npm.Name]*description{}, map[cid.Cid]*description{}, 0
 	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{describedKey}, UpperBound: []byte{describedKey + 1}})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	part := m.o.Cached
 	for ok := it.First(); ok && err == nil; ok = it.Next() {
 		var d description
 		file, broken := cid.Cast(slices.Clone(it.Key()[1:]))
 		if broken == nil {
 			broken = json.Unmarshal(it.Value(), &d)
 		}
-		if broken == nil && (!part.counts() || part.has(file)) {
+		if broken == nil && m.keeps(file) {
 			d.ready(file)
-			err = m.take(&d)
+			err = m.take(&d, nil)
 		} else {
+			if d.Name != "" {
+				gone = append(gone, d.Name)
+			}
 			err = m.db.Delete(slices.Clone(it.Key()), pebble.NoSync)
 		}
 		err = cmp.Or(err, ctx.Err())
 	}
 	if err := errors.Join(err, it.Close()); err != nil {
-		return fmt.Errorf("read what documents say: %w", err)
+		return gone, err
 	}
 	all.loaded = true
-	return nil
+	return gone, nil
+}
+
+// isSettled says whether there is nothing to be learned of a package by looking at it:
+// its document is known, or there is no room for what it says.
+func (m *Mirror) isSettled(ctx context.Context, name npm.Name, dir cid.Cid) (bool, error) {
+	if err := m.loadDescriptions(ctx); err != nil {
+		return false, err
+	}
+	m.described.mu.Lock()
+	defer m.described.mu.Unlock()
+	d := m.described.byName[name]
+	if d == nil {
+		return m.described.size >= m.described.most-1024, nil
+	}
+	return d.From == byDocument && d.Dir.Equals(dir), nil
+}
+
+// isCrowded says whether three quarters of the room for descriptions are taken.
+func (m *Mirror) isCrowded(ctx context.Context) (bool, error) {
+	if err := m.loadDescriptions(ctx); err != nil {
+		return false, err
+	}
+	m.described.mu.Lock()
+	defer m.described.mu.Unlock()
+	return m.described.size > m.described.most/4*3, nil
 }
 
 // findDescribed gives the descriptions that match and whose packages are listed.
@@ -248,8 +339,8 @@ func (s shelf) findDescribed(ctx context.Context, q query) (all []found, err err
 	return all, ctx.Err()
 }
 
-// descriptionOf is what is held of a name; current says whether the document is the
-// list's.
+// descriptionOf is what is held of a name; current says whether that is of the list's
+// directory, and more than the version.
 func (m *Mirror) descriptionOf(name npm.Name, dir cid.Cid) (s summary, held, current bool) {
 	m.described.mu.Lock()
 	defer m.described.mu.Unlock()
@@ -257,41 +348,5 @@ func (m *Mirror) descriptionOf(name npm.Name, dir cid.Cid) (s summary, held, cur
 	if d == nil {
 		return summary{}, false, false
 	}
-	return d.Summary, true, d.Dir.Equals(dir)
-}
-
-// learn writes down what a document says that was just read, beside the caller.
-func (m *Mirror) learn(name npm.Name, dir, file cid.Cid, b *body) {
-	m.spawn(func() {
-		ctx, cancel := context.WithTimeout(m.life, m.o.Deadline)
-		defer cancel()
-		if m.knowsOf(dir, file) {
-			return
-		}
-		err := m.rendering(ctx, func() error {
-			raw, err := document.Decode(b.reader(), 0, maxDocument)
-			if err != nil {
-				return err
-			}
-			s, err := readSummary(name, raw)
-			if err != nil {
-				return err
-			}
-			return m.describe(name, dir, file, s)
-		})
-		if err != nil && ctx.Err() == nil {
-			m.log.DebugContext(ctx, "a document is not found by what it says", "package", string(name), "error", err)
-		}
-	})
-}
-
-// knowsOf says whether what a document says is written down.
-func (m *Mirror) knowsOf(dir, file cid.Cid) bool {
-	raw, closer, err := m.db.Get(descriptionKey(file))
-	if err != nil {
-		return false
-	}
-	defer closer.Close()
-	var d description
-	return json.Unmarshal(raw, &d) == nil && d.Dir.Equals(dir)
+	return d.Summary, true, d.From != byInstall && d.Dir.Equals(dir)
 }

@@ -315,10 +315,10 @@ func TestSearch(t *testing.T) {
 func TestSearchTypes(t *testing.T) {
 	for _, tt := range []struct{ fields, want string }{
 		{``, `"keywords":[],"maintainers":[]`},
-		{`"description":7,"keywords":"a, b","maintainers":"me"`, `"version":"1.3.0","keywords":[],"maintainers":[]`},
+		{`"description":7,"keywords":"a, b","maintainers":"me"`, `"version":"1.3.0","keywords":["a","b"],"maintainers":[]`},
 		{`"keywords":["a",1,null,"b"]`, `"keywords":["a","b"]`},
 		{`"maintainers":[{"name":"me","email":"me@example.test"},"x",null,{"email":"e"},{"name":"we"}]`,
-			`"maintainers":[{"username":"me","email":"me@example.test"},{"username":"we"}]`},
+			`"maintainers":[{"username":"me","email":"me@example.test"},{"username":"x"},{"username":"we"}]`},
 		{`"description":"<b>"`, `"description":"\u003cb\u003e"`},
 		{`"time":{"1.3.0":"yesterday"}`, `"maintainers":[],"links"`},
 		{`"time":{"1.3.0":"2020-01-01T00:00:00.000Z"}`, `"date":"2020-01-01T00:00:00.000Z"`},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -25,7 +26,9 @@ import (
 //	b <multihash>                     a block from a gateway, where there is no node
 //	c <CID>                           what a release says of itself, JSON (see chain.go)
 //	n                                 names that came and went, JSON: see names.go
-//	d <CID>                           what a held document says of its package, JSON: see described.go
+//	d <CID>                           what a held file says of its package, JSON: see described.go
+//	q <name>                          a package that is to be looked at: see look.go
+//	w                                 which have been, JSON: see look.go
 //	p                                 parts of newer lists that bundles brought, JSON
 const (
 	headKey     = 'h'
@@ -132,6 +135,9 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 	}
 	if err := m.moveNames(h, v); err != nil {
 		m.log.WarnContext(ctx, "a search after the next start takes longer", "error", err)
+	}
+	if err := m.lookAtMoved(v.from, v.to, slices.Concat(got.Came, got.Moved)); err != nil {
+		m.log.ErrorContext(ctx, "what changed may not be found by what it says", "error", err)
 	}
 	m.announceList(ctx, before, got.Release)
 	err = m.note(linkOf(got.Release)) // for when nobody keeps its directories

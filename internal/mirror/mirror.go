@@ -172,6 +172,9 @@ type Options struct {
 	// Cached keeps account of the files that are fetched, and evicts some. nil: all
 	// stay.
 	Cached *Part
+	// HoldsAll says that Node holds what is listed, as that of whoever publishes it: then
+	// searches know what all of it says of itself, and not of what was asked for alone.
+	HoldsAll bool
 	// Announce is told which blocks of this registry are here: the newest release and
 	// its list, package directories as they are read, and the files of Cached that are
 	// whole. nil: nobody is told.
@@ -248,7 +251,8 @@ type Mirror struct {
 	render    chan struct{} // one token for each document being decoded or made
 	searching chan struct{} // one token for each search: it reads all names
 	lines     listNames
-	described *descriptions // shared with newest, of whose documents they are
+	described *descriptions // shared with newest, of whose files they are
+	looking   looking
 
 	carsMu sync.Mutex
 	cars   map[cid.Cid]*carFetch
@@ -267,7 +271,7 @@ type Mirror struct {
 	unknown   *lru[npm.Name, time.Time] // names that Origin did not know, and when
 	told      *lru[string, time.Time]   // notices, by host and text
 	attested  *lru[string, attestations]
-	came      *lru[string, struct{}] // rows of arrivals that were written
+	came      *lru[string, struct{}] // rows of arrivals that were written, and files of lookOnce
 	wrong     *lru[string, string]   // tarballs that were refused, by name, 0 and file: why
 
 	checkedMu sync.Mutex
@@ -322,7 +326,8 @@ func Open(o Options) (*Mirror, error) {
 		sending:   newSending(maxSending),
 		searching: make(chan struct{}, runtime.GOMAXPROCS(0)),
 		lines:     listNames{piece: namePiece, moved: maxMoved},
-		described: &descriptions{},
+		described: &descriptions{most: maxDescribed},
+		looking:   looking{wake: make(chan struct{}, 1)},
 		cars:      map[cid.Cid]*carFetch{},
 
 		entries:   newLRU[npm.Name, listedEntry](entryCache),

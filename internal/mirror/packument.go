@@ -64,19 +64,9 @@ func (m *Mirror) directory(ctx context.Context, dir cid.Cid) (pkg, error) {
 	if p, ok := m.packages.get(dir); ok {
 		return p, nil
 	}
-	var p pkg
-	for _, e := range []struct {
-		file string
-		to   *cid.Cid
-	}{{index.PackumentName, &p.packument}, {index.InstallName, &p.install}, {index.TarballsName, &p.tarballs}} {
-		link, err := unixfs.Lookup(ctx, dag{m: m, kind: directories}, dir, e.file)
-		switch {
-		case errors.Is(err, unixfs.ErrNotFound):
-		case err != nil:
-			return pkg{}, fmt.Errorf("read package directory %s: %w", dir, err)
-		default:
-			*e.to = link.CID
-		}
+	p, err := readDirectory(ctx, dag{m: m, kind: directories}, dir)
+	if err != nil {
+		return pkg{}, err
 	}
 	m.packages.put(dir, p, 384)
 	m.announce(dir)
@@ -87,6 +77,23 @@ func (m *Mirror) directory(ctx context.Context, dir cid.Cid) (pkg, error) {
 			defer cancel()
 			_, _ = dag{m: m, kind: directories}.Get(ctx, p.tarballs)
 		})
+	}
+	return p, nil
+}
+
+func readDirectory(ctx context.Context, g unixfs.Getter, dir cid.Cid) (p pkg, err error) {
+	for _, e := range []struct {
+		file string
+		to   *cid.Cid
+	}{{index.PackumentName, &p.packument}, {index.InstallName, &p.install}, {index.TarballsName, &p.tarballs}} {
+		link, err := unixfs.Lookup(ctx, g, dir, e.file)
+		switch {
+		case errors.Is(err, unixfs.ErrNotFound):
+		case err != nil:
+			return pkg{}, fmt.Errorf("read package directory %s: %w", dir, err)
+		default:
+			*e.to = link.CID
+		}
 	}
 	return p, nil
 }
@@ -143,7 +150,7 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 	return &packument{
 		name: name, id: file.String(), file: file, abbreviated: abbreviated,
 		load: func(ctx context.Context) (*body, error) {
-			defer m.using(ctx, file)()
+			defer m.using(ctx, name, file)()
 			data, err := unixfs.ReadFile(ctx, dag{m: m, kind: documents, root: file}, file, maxCompressed)
 			if err != nil {
 				return nil, fmt.Errorf("read document of %s: %w", name, err)
@@ -153,11 +160,7 @@ func (m *Mirror) listedPackument(ctx context.Context, name npm.Name, dir cid.Cid
 			}
 			// ISIZE, RFC 1952 section 2.3.1. A false one is found when the
 			// document is decompressed, and ends that response.
-			b := &body{data, gzipped, int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}
-			if !abbreviated && p.packument.Equals(file) {
-				m.learn(name, dir, file, b)
-			}
-			return b, nil
+			return &body{data, gzipped, int64(binary.LittleEndian.Uint32(data[len(data)-4:]))}, nil
 		},
 	}, nil
 }

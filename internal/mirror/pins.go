@@ -300,7 +300,7 @@ func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (file
 	}
 	for _, root := range []cid.Cid{p.packument, p.install} {
 		if root.Defined() {
-			uses = append(uses, m.using(ctx, root))
+			uses = append(uses, m.using(ctx, name, root))
 			keep("document", documents, root)
 		}
 	}
@@ -322,7 +322,7 @@ func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (file
 		at, err := m.listed(ctx, name, file)
 		root := at.CID
 		if err == nil {
-			uses = append(uses, m.using(ctx, root))
+			uses = append(uses, m.using(ctx, name, root))
 			if m.o.Cached == nil || !m.o.Cached.knows(root) {
 				err = m.ask(ctx, name, file)
 			}

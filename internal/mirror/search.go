@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -68,12 +69,12 @@ type links struct {
 	Bugs       string `json:"bugs,omitempty"`
 }
 
-// Hit is a package that a search found. Of one whose document is not held there is
-// no more than the name.
+// Hit is a package that a search found. Of one of which no file is held there
+// is no more than the name.
 type Hit struct {
 	Name     npm.Name `json:"name"`
 	Registry string   `json:"registry,omitempty"` // its label, in a table
-	Held     bool     `json:"held"`               // the document, or an earlier one
+	Held     bool     `json:"held"`               // a document or a tarball of it, if an earlier one
 	Version  string   `json:"version,omitempty"`
 	// Description and Keywords are what their author wrote.
 	Description string   `json:"description,omitempty"`
@@ -88,7 +89,7 @@ type Hits struct {
 }
 
 // Search finds packages as one types: every word of text must be in the name, or in
-// name, description and keywords of a document that is held; "scope:", "keywords:",
+// name, description and keywords of a package of which a file is held; "scope:", "keywords:",
 // "author:" and "maintainer:" ask for those, as npm's search has them. Names come
 // first that are text, then those that are but for the scope, begin with it, have a
 // word that does, or have it anywhere; then keywords; of each the shorter first. It
@@ -297,7 +298,7 @@ func (m *Mirror) summarize(ctx context.Context, name npm.Name, dir cid.Cid) (sum
 	if err != nil {
 		return summary{}, err
 	}
-	return s, m.describe(name, dir, p.file, s)
+	return s, m.describe(ctx, &description{Name: name, Dir: dir, Summary: s, file: p.file})
 }
 
 // readSummary reads a document's.
@@ -335,9 +336,8 @@ func summaryOf(name npm.Name, head packumentHead, tags map[string]string) summar
 	}
 	read(or(head.Description, manifest.Description), &s.Description)
 	s.Description = cut(s.Description, maxSaid)
-	for _, raw := range elements(or(head.Keywords, manifest.Keywords)) {
-		var word string
-		if read(raw, &word) && word != "" {
+	for _, word := range readKeywords(or(head.Keywords, manifest.Keywords)) {
+		if word != "" {
 			s.Keywords = append(s.Keywords, cut(word, maxNamed))
 		}
 	}
@@ -372,13 +372,38 @@ func elements(raw jsontext.Value) (all []jsontext.Value) {
 	return all[:min(len(all), maxSays)]
 }
 
-// readPerson reads somebody who has a name.
+// readKeywords reads an array of words, or a text with commas or spaces between them.
+func readKeywords(raw jsontext.Value) (words []string) {
+	var text string
+	if read(raw, &text) {
+		words = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
+		return words[:min(len(words), maxSays)]
+	}
+	for _, raw := range elements(raw) {
+		var word string
+		read(raw, &word)
+		words = append(words, word)
+	}
+	return words
+}
+
+// readPerson reads somebody who has a name: an object, or as people write it,
+// "Name <email> (URL)", of which the last two may be absent.
 func readPerson(raw jsontext.Value) *person {
 	var p struct {
 		Name  string `json:"name"`
 		Email string `json:"email"`
 	}
-	if !read(raw, &p) || p.Name == "" {
+	var text string
+	if read(raw, &text) {
+		text, _, _ = strings.Cut(text, "(")
+		p.Name, p.Email, _ = strings.Cut(text, "<")
+		p.Name = strings.TrimSpace(p.Name)
+		p.Email, _, _ = strings.Cut(p.Email, ">")
+	} else {
+		read(raw, &p)
+	}
+	if p.Name == "" {
 		return nil
 	}
 	return &person{Name: cut(p.Name, maxNamed), Email: cut(p.Email, maxNamed)}

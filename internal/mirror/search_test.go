@@ -430,8 +430,8 @@ func TestSearchOfWhatIsHeld(t *testing.T) {
 		if got := get(m, "/"+name); got.Code != http.StatusOK {
 			t.Fatalf("%s: %d", name, got.Code)
 		}
-		file := w.docs[name]
-		until(t, func() bool { return m.knowsOf(w.dirs[name], file) })
+		m.wg.Wait()
+		looks(t, m)
 	}
 	for range 2 {
 		found("align", "left-pad", "is-odd") // a keyword before a part of a description
@@ -473,14 +473,30 @@ func TestDescriptionsOfWhatIsGone(t *testing.T) {
 	w.publish("left-pad")
 	c := testCache(t, CacheOptions{})
 	m := w.synced(func(o *Options) { o.Cached = c.Part("node", w.node, nil) })
-	s := summary{Name: "left-pad", Version: "1.0.0", Description: "align"}
-	check(t, m.describe("left-pad", w.dirs["left-pad"], w.docs["left-pad"], s)) // not in the cache
-	if m.knowsOf(w.dirs["left-pad"], w.docs["left-pad"]) {
+	file := w.docs["left-pad"]
+	describe := func() error {
+		s := summary{Name: "left-pad", Version: "1.0.0", Description: "align"}
+		return m.describe(t.Context(), &description{Name: "left-pad", Dir: w.dirs["left-pad"], Summary: s, file: file})
+	}
+	isKnown := func() bool {
+		_, closer, err := m.db.Get(descriptionKey(file))
+		if err == nil {
+			closer.Close()
+		}
+		return err == nil
+	}
+	check(t, describe()) // not in the cache
+	if isKnown() {
 		t.Error("it was written down")
 	}
-	done := m.using(t.Context(), w.docs["left-pad"])
-	check(t, m.describe("left-pad", w.dirs["left-pad"], w.docs["left-pad"], s))
+	done := m.using(t.Context(), "left-pad", file)
+	check(t, describe())
 	done()
+	m.wg.Wait()
+	if !isKnown() {
+		t.Error("it was not written down")
+	}
+	m.described.loaded = false // as after a start
 	c.mu.Lock()
 	for key := range c.seen {
 		check(t, c.db.Delete(append([]byte{fileSpace}, key...), nil))
@@ -490,7 +506,7 @@ func TestDescriptionsOfWhatIsGone(t *testing.T) {
 	if hits, err := m.Search(t.Context(), "align", 0, 1); err != nil || hits.Total != 0 {
 		t.Errorf("%+v, %v", hits, err)
 	}
-	if m.knowsOf(w.dirs["left-pad"], w.docs["left-pad"]) {
+	if isKnown() {
 		t.Error("the row is still there")
 	}
 }

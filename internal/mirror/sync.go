@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ import (
 // every route at once, then each when it is due (see pause), and all whenever
 // Refresh is called. A failure is logged, shown in Status and tried again.
 func (m *Mirror) Run(ctx context.Context) error {
+	of := cmp.Or(m.newest, m) // whose descriptions there are
+	of.spawn(func() { of.describeHeld(ctx) })
 	if m.o.Offline {
 		<-ctx.Done()
 		return nil

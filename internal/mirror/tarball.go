@@ -51,7 +51,7 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 		return
 	}
 
-	defer m.using(ctx, c)()
+	defer m.using(ctx, name, c)()
 	var rescued atomic.Bool
 	rescued.Store(obtained)
 	d := dag{m: m, kind: tarballs, root: c, rescued: &rescued, again: checked}

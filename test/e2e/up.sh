@@ -12,6 +12,9 @@ start "$WORK/up.log" sh -c "exec registry-mirror up express@4 eslint@8 @types/no
 until_ok 300 has_json "$WORK/up.json" || { cat "$WORK/up.log" >&2; fail "up did not come up"; }
 json "$WORK/up.json" '({name:o.name,release:o.release,packages:o.packages,versions:o.versions,local_only:o.local_only})'
 
+say "what nobody has looked at is found by what it says"
+until_ok 60 sh -c "curl -sf 'http://127.0.0.1:$port/-/v1/search?text=minimalist' | grep -q '\"name\":\"express\"'" || fail "express is not found by its description"
+
 say "npm install through it"
 time fresh_install "$WORK/p1" "http://127.0.0.1:$port" express@4 eslint@8 @types/node lodash
 n=$(count_installed "$WORK/p1")
