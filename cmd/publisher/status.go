@@ -34,7 +34,7 @@ func statusCommand(r *registry) *cobra.Command {
 			if r.JSON {
 				return errors.Join(away, cli.PrintJSON(cmd.OutOrStdout(), s))
 			}
-			return errors.Join(away, printStatus(cmd.OutOrStdout(), s))
+			return errors.Join(away, printStatus(cmd, s))
 		},
 	}
 	bindRoutes(cmd, r)
@@ -76,7 +76,8 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err e
 // statusLines is how much of what is withheld a status shows to people.
 const statusLines = 50
 
-func printStatus(w io.Writer, s publish.StatusJSON) error {
+func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
+	w := cmd.OutOrStdout()
 	if s.Name != "" {
 		fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
 	}
@@ -149,7 +150,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
 	}
 	if more {
-		fmt.Fprintln(w, "withheld  and more: `publisher withheld` lists them")
+		fmt.Fprintln(w, "withheld  and more:", cli.Beside(cmd, "`publisher withheld`"), "lists them")
 	}
 	if n := len(back); n > 0 {
 		more := ""
