@@ -47,11 +47,7 @@ func statusCommand(r *registry) *cobra.Command {
 func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err error) {
 	dir := state.Dir(r.State)
 	ctx := cmd.Context()
-	path := dir.Socket("publisher")
-	if dir.IsHosted(r.name) {
-		path = dir.HostedSocket(r.name, "publisher")
-	}
-	if socket.Alive(ctx, path) {
+	if path := r.socket(); socket.Alive(ctx, path) {
 		err := socket.Call(ctx, path, http.MethodGet, "/status", &s)
 		if err == nil && s.Registry != r.name {
 			err = cli.Hint(fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked),
