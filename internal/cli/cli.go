@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -184,6 +185,17 @@ func permissionHint(err error) string {
 		return "ports below 1024 are the system's: take one above"
 	}
 	return ""
+}
+
+// Stopped says of cmd, which runs on until it is stopped, that it was, and what is kept
+// from which the next start goes on: a person who pressed Ctrl-C wonders. log is for who
+// reads no terminal.
+func Stopped(cmd *cobra.Command, log *slog.Logger, kept string) {
+	if w := cmd.ErrOrStderr(); IsTerminal(w) {
+		fmt.Fprintf(w, "%s: stopped; %s, and the same command goes on there\n", cmd.Root().Name(), kept)
+		return
+	}
+	log.Info("stopped", "kept", kept)
 }
 
 // Version is what `version` prints: the module's version, or the commit that
