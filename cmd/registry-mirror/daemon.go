@@ -191,6 +191,9 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 			return nil, nil, cli.Usagef("--%s is of the IPFS node, which needs --ipfs", flag)
 		}
 	}
+	if err := checkGateways(s.gateways); err != nil {
+		return nil, nil, err
+	}
 	if err := dir.Make(); err != nil {
 		return nil, nil, err
 	}

@@ -53,8 +53,8 @@ it, what latest names.`,
 			if err := printAccount(cmd.OutOrStdout(), a, version == ""); err != nil {
 				return err
 			}
-			if hint := hintOf(a); hint != "" {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "hint        %s\n", cli.Beside(cmd, hint))
+			if hint := hintOf(cmd, a); hint != "" {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "hint        %s\n", hint)
 			}
 			return err
 		},
@@ -153,17 +153,17 @@ func printNotListed(row func(what, format string, args ...any), lacking []mirror
 }
 
 // hintOf is what a person can do about an account, "" for nothing.
-func hintOf(a mirror.Account) string {
+func hintOf(cmd *cobra.Command, a mirror.Account) string {
 	switch a.State {
 	case mirror.Unlisted, mirror.Missing, mirror.Withheld:
 		if a.NotSelected {
-			return "`follower add " + strings.TrimSuffix(string(a.Name)+"@"+a.Version, "@") + "` selects it"
+			return cli.Beside(cmd, "`follower add "+strings.TrimSuffix(string(a.Name)+"@"+a.Version, "@")+"` selects it")
 		}
 		return "`publisher withheld " + string(a.Name) + "` and `follower why " + string(a.Name) + "`, where the registry is published, know more"
 	case mirror.Nobodys:
-		return "`registry-mirror list` shows what each claims; one that claims nothing is asked for all others"
+		return cli.Beside(cmd, "`registry-mirror list` shows what each claims; one that claims nothing is asked for all others")
 	case mirror.Unreadable, mirror.Unsynced, mirror.TooOld:
-		return "`registry-mirror status` says who can be reached"
+		return cli.Beside(cmd, "`registry-mirror status` says who can be reached")
 	case mirror.Refused:
 		return "another version may do; whoever publishes this registry should know"
 	}
