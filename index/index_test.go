@@ -446,6 +446,48 @@ func TestCreateOpen(t *testing.T) {
 	}
 }
 
+// TestCopy: a copy is the index of its moment, beside which the other goes on.
+func TestCopy(t *testing.T) {
+	for name, o := range map[string]Options{"memory": memory(vfs.NewMem()), "disk": {Documents: "test-1", Gateway: "http://127.0.0.1:8080"}} {
+		t.Run(name, func(t *testing.T) {
+			dir := "state"
+			if o.FS == nil {
+				dir = t.TempDir()
+			}
+			ix, err := Create(dir+"/index", o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ix.Close()
+			first := mustApply(t, ix, put(t, "a", 0))
+			if err := ix.Copy(dir + "/copy"); err != nil {
+				t.Fatal(err)
+			}
+			second := mustApply(t, ix, put(t, "b", 0))
+			if err := ix.Copy(dir + "/copy"); err == nil {
+				t.Error("a copy over another one")
+			}
+			copied, err := Open(dir+"/copy", o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer copied.Close()
+			if head, err := copied.Head(); err != nil || !equal(head, first) {
+				t.Errorf("of the copy: %+v, %v", head, err)
+			}
+			if head, err := ix.Head(); err != nil || !equal(head, second) {
+				t.Errorf("of the index: %+v, %v", head, err)
+			}
+			if err := ix.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := ix.Copy(dir + "/late"); !errors.Is(err, ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		})
+	}
+}
+
 func TestPackageDir(t *testing.T) {
 	n := newNode()
 	doc, err := unixfs.AddChunks([][]byte{[]byte("doc")}, n.put)

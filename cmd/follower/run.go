@@ -74,7 +74,13 @@ With --listen it serves, on loopback: the ledger as a feed of its own at
 			if err := checkLoopback(s.listen); err != nil {
 				return err
 			}
-			return run(cmd.Context(), s, once, log, progress)
+			if err := run(cmd.Context(), s, once, log, progress); err != nil {
+				return err
+			}
+			if !once {
+				cli.Stopped(cmd, log, "what is stored, and how far the feed was read, is kept in "+common.State)
+			}
+			return nil
 		},
 	}
 	f := cmd.Flags()

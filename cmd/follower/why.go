@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -49,7 +48,7 @@ func whyCommand(common *cli.Common) *cobra.Command {
 			if common.JSON {
 				return cli.PrintJSON(cmd.OutOrStdout(), a)
 			}
-			a.print(cmd.OutOrStdout(), key)
+			a.print(cmd, key)
 			return nil
 		},
 	}
@@ -120,7 +119,8 @@ func (a account) state(key ledger.Key) string {
 	return "unknown"
 }
 
-func (a account) print(w io.Writer, key ledger.Key) {
+func (a account) print(cmd *cobra.Command, key ledger.Key) {
+	w := cmd.OutOrStdout()
 	fmt.Fprintf(w, "%s is %s\n", item(key.Name, key.Version), a.State)
 	if p := a.Package; p != nil {
 		fmt.Fprintf(w, "document   %s, revision %s, asked for %s\n", p.Document.CID, orNone(p.Rev), p.Checked.Local().Format(time.DateTime))
@@ -149,7 +149,7 @@ func (a account) print(w io.Writer, key ledger.Key) {
 	}
 	switch {
 	case len(a.Selected) == 0 && a.Package == nil:
-		fmt.Fprintf(w, "selected   no: `follower add %s` selects it\n", key.Name)
+		fmt.Fprintf(w, "selected   no: %s selects it\n", cli.Beside(cmd, "`follower add "+string(key.Name)+"`"))
 	case len(a.Selected) == 0:
 		fmt.Fprintln(w, "selected   not by itself: something depends on it, or did")
 	default:

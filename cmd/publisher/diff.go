@@ -29,11 +29,11 @@ versions may be unknown.`,
   publisher diff 42 41      # what a rollback to 41 would do`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			ix, err := r.look(cmd)
+			ix, done, err := r.look(cmd)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, ix.Close()) }()
+			defer func() { err = errors.Join(err, done()) }()
 			from, err := release(ix, args[0])
 			if err != nil {
 				return err

@@ -464,7 +464,7 @@ publishes unattended then needs --identity, or a credential of systemd.`,
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s stays sealed as it was: nothing given opens it\n", done.SuccessorFile)
 			}
 			if !done.Tried {
-				fmt.Fprintln(cmd.ErrOrStderr(), "nothing given opens the new seal, so whether it opens was not tried: `publisher key reseal` with --identity tries it")
+				fmt.Fprintln(cmd.ErrOrStderr(), cli.Beside(cmd, "nothing given opens the new seal, so whether it opens was not tried: `publisher key reseal` with --identity tries it"))
 			}
 			if r.JSON {
 				return cli.PrintJSON(cmd.OutOrStdout(), struct {

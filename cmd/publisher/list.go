@@ -54,11 +54,11 @@ one with a scope. Filters go together.`,
 			if err := checkRelease(cmd, number); err != nil {
 				return err
 			}
-			ix, err := r.look(cmd)
+			ix, done, err := r.look(cmd)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, ix.Close()) }()
+			defer func() { err = errors.Join(err, done()) }()
 			ctx := cmd.Context()
 			entries := ix.Entries(ctx)
 			switch {

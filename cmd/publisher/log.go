@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/http"
+	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -12,12 +15,44 @@ import (
 	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/publish"
+	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
-// look opens the index alone. Whoever owns it must have ended.
-func (r *registry) look(cmd *cobra.Command) (*index.Index, error) {
-	return index.Open(state.Dir(r.State).Index(r.name), index.Options{Log: r.Logger(cmd.ErrOrStderr(), false)})
+// look opens the index alone, or where `registry-mirror up` or `publisher serve` has it,
+// a copy that it makes. Done closes it, and takes the copy away.
+func (r *registry) look(cmd *cobra.Command) (ix *index.Index, done func() error, err error) {
+	dir := state.Dir(r.State)
+	o := index.Options{Log: r.Logger(cmd.ErrOrStderr(), false)}
+	ix, err = index.Open(dir.Index(r.name), o)
+	if err == nil {
+		return ix, ix.Close, nil
+	}
+	socketPath := r.socket()
+	if !errors.Is(err, index.ErrLocked) || !socket.Alive(cmd.Context(), socketPath) {
+		return nil, nil, err
+	}
+	var c publish.CopyJSON
+	asked := socket.Call(cmd.Context(), socketPath, http.MethodPost, "/copy?"+url.Values{"registry": {r.name}}.Encode(), &c)
+	if refusal := (*socket.Refusal)(nil); errors.Is(asked, socket.ErrNoRoute) || errors.As(asked, &refusal) && refusal.Status == http.StatusConflict {
+		return nil, nil, err // it is another registry's, or of a time before it could
+	}
+	if asked != nil {
+		return nil, nil, fmt.Errorf("look at registry %s: %w", r.name, asked)
+	}
+	if ix, err = index.Open(c.Directory, o); err != nil {
+		return nil, nil, errors.Join(err, os.RemoveAll(c.Directory))
+	}
+	return ix, func() error { return errors.Join(ix.Close(), os.RemoveAll(c.Directory)) }, nil
+}
+
+// socket is where the command that has the registry's index answers, if one runs.
+func (r *registry) socket() string {
+	dir := state.Dir(r.State)
+	if dir.IsHosted(r.name) {
+		return dir.HostedSocket(r.name, "publisher")
+	}
+	return dir.Socket("publisher")
 }
 
 // releaseJSON is one release of `log --json`.
@@ -49,11 +84,11 @@ rollback shows. One that was collected can be told of, and not rolled back to.`,
   publisher log --json | jq '.releases[] | select(.current) | .number'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			ix, err := r.look(cmd)
+			ix, done, err := r.look(cmd)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, ix.Close()) }()
+			defer func() { err = errors.Join(err, done()) }()
 			oldest, err := ix.Oldest()
 			if err != nil && !errors.Is(err, index.ErrNoRelease) {
 				return err

@@ -379,7 +379,7 @@ func writeOutput(path string, data []byte) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600
 	if err != nil {
-		return cli.Usagef("--output: %w", err)
+		return cli.Usagef("--output: %w", cli.OfFile(path, err))
 	}
 	defer os.Remove(f.Name()) // fails once it was renamed
 	_, err = f.Write(data)
@@ -390,7 +390,7 @@ func writeOutput(path string, data []byte) error {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return cli.OfFile(path, err)
 	}
 	d, err := os.Open(dir)
 	if err != nil {

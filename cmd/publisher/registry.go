@@ -267,7 +267,7 @@ func (r *registry) loadKey(ctx context.Context, k ipnskeys.Key) (*ipnskeys.Signe
 	s, err := r.opening(ctx).Load(ctx, k.Dir, k.Name)
 	if _, gone := os.Lstat(k.File); err != nil && errors.Is(gone, fs.ErrNotExist) && k.Signer == ipnskeys.SignerFile {
 		err = cli.Hint(fmt.Errorf("%w: %w", publish.ErrSigner, err),
-			"is its private key on another machine? `publisher record draft` writes what `publisher record sign` signs there")
+			"is its private key on another machine? `publisher record draft` writes what `record sign` signs there")
 	}
 	return s, err
 }

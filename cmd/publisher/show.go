@@ -69,11 +69,11 @@ blocks. What the ledger has of it, and why, is for follower why to say.`,
 			if err := checkRelease(cmd, number); err != nil {
 				return err
 			}
-			ix, err := r.look(cmd)
+			ix, done, err := r.look(cmd)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, ix.Close()) }()
+			defer func() { err = errors.Join(err, done()) }()
 			of, err := ix.Head()
 			if number > 0 {
 				of, err = ix.Release(number)

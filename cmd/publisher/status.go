@@ -34,7 +34,7 @@ func statusCommand(r *registry) *cobra.Command {
 			if r.JSON {
 				return errors.Join(away, cli.PrintJSON(cmd.OutOrStdout(), s))
 			}
-			return errors.Join(away, printStatus(cmd.OutOrStdout(), s))
+			return errors.Join(away, printStatus(cmd, s))
 		},
 	}
 	bindRoutes(cmd, r)
@@ -47,11 +47,7 @@ func statusCommand(r *registry) *cobra.Command {
 func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err error) {
 	dir := state.Dir(r.State)
 	ctx := cmd.Context()
-	path := dir.Socket("publisher")
-	if dir.IsHosted(r.name) {
-		path = dir.HostedSocket(r.name, "publisher")
-	}
-	if socket.Alive(ctx, path) {
+	if path := r.socket(); socket.Alive(ctx, path) {
 		err := socket.Call(ctx, path, http.MethodGet, "/status", &s)
 		if err == nil && s.Registry != r.name {
 			err = cli.Hint(fmt.Errorf("registry %q: another publisher, of %q, has this state: %w", r.name, s.Registry, publish.ErrLocked),
@@ -76,7 +72,8 @@ func (r *registry) status(cmd *cobra.Command) (s publish.StatusJSON, away, err e
 // statusLines is how much of what is withheld a status shows to people.
 const statusLines = 50
 
-func printStatus(w io.Writer, s publish.StatusJSON) error {
+func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
+	w := cmd.OutOrStdout()
 	if s.Name != "" {
 		fmt.Fprintf(w, "name      /ipns/%s\n", s.Name)
 	}
@@ -149,7 +146,7 @@ func printStatus(w io.Writer, s publish.StatusJSON) error {
 		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
 	}
 	if more {
-		fmt.Fprintln(w, "withheld  and more: `publisher withheld` lists them")
+		fmt.Fprintln(w, "withheld  and more:", cli.Beside(cmd, "`publisher withheld`"), "lists them")
 	}
 	if n := len(back); n > 0 {
 		more := ""

@@ -43,11 +43,11 @@ millions. A pattern has *, ? and [a-z], as for publisher list.`,
 			if _, err := path.Match(pattern, ""); err != nil {
 				return cli.Hint(cli.Usagef("pattern %q: %w", pattern, err), `put a backslash before a [ that is meant as it stands`)
 			}
-			ix, err := r.look(cmd)
+			ix, done, err := r.look(cmd)
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, ix.Close()) }()
+			defer func() { err = errors.Join(err, done()) }()
 			all := r.withheld(cmd.Context(), ix, pattern)
 			wanted := func(yield func(publish.Withheld, error) bool) {
 				for w, err := range all {

@@ -91,7 +91,7 @@ func locate(ctx context.Context, dir state.Dir, table *state.Table, text string,
 		return a, "", nil
 	}
 	if domain = strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(text, "dnslink://"), "/ipns/"), ".")); !isDomain(domain) {
-		return a, "", cli.Hint(cli.Usagef("%w", err), "copy the `name` that the registry's `up` or `publisher status` prints, which begins with k51; `publisher key list` shows yours")
+		return a, "", cli.Hint(cli.Usagef("%w", err), "copy the `name` that the registry's `up`, or its publisher's `status`, prints, which begins with k51; `publisher key list` shows yours")
 	}
 	first, known := table.Domains[domain]
 	now, err := dnslink(ctx, domain, lookup)

@@ -133,7 +133,7 @@ func exportBy(ctx context.Context, path string, w io.Writer, wanted []mirror.Bun
 func writeWhole(path string, write func(io.Writer) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return err
+		return cli.OfFile(path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -148,7 +148,7 @@ func writeWhole(path string, write func(io.Writer) error) (err error) {
 		return err
 	}
 	if err = os.Rename(f.Name(), path); err != nil {
-		return err
+		return cli.OfFile(path, err)
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -212,8 +212,8 @@ interrupted left nothing that is served; the same command again goes on.`,
 			case common.JSON:
 				return cli.PrintJSON(out, got)
 			case cli.IsTerminal(out) || common.Verbose:
-				_, err = fmt.Fprintf(out, "%s, release %d: `registry-mirror daemon --ipfs --offline %s` serves it\n",
-					cli.Count(len(got.Packages), "package"), got.Release, at)
+				_, err = fmt.Fprintf(out, "%s, release %d: %s serves it\n", cli.Count(len(got.Packages), "package"), got.Release,
+					cli.Beside(cmd, "`registry-mirror daemon --ipfs --offline "+at.String()+"`"))
 			}
 			return err
 		},

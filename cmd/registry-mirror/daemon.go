@@ -98,7 +98,11 @@ daemon serves one too, at /-/at/RELEASE or /-/at/DATE below its address.`,
 			group.Go(func() error { hurry(ctx, m); return nil })
 			group.Go(func() error { return crowd.Serve(ctx, log, page.Handler(m.Handler(), m, log), listeners...) })
 			group.Go(func() error { return socket.Serve(ctx, sock, m.Admin()) })
-			return group.Wait()
+			if err := group.Wait(); err != nil {
+				return err
+			}
+			cli.Stopped(cmd, log, "what came is kept in "+common.State)
+			return nil
 		},
 	}
 	s.bind(cmd)
@@ -186,6 +190,9 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 		if !s.ipfs && cmd.Flags().Changed(flag) {
 			return nil, nil, cli.Usagef("--%s is of the IPFS node, which needs --ipfs", flag)
 		}
+	}
+	if err := checkGateways(s.gateways); err != nil {
+		return nil, nil, err
 	}
 	if err := dir.Make(); err != nil {
 		return nil, nil, err

@@ -96,7 +96,8 @@ It ends within 20 seconds, with 10 where something is wrong.`,
 				return err
 			}
 			bad := 0
-			for _, one := range all {
+			for i, one := range all {
+				all[i].Do = cli.Beside(cmd, one.Do)
 				if one.Verdict == wrong {
 					bad++
 				}
@@ -320,7 +321,7 @@ func judge(all *findings, s mirror.TableStatus, now time.Time) {
 		switch {
 		case r.Release.Number > 0:
 		case r.Expired:
-			bad("list", "is the clock right? else its publisher has to sign again (`publisher republish`); `daemon --accept-stale` follows it all the same", "there is no list, for the record of its name has expired")
+			bad("list", "is the clock right? else its publisher has to sign again (with `republish`); `daemon --accept-stale` follows it all the same", "there is no list, for the record of its name has expired")
 		case r.Offline:
 			bad("list", "start the daemon once without --offline", "there is no list, and it is offline")
 		default:
@@ -334,7 +335,7 @@ func judge(all *findings, s mirror.TableStatus, now time.Time) {
 		case r.TooOld:
 			bad("stale", "its publisher has to sign again; until then a greater --max-stale serves what is held", "its record has expired for longer than --max-stale, and nothing is served")
 		case r.Stale:
-			bad("stale", "is the clock right? else its publisher has to sign again (`publisher republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), r.Record.EOL.Local().Format(time.DateTime))
+			bad("stale", "is the clock right? else its publisher has to sign again (with `republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), r.Record.EOL.Local().Format(time.DateTime))
 		case r.Release.Number > 0 && r.Error != "" && !r.Offline:
 			bad("sync", "what is held is served; `registry-mirror sync` tries now", "it was not brought up to date: %s", r.Error)
 		}
@@ -345,7 +346,7 @@ func judge(all *findings, s mirror.TableStatus, now time.Time) {
 			bad("refused", "ask its owner, by another way; the evidence is in the state, below mirror/", "%s older than what is followed and %s that contradict it were refused", cli.Count(r.Rollbacks, "record"), cli.Count(r.Equivocations, "record"))
 		}
 		if r.IntegrityFailures > 0 {
-			bad("integrity", "another source may have them whole: ask the publisher to run `publisher check`", "%s not served, whose bytes are not what is listed", cli.Count(r.IntegrityFailures, "tarball"))
+			bad("integrity", "another source may have them whole: ask the publisher to run `check`", "%s not served, whose bytes are not what is listed", cli.Count(r.IntegrityFailures, "tarball"))
 		}
 		if r.Unavailable > 0 {
 			all.add("sources", known, "", "%s: %s that no source could answer in time; the last: %s", who, cli.Count(r.Unavailable, "request"), r.LastUnavailable)

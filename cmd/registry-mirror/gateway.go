@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/url"
+
+	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/ipfs"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/route"
@@ -12,6 +15,17 @@ func gateways(urls []string) []mirror.Gateway {
 		list[i] = ipfs.NewGateway(u)
 	}
 	return list
+}
+
+// checkGateways refuses what is no URL of a gateway: it would be asked for ever.
+func checkGateways(urls []string) error {
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+			return cli.Hint(cli.Usagef("--gateway: %.200q is no gateway", text), "give its http or https URL, as in http://192.0.2.1:8080")
+		}
+	}
+	return nil
 }
 
 const routeUsage = "where to look for the record as well: URL of a delegated routing server, or absolute path of a web server's directory; may be repeated"

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
@@ -49,16 +48,10 @@ func installLine(s follow.Selection, lacking []missing, url string) string {
 		if slices.ContainsFunc(lacking, func(m missing) bool { return m.spec() == spec }) {
 			continue
 		}
-		if strings.ContainsFunc(spec, func(r rune) bool { return !strings.ContainsRune(plain, r) }) {
-			spec = "'" + strings.ReplaceAll(spec, "'", `'\''`) + "'"
-		}
-		line += " " + spec
+		line += " " + cli.ShellWord(spec)
 	}
 	return line + " --registry=" + url
 }
-
-// plain are the characters that mean nothing to a shell.
-const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@/._-"
 
 // tellMinted says where a new key lies and how to back it up.
 func tellMinted(w io.Writer, k ipnskeys.Key) error {

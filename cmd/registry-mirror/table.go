@@ -68,6 +68,9 @@ no other registry shares.`,
 			if row.Network != "" && row.Network != string(ipfs.Local) && row.Network != string(ipfs.LAN) && row.Network != string(ipfs.Public) {
 				return cli.Usagef("--network %s: it is local, lan or public", row.Network)
 			}
+			if err := checkGateways(row.Gateways); err != nil {
+				return err
+			}
 			if _, err := routes(row.Routes); err != nil {
 				return err
 			}

@@ -201,7 +201,9 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	h.run(ctx, group, func(result publish.Result, err error) { s.measure(ctx, log, result, err) })
 	err = group.Wait()
 	if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		return nil // stopped by hand: the ordinary end
+		held := h.ledger.Counts()
+		cli.Stopped(cmd, log, fmt.Sprintf("%s and %s are kept in %s", cli.Count(held.Packages, "package"), cli.Count(held.Versions, "version"), s.State))
+		return nil // by hand: the ordinary end
 	}
 	return err
 }
@@ -474,6 +476,26 @@ func (h *house) background(ctx context.Context, name npm.Name) (mirror.Backgroun
 	for _, v := range p.Versions {
 		known.FirstSeen[v.Version] = v.FirstSeen
 	}
+	for _, v := range p.Dropped {
+		known.NotListed = append(known.NotListed, mirror.Held{Version: v.Version, Reason: "removed", Detail: "upstream took it back after it was stored"})
+	}
+	if err := h.selected(ctx, name, &known); err != nil {
+		return known, err
+	}
+	waiting, err := h.ledger.Queue(ctx, name)
+	if err != nil {
+		return known, err
+	}
+	for _, r := range waiting {
+		switch {
+		case r.Version == "" && p.Held > 0: // its document is asked for again
+		case r.Fresh():
+			known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: "queued", Detail: "since " + r.Queued.Local().Format(time.DateTime)})
+		default:
+			known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: "retrying",
+				Detail: fmt.Sprintf("attempt %d failed: %s; next at %s", r.Attempts, r.Detail, r.Next.Local().Format(time.DateTime))})
+		}
+	}
 	refused, err := h.ledger.Refusals(ctx, name)
 	if err != nil {
 		return known, err
@@ -486,6 +508,26 @@ func (h *house) background(ctx context.Context, name npm.Name) (mirror.Backgroun
 		known.NotListed = append(known.NotListed, mirror.Held{Version: w.Version, Reason: w.Reason, Detail: w.Detail})
 	}
 	return known, err
+}
+
+// selected puts into known what the selection asks for of a package.
+func (h *house) selected(ctx context.Context, name npm.Name, known *mirror.Background) error {
+	wants, err := h.ledger.Wants(ctx)
+	if err != nil {
+		return err
+	}
+	known.Ledger = true
+	for _, w := range wants {
+		switch {
+		case w.All():
+			known.Selection = append(known.Selection, "every package")
+		case w.Scope != "" && w.Scope == name.Scope():
+			known.Selection = append(known.Selection, w.Scope)
+		case w.Spec.Name == name:
+			known.Selection = append(known.Selection, w.Spec.String())
+		}
+	}
+	return nil
 }
 
 // measure writes --metrics. That it cannot be written is said, and stops nothing.

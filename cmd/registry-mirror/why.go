@@ -50,7 +50,13 @@ it, what latest names.`,
 			if common.JSON {
 				return cli.PrintJSON(cmd.OutOrStdout(), a)
 			}
-			return printAccount(cmd.OutOrStdout(), a, version == "")
+			if err := printAccount(cmd.OutOrStdout(), a, version == ""); err != nil {
+				return err
+			}
+			if hint := hintOf(cmd, a); hint != "" {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "hint        %s\n", hint)
+			}
+			return err
 		},
 	}
 }
@@ -117,8 +123,7 @@ func printAccount(w io.Writer, a mirror.Account, all bool) error {
 	if all {
 		printNotListed(row, a.NotListed)
 	}
-	_, err := fmt.Fprint(w, hintOf(a))
-	return err
+	return nil
 }
 
 // printNotListed prints what the registry lacks: each with its reason, those without
@@ -147,17 +152,20 @@ func printNotListed(row func(what, format string, args ...any), lacking []mirror
 	}
 }
 
-// hintOf is what a person can do about an account, as a line.
-func hintOf(a mirror.Account) string {
+// hintOf is what a person can do about an account, "" for nothing.
+func hintOf(cmd *cobra.Command, a mirror.Account) string {
 	switch a.State {
 	case mirror.Unlisted, mirror.Missing, mirror.Withheld:
-		return "hint        `publisher withheld " + string(a.Name) + "` and `follower why " + string(a.Name) + "`, where the registry is published, know more\n"
+		if a.NotSelected {
+			return cli.Beside(cmd, "`follower add "+strings.TrimSuffix(string(a.Name)+"@"+a.Version, "@")+"` selects it")
+		}
+		return "`publisher withheld " + string(a.Name) + "` and `follower why " + string(a.Name) + "`, where the registry is published, know more"
 	case mirror.Nobodys:
-		return "hint        `registry-mirror list` shows what each claims; one that claims nothing is asked for all others\n"
+		return cli.Beside(cmd, "`registry-mirror list` shows what each claims; one that claims nothing is asked for all others")
 	case mirror.Unreadable, mirror.Unsynced, mirror.TooOld:
-		return "hint        `registry-mirror status` says who can be reached\n"
+		return cli.Beside(cmd, "`registry-mirror status` says who can be reached")
 	case mirror.Refused:
-		return "hint        another version may do; whoever publishes this registry should know\n"
+		return "another version may do; whoever publishes this registry should know"
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -25,7 +26,7 @@ import (
 const (
 	CodeOK     = 0
 	CodeFailed = 1
-	CodeUsage  = 64 // wrong flag, argument, environment variable or configuration key
+	CodeUsage  = 64 // wrong flag, argument, environment variable or configuration key; a file named by one is not there
 	CodeAway   = 69 // the IPFS node, or another service, cannot be reached
 	CodeLocked = 75 // another process owns the state
 )
@@ -92,18 +93,12 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		if text := err.Error(); strings.Contains(text, "time: unknown unit") || strings.Contains(text, "time: missing unit") || strings.Contains(text, "time: invalid duration") {
-			return Hint(usageError{err}, "a duration is in hours, minutes and seconds: 168h is a week, 1h30m an hour and a half")
-		}
-		return usageError{err}
-	})
-	refuseUnknown(root)
-	var own bool // the command began: an error from here on is not cobra's own
+	judgeTyped(root)
+	root.SetFlagErrorFunc(wrongFlag)
 	prior := root.PersistentPreRunE
 	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
-		own = true
-		if prior != nil {
+		keepTyped(cmd)
+		if prior != nil && !cmd.HasSubCommands() { // a group prints its help, whatever the configuration
 			return prior(cmd, args)
 		}
 		return nil
@@ -112,26 +107,11 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	if err == nil {
 		return CodeOK
 	}
-	if !own {
-		err = usageError{err} // unknown command, wrong number of arguments
-	}
 	var exit exitError
 	if errors.As(err, &exit) {
 		return int(exit)
 	}
 	return Report(stderr, cmd, err, causes)
-}
-
-// refuseUnknown has groups of commands take no arguments: what is none of theirs is a
-// mistake, for which cobra alone would print their help and end well.
-func refuseUnknown(root *cobra.Command) {
-	for _, c := range root.Commands() {
-		refuseUnknown(c)
-		if c.HasSubCommands() && !c.Runnable() {
-			c.Args = cobra.NoArgs
-			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
-		}
-	}
 }
 
 // Code is the exit code with which Main ends for err.
@@ -170,6 +150,9 @@ func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 	// One line, also of several errors: errors.Join has a line for each.
 	fmt.Fprintf(w, "%s: error: %s\n", name, strings.ReplaceAll(err.Error(), "\n", "; "))
 	code, hint := judge(err, causes)
+	if of := namedFile(cmd, err); of != "" {
+		code, hint = CodeUsage, of
+	}
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
 		hint = h.Hint()
@@ -181,7 +164,7 @@ func Report(w io.Writer, cmd *cobra.Command, err error, causes []Cause) int {
 		hint = "see `" + cmd.CommandPath() + " --help`"
 	}
 	if hint != "" {
-		fmt.Fprintf(w, "%s: hint: %s\n", name, hint)
+		fmt.Fprintf(w, "%s: hint: %s\n", name, Beside(cmd, hint))
 	}
 	return code
 }
@@ -202,6 +185,17 @@ func permissionHint(err error) string {
 		return "ports below 1024 are the system's: take one above"
 	}
 	return ""
+}
+
+// Stopped says of cmd, which runs on until it is stopped, that it was, and what is kept
+// from which the next start goes on: a person who pressed Ctrl-C wonders. log is for who
+// reads no terminal.
+func Stopped(cmd *cobra.Command, log *slog.Logger, kept string) {
+	if w := cmd.ErrOrStderr(); IsTerminal(w) {
+		fmt.Fprintf(w, "%s: stopped; %s, and the same command goes on there\n", cmd.Root().Name(), kept)
+		return
+	}
+	log.Info("stopped", "kept", kept)
 }
 
 // Version is what `version` prints: the module's version, or the commit that

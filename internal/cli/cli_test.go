@@ -63,17 +63,29 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "NoPermissionForAPort", err: &net.OpError{Op: "listen", Net: "tcp", Err: os.NewSyscallError("bind", syscall.EACCES)}, code: CodeFailed, stderr: "tool: error: listen tcp: bind: permission denied\ntool: hint: ports below 1024 are the system's: take one above\n"},
 		{name: "NoPermissionFromAPeer", err: fmt.Errorf("ask: %w", fs.ErrPermission), code: CodeFailed, stderr: "tool: error: ask: permission denied\n"},
 		{name: "Stopped", err: fmt.Errorf("fetch: %w", context.Canceled), code: CodeFailed, stderr: "tool: stopped; start it again to go on where it was\n"},
-		{name: "UnknownFlag", args: []string{"--nonsense"}, code: CodeUsage, stderr: "tool: error: unknown flag: --nonsense\ntool: hint: see `tool --help`\n"},
-		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\" for \"tool\"\ntool: hint: see `tool --help`\n"},
-		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: unknown command \"x\" for \"tool work\"\ntool: hint: see `tool work --help`\n"},
-		{name: "BadValue", args: []string{"work", "--count", "many"}, code: CodeUsage, stderr: "tool: error: invalid argument \"many\" for \"--count\" flag: strconv.ParseInt: parsing \"many\": invalid syntax\ntool: hint: see `tool work --help`\n"},
+		{name: "UnknownFlag", args: []string{"--nonsense"}, code: CodeUsage, stderr: "tool: error: unknown flag --nonsense\ntool: hint: see `tool --help`\n"},
+		{name: "MistypedFlag", args: []string{"work", "--cuont", "1"}, code: CodeUsage, stderr: "tool: error: unknown flag --cuont\ntool: hint: did you mean --count?\n"},
+		{name: "FlagWithOneDash", args: []string{"work", "-count"}, code: CodeUsage, stderr: "tool: error: unknown flag -count\ntool: hint: did you mean --count?\n"},
+		{name: "FlagOfAnotherCommand", args: []string{"--count", "1"}, code: CodeUsage, stderr: "tool: error: unknown flag --count\ntool: hint: it is a flag of `tool work`\n"},
+		{name: "FlagWithoutItsValue", args: []string{"work", "--count"}, code: CodeUsage, stderr: "tool: error: --count: its value is missing\ntool: hint: --count: how many\n"},
+		{name: "BadValue", args: []string{"work", "--count", "many"}, code: CodeUsage, stderr: "tool: error: --count: \"many\" is no whole number\ntool: hint: --count: how many\n"},
+		{name: "BadDuration", args: []string{"work", "--for", "3days"}, code: CodeUsage, stderr: "tool: error: --for: \"3days\" is no duration\ntool: hint: a duration is in hours, minutes and seconds: 168h is a week, 1h30m an hour and a half\n"},
+		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\"\ntool: hint: `tool --help` lists the commands\n"},
+		{name: "MistypedCommand", args: []string{"wokr"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
+		{name: "MistypedCommandOfAGroup", args: []string{"keys", "nwe"}, code: CodeUsage, stderr: "tool: error: unknown command \"nwe\"\ntool: hint: did you mean `tool keys new`? `tool keys --help` lists the commands\n"},
+		{name: "MistypedCommandWithItsFlag", args: []string{"wokr", "--count", "1"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
+		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: \"x\" is one argument too many\ntool: hint: usage: tool work; --help says more\n"},
+		{name: "TooFewArguments", args: []string{"keys", "new", "a"}, code: CodeUsage, stderr: "tool: error: FILE is missing\ntool: hint: usage: tool keys new NAME FILE; --help says more\n"},
 		{name: "Help", args: []string{"--help"}, code: CodeOK},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := &cobra.Command{Use: "tool"}
 			work := &cobra.Command{Use: "work", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error { return test.err }}
-			work.Flags().Int("count", 0, "")
-			root.AddCommand(work)
+			work.Flags().Int("count", 0, "how many")
+			work.Flags().Duration("for", 0, "how long")
+			keys := &cobra.Command{Use: "keys"}
+			keys.AddCommand(&cobra.Command{Use: "new NAME FILE", Args: cobra.ExactArgs(2), Run: func(*cobra.Command, []string) {}})
+			root.AddCommand(work, keys)
 			args := test.args
 			if args == nil {
 				args = []string{"work"}
@@ -96,6 +108,77 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 	}
 	if err := Usagef("a: %w", errAway); !errors.Is(err, errAway) || !errors.Is(err, ErrUsage) {
 		t.Errorf("%v wraps not both", err)
+	}
+}
+
+// TestNamedFiles: a file that somebody named and that is not there is a mistake, and its
+// hint says where it was looked for; one of the state is a failure.
+func TestNamedFiles(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := os.WriteFile("plain", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gone := func(path string) error { return &fs.PathError{Op: "open", Path: path, Err: syscall.ENOENT} }
+	for _, test := range []struct {
+		name string
+		args []string
+		err  error
+		code int
+		hint string
+	}{
+		{"Argument", []string{"nofile"}, gone("nofile"), CodeUsage, "there is no nofile in " + dir + ": is its name right, and is that the directory?"},
+		{"Flag", []string{"--in", "nodir/x"}, fmt.Errorf("read: %w", gone("nodir/x")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
+		{"OneOfAList", []string{"--each", "plain", "--each", "nofile"}, errors.Join(errPlain, gone("nofile")), CodeUsage, "there is no nofile in " + dir + ": is its name right, and is that the directory?"},
+		{"Directory", []string{"."}, &fs.PathError{Op: "read", Path: ".", Err: syscall.EISDIR}, CodeUsage, "that is a directory: name a file in it"},
+		{"BelowAFile", []string{"plain/x"}, &fs.PathError{Op: "open", Path: "plain/x", Err: syscall.ENOTDIR}, CodeUsage, "one of the directories above it is a file"},
+		{"WrittenAside", []string{"--in", "nodir/x"}, OfFile("nodir/x", gone("nodir/.x.123")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
+		{"OfTheState", []string{"nofile"}, gone("/state/table.json"), CodeFailed, ""},
+		{"ItsOwnHint", []string{"nofile"}, Hint(gone("nofile"), "do this"), CodeUsage, "do this"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			root := &cobra.Command{Use: "tool"}
+			work := &cobra.Command{Use: "work", RunE: func(*cobra.Command, []string) error { return test.err }}
+			work.Flags().String("in", "", "")
+			work.Flags().StringArray("each", nil, "")
+			root.AddCommand(work)
+			var stdout, stderr bytes.Buffer
+			code := Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)
+			_, hint, _ := strings.Cut(stderr.String(), "tool: hint: ")
+			if code != test.code || strings.TrimSpace(hint) != test.hint {
+				t.Errorf("code %d, says %q, want %d and the hint %q", code, stderr.String(), test.code, test.hint)
+			}
+			if strings.Contains(stderr.String(), ".x.123") {
+				t.Errorf("names a file that nobody named: %s", stderr.String())
+			}
+		})
+	}
+}
+
+// TestHintsLeadToTheSameState: a command that a hint names has the --state and --config
+// that were typed.
+func TestHintsLeadToTheSameState(t *testing.T) {
+	const hint = "`follower add NAME`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{nil, hint},
+		{[]string{"--state", "a b"}, "`follower add NAME --state 'a b'`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
+		{[]string{"--state", "s", "--config", "conf.toml"}, "`follower add NAME --state s --config conf.toml`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
+	} {
+		t.Chdir(t.TempDir())
+		if err := os.WriteFile("conf.toml", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		root := &cobra.Command{Use: "follower"}
+		root.AddCommand(&cobra.Command{Use: "work", RunE: func(*cobra.Command, []string) error { return Hint(errPlain, hint) }})
+		new(Common).Bind(root)
+		var stdout, stderr bytes.Buffer
+		Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)
+		if want := "follower: error: plain\nfollower: hint: " + test.want + "\n"; stderr.String() != want {
+			t.Errorf("%q says %q, want %q", test.args, stderr.String(), want)
+		}
 	}
 }
 

@@ -145,7 +145,7 @@ func (s *Settings) fillOne(f *pflag.Flag, flags *pflag.FlagSet, name string, tab
 		}
 		for _, v := range values {
 			if err := flags.Set(f.Name, v); err != nil {
-				return Usagef("%s: %w", what, err)
+				return wrongValue(what, err)
 			}
 		}
 		return nil

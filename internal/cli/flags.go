@@ -66,7 +66,7 @@ func (c *Common) Bind(root *cobra.Command) {
 		}
 		for _, addr := range c.Peers {
 			if _, err := peer.AddrInfoFromString(addr); err != nil {
-				return Hint(Usagef("--peer %.200s: %w", addr, err), "it is a multiaddr with /p2p/ID: the `peer` that their `registry-mirror up` printed")
+				return Hint(Usagef("--peer %.200s: %w", addr, err), "it is a multiaddr with /p2p/ID: the `peer` that their `up` printed")
 			}
 		}
 		if c.State == "" {
@@ -79,6 +79,9 @@ func (c *Common) Bind(root *cobra.Command) {
 		abs, err := filepath.Abs(c.State)
 		if err != nil {
 			return Usagef("--state: %w", err)
+		}
+		if info, err := os.Stat(abs); err == nil && !info.IsDir() {
+			return Hint(Usagef("--state %s: it is no directory", c.State), "name the directory that holds everything, or one to be made")
 		}
 		c.State = abs
 		return nil

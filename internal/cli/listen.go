@@ -16,12 +16,20 @@ import (
 func Listen(ctx context.Context, address string, log *slog.Logger) ([]net.Listener, string, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, "", Usagef("--listen %s: %w", address, err)
+		return nil, "", noAddress(address, err)
 	}
 	var c net.ListenConfig
 	first, err := c.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, "", Hint(fmt.Errorf("listen: %w", err), "another program has this address; choose one with --listen")
+	}
+	var unknown *net.DNSError
+	var wrong *net.AddrError
+	if errors.As(err, &unknown) || errors.As(err, &wrong) {
+		return nil, "", noAddress(address, err)
+	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, "", Hint(fmt.Errorf("listen: %w", err), "this machine does not have that address: choose one with --listen")
 	}
 	if err != nil {
 		return nil, "", fmt.Errorf("listen: %w", err)
@@ -40,4 +48,9 @@ func Listen(ctx context.Context, address string, log *slog.Logger) ([]net.Listen
 		host = "127.0.0.1"
 	}
 	return listeners, "http://" + net.JoinHostPort(host, strconv.Itoa(port)), nil
+}
+
+// noAddress is the error where a program cannot listen at what was given.
+func noAddress(address string, err error) error {
+	return Hint(Usagef("--listen %s: %w", address, err), "it is HOST:PORT of this machine, as in 127.0.0.1:4873, with a port up to 65535")
 }

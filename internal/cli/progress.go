@@ -30,6 +30,7 @@ type Progress struct {
 type stage struct {
 	name        string
 	done, total int
+	open        bool // its total is not known, or has grown: more is found on the way
 	reported    time.Time
 }
 
@@ -39,8 +40,8 @@ const (
 	// maxStages bounds what is said of the stages before the bar, in characters:
 	// the rest of a terminal's 80 is the bar and its times.
 	maxStages = 48
-	// barSteps is the bar's length. It never comes to its end, where it would be
-	// taken away, for most work is found on the way.
+	// barSteps is the bar's length. At its end it is taken away; work that is found on
+	// the way has none before End.
 	barSteps = 1000
 )
 
@@ -76,15 +77,22 @@ func (p *Progress) Update(stage string, done, total int, bytes int64) {
 			progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionFullWidth(), progressbar.OptionUseANSICodes(true))
 	}
-	p.bar.Describe(p.line())
-	_ = p.bar.Set(p.steps()) // a bar that cannot be drawn stops nothing
+	progressbar.OptionSetDescription(p.line())(p.bar) // undrawn: the bar is still where it was
+	_ = p.bar.Set(p.steps())                          // a bar that cannot be drawn stops nothing
+	if p.bar.IsFinished() {
+		p.bar = nil // another one, where more comes after all
+		return
+	}
+	p.bar.Describe(p.line()) // where the bar has not moved
 }
 
 // note keeps what is said of a stage. Where they do not all fit, the one of which
 // nothing was heard for the longest time is left out.
 func (p *Progress) note(name string, done, total int) {
-	s := stage{name, done, total, time.Now()}
+	s := stage{name, done, total, total <= 0, time.Now()}
 	if i := slices.IndexFunc(p.stages, func(s stage) bool { return s.name == name }); i >= 0 {
+		was := p.stages[i]
+		s.open = s.open || was.open || total > was.total
 		p.stages[i] = s
 	} else {
 		p.stages = append(p.stages, s)
@@ -109,12 +117,17 @@ func (p *Progress) line() string {
 
 // steps is how far the bar is, all stages together.
 func (p *Progress) steps() int {
-	done, total := 0, 1 // one more is always to come
+	done, total := 0, 0
 	for _, s := range p.stages {
-		done += max(0, s.done)
-		total += max(0, s.done, s.total)
+		if s.total > 0 { // else how much is done says nothing of how far that is
+			done += min(max(0, s.done), s.total)
+			total += s.total
+		}
+		if s.open {
+			total++ // one more is always to come
+		}
 	}
-	return int(int64(barSteps) * int64(done) / int64(total))
+	return int(int64(barSteps) * int64(done) / int64(max(1, total)))
 }
 
 // Above gives a writer to w for what is printed meanwhile: the bar makes way for

@@ -102,6 +102,45 @@ func TestProgressOnATerminal(t *testing.T) {
 	})
 }
 
+// TestProgressSaysOneThing: what is drawn of the stages and of the bar is of one moment,
+// a total that is known is the whole of the bar, and what has none does not move it.
+func TestProgressSaysOneThing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		p := NewProgress(&out, slog.New(slog.DiscardHandler))
+		p.w = &out
+		draw := func(stage string, done, total int) string {
+			time.Sleep(time.Second)
+			out.Reset()
+			p.Update(stage, done, total, 0)
+			return out.String()
+		}
+		for _, step := range []struct {
+			stage       string
+			done, total int
+			want        []string
+		}{
+			{"fetched", 0, 3, []string{"fetched 0/3", "  0% "}},
+			{"fetched", 1, 3, []string{"fetched 1/3", " 33% "}},
+			{"fetched", 2, 3, []string{"fetched 2/3", " 66% "}},
+			{"fetched", 3, 3, []string{"\x1b[2K\r"}}, // all of it: nothing is left to be seen
+			{"blocks", 500, 0, []string{"fetched 3/3, blocks 500", " 75% "}},
+			{"blocks", 900, 0, []string{"blocks 900", " 75% "}},
+			{"names", 1, 1, []string{"names 1/1", " 80% "}},
+			{"names", 1, 5, []string{"names 1/5", " 40% "}}, // more was found
+			{"names", 5, 5, []string{"names 5/5", " 80% "}},
+		} {
+			got := draw(step.stage, step.done, step.total)
+			for _, want := range step.want {
+				if !strings.Contains(got, want) {
+					t.Errorf("%s %d/%d: drawn %q, want %q in it", step.stage, step.done, step.total, got, want)
+				}
+			}
+		}
+		p.End()
+	})
+}
+
 // TestProgressAbove: what is printed meanwhile has its own line.
 func TestProgressAbove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,10 +1,12 @@
 package couch
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -209,6 +211,26 @@ func TestAllDocsFaultsPass(t *testing.T) {
 		got, err := list(t.Context(), c)
 		if err != nil || strings.Join(got, "") != "abcde" {
 			t.Errorf("%q, %v", got, err)
+		}
+	})
+}
+
+// A feed that is away is told of once, and once when it is back.
+func TestAwayIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good, asked := docsFeed(2, "a", "b"), 0
+		var logged bytes.Buffer
+		c := feed(func(r *http.Request) (int, http.Header, string) {
+			if asked++; asked < 6 {
+				return 503, nil, ""
+			}
+			return good(r)
+		}).client(Options{Log: slog.New(slog.NewTextHandler(&logged, nil))})
+		if _, err := list(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if asked < 6 || strings.Count(logged.String(), "asking the feed again") != 1 || strings.Count(logged.String(), "answers again") != 1 {
+			t.Errorf("asked %d times: %s", asked, &logged)
 		}
 	})
 }

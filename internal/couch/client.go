@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -58,6 +59,7 @@ type Options struct {
 type Client struct {
 	o    Options
 	base string
+	away atomic.Bool // it failed last, which was said
 }
 
 // New makes a client. It does not reach the feed.

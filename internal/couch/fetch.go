@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"strconv"
@@ -24,6 +25,9 @@ func retry[T any](ctx context.Context, c *Client, what string, call func() (T, e
 	malformed := 0
 	return backoff.Retry(ctx, func() (T, error) {
 		v, err := call()
+		if err == nil && c.away.Swap(false) {
+			c.o.Log.InfoContext(ctx, "the feed answers again", "feed", c.base)
+		}
 		if errors.Is(err, ErrMalformed) {
 			malformed++
 		}
@@ -35,7 +39,11 @@ func retry[T any](ctx context.Context, c *Client, what string, call func() (T, e
 		backoff.WithBackOff(backoff.NewExponentialBackOff()),
 		backoff.WithMaxElapsedTime(c.o.Retry),
 		backoff.WithNotify(func(err error, next time.Duration) {
-			c.o.Log.WarnContext(ctx, "asking the feed again", "feed", c.base, "for", what, "in", next, "err", err)
+			level := slog.LevelDebug
+			if !c.away.Swap(true) { // said once, however long it lasts
+				level = slog.LevelWarn
+			}
+			c.o.Log.Log(ctx, level, "asking the feed again", "feed", c.base, "for", what, "in", next, "at_most", c.o.Retry, "err", err)
 		}))
 }
 

@@ -302,16 +302,21 @@ func (f *Follower) read(ctx context.Context, engine string, follow bool) error {
 		since = "0"
 	}
 	f.note(func(s *seen) { s.Cursor, s.Engine, s.key = since, engine, key })
+	away := false // which is said once
 	for page, err := range f.feed.Changes(ctx, since, follow) {
 		if err != nil {
 			err = fmt.Errorf("read feed %s: %w", f.feedName, err)
 			if follow && ctx.Err() == nil && !errors.Is(err, couch.ErrReset) && !errors.Is(err, couch.ErrRefused) {
-				f.log.WarnContext(ctx, "the feed is away, asking it again", "err", err)
+				if !away {
+					f.log.WarnContext(ctx, "the feed is away, asking it again", "err", err)
+				}
+				away = true
 				f.feedAway(err)
 				continue // the same page comes again
 			}
 			return err
 		}
+		away = false
 		if err := f.room(ctx); err != nil {
 			return err
 		}

@@ -31,7 +31,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 	m.handOn(ctx) // what the last run accepted
 	m.spawn(func() { m.announceHeld(ctx) })
-	var last string
+	said := map[string]bool{} // of the failures since the last success
 	routes := m.routes
 	for {
 		err := m.sync(ctx, routes)
@@ -42,10 +42,11 @@ func (m *Mirror) Run(ctx context.Context) error {
 		case err == nil && m.o.Root.Defined():
 			<-ctx.Done() // there will never be another
 			return nil
-		case err == nil:
-			last = ""
-		case err.Error() != last: // the same failure is said once
-			last = err.Error()
+		case err == nil && len(said) > 0:
+			m.log.InfoContext(ctx, "the registry is reached again")
+			clear(said)
+		case err != nil && !said[causeOf(err)]: // the same failure is said once
+			said[causeOf(err)] = true
 			m.log.WarnContext(ctx, "sync failed", "error", err)
 		}
 		wait := time.NewTimer(time.Until(m.due()))
@@ -61,6 +62,20 @@ func (m *Mirror) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// causeOf is that by which one failure is told from another. Their texts will not do:
+// they differ by ports, times and which route answered first.
+func causeOf(err error) string {
+	for _, one := range []error{
+		ipnsrecord.ErrEquivocation, ipnsrecord.ErrRollback, ErrNoSuccessor, ErrChain, ipnsrecord.ErrExpired,
+		ipnsrecord.ErrSignature, ErrNoRecord, ErrUnavailable,
+	} {
+		if errors.Is(err, one) {
+			return one.Error()
+		}
+	}
+	return err.Error()
 }
 
 // Refresh tells Run that there is a new record. It does not wait.

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -521,6 +523,68 @@ func TestRun(t *testing.T) {
 	until(t, func() bool { return len(listedNames(t, m)) == 2 })
 	cancel()
 	check(t, <-ended)
+}
+
+// fickle is a route whose every failure has another text.
+type fickle struct {
+	*fakeGateway
+	failures atomic.Int64
+	back     atomic.Bool
+}
+
+func (c *fickle) Record(ctx context.Context, name ipns.Name) ([]byte, error) {
+	if c.back.Load() {
+		return c.w.recordOf(name)
+	}
+	return nil, fmt.Errorf("%w: from port %d", ipfs.ErrUnavailable, 40000+c.failures.Add(1))
+}
+
+// A registry that goes away is told of once, and once when it is back, however often it
+// is asked in between and whatever the network says of it.
+func TestAwayIsSaidOnce(t *testing.T) {
+	w := newWorld(t)
+	w.publish("left-pad")
+	away := &fickle{fakeGateway: &fakeGateway{w: w}}
+	var log lines
+	m := w.open(func(o *Options) {
+		o.Node, o.Gateways = nil, []Gateway{away}
+		o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	until(t, func() bool { m.Refresh(); return away.failures.Load() > 3 })
+	if got := log.count("sync failed"); got != 1 {
+		t.Errorf("said %d times that it is away", got)
+	}
+	away.back.Store(true)
+	until(t, func() bool { m.Refresh(); return log.count("reached again") > 0 })
+	cancel()
+	check(t, <-ended)
+}
+
+// lines keeps what is logged.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(line))
+	return len(line), nil
+}
+
+func (l *lines) count(what string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, one := range l.all {
+		if strings.Contains(one, what) {
+			n++
+		}
+	}
+	return n
 }
 
 // until waits for cond without a rhythm of its own; the test's deadline ends it.

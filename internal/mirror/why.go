@@ -71,6 +71,9 @@ type Account struct {
 	// NotListed are versions that the registry does not have, by name; where no
 	// reason is known, because its packument dates them.
 	NotListed []Held `json:"not_listed,omitempty"`
+	// NotSelected says that it is missing because the selection of the ledger in this
+	// process does not ask for it.
+	NotSelected bool `json:"not_selected,omitempty"`
 
 	Readme string `json:"-"` // Markdown of whoever published it, at most MaxReadme bytes
 }
@@ -176,6 +179,22 @@ type Requirement struct {
 type Background struct {
 	FirstSeen map[string]time.Time // by version
 	NotListed []Held
+	// Ledger says that there is one, in which what is not selected is not asked for.
+	// Selection are the lines of its selection that take versions of the package.
+	Ledger    bool
+	Selection []string
+}
+
+// selected says what of a package is selected.
+func (b Background) selected() string {
+	const most = 5
+	switch n := len(b.Selection); {
+	case n == 0:
+		return "nothing selects the package by its name"
+	case n > most:
+		return fmt.Sprintf("what is selected is %s and %d more", strings.Join(b.Selection[:most], ", "), n-most)
+	}
+	return "what is selected is " + strings.Join(b.Selection, ", ")
 }
 
 const (
@@ -273,8 +292,12 @@ func (m *Mirror) account(ctx context.Context, name npm.Name, version string, far
 		for _, w := range known.NotListed {
 			if w.Version == "" || w.Version == version {
 				a.State, a.Why = Withheld, w.text()
-				break
+				return a, nil
 			}
+		}
+		if known.Ledger && m.o.Origin == nil {
+			a.Why += "; " + known.selected()
+			a.NotSelected = len(known.Selection) == 0
 		}
 		return a, nil
 	}
@@ -374,7 +397,7 @@ func (m *Mirror) read(ctx context.Context, a *Account, dir cid.Cid, p pkg, known
 	a.listMissing(doc, known)
 	v := doc.Versions[a.Version]
 	if v == nil {
-		a.lacks()
+		a.lacks(doc, known)
 		return nil
 	}
 	a.FirstSeen = known.FirstSeen[a.Version]
@@ -519,8 +542,9 @@ func (a *Account) listMissing(doc *npm.Packument, known Background) {
 	slices.SortFunc(a.NotListed, func(x, y Held) int { return npm.CompareVersions(y.Version, x.Version) })
 }
 
-// lacks says why a version is not there.
-func (a *Account) lacks() {
+// lacks says why a version is not there: with a reason that is known, else, where there
+// is a ledger, because it is not selected, as upstream's times show.
+func (a *Account) lacks(doc *npm.Packument, known Background) {
 	a.State, a.Why = Missing, fmt.Sprintf("release %d has other versions of it; its document says nothing of this one", a.Release.Number)
 	if a.Version == "" {
 		a.Why = fmt.Sprintf("release %d lists the name and no version of it", a.Release.Number)
@@ -529,10 +553,29 @@ func (a *Account) lacks() {
 		if w.Version == a.Version {
 			if a.Why = w.text(); w.Reason != "" {
 				a.State = Withheld
+				return
 			}
-			return
 		}
 	}
+	if !known.Ledger || len(doc.Time) == 0 {
+		return
+	}
+	dated := make([]string, 0, len(doc.Time))
+	for v := range doc.Time {
+		if npm.ParseVersion(v) == nil {
+			dated = append(dated, v)
+		}
+	}
+	at, ok := doc.Time[a.Version]
+	if !ok {
+		at, ok = doc.Time[npm.MaxSatisfying(dated, a.Version)]
+	}
+	if !ok {
+		a.Why = "upstream's document has no such version"
+		return
+	}
+	a.NotSelected = true
+	a.Why = fmt.Sprintf("it is not selected: %s; upstream dates it %s", known.selected(), at)
 }
 
 func (w Held) text() string {

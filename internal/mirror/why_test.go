@@ -156,6 +156,42 @@ func TestAccountOfWhatIsMissing(t *testing.T) {
 	}
 }
 
+// Beside a ledger what has no other reason is not selected, where upstream has it.
+func TestAccountOfWhatIsNotSelected(t *testing.T) {
+	w := newWorld(t)
+	w.registry.Edit("left-pad", func(doc []byte) []byte {
+		return bytes.Replace(doc, []byte(`"time":{`), []byte(`"time":{"1.1.0":"2026-01-02T00:00:00Z","1.2.0":"2026-01-02T00:00:00Z",`), 1)
+	})
+	w.publish("left-pad")
+	var selection []string
+	m := w.synced(func(o *Options) {
+		o.Background = func(context.Context, npm.Name) (Background, error) {
+			return Background{Ledger: true, Selection: selection, NotListed: []Held{{"1.2.0", "min-age", "too young"}}}, nil
+		}
+	})
+	for _, test := range []struct {
+		name      npm.Name
+		version   string
+		selection []string
+		state     State
+		not       bool
+		why       string
+	}{
+		{"left-pad", "1.1.0", nil, Missing, true, "it is not selected: nothing selects the package by its name; upstream dates it 2026"},
+		{"left-pad", "1.1.0", []string{"left-pad@1.3.0", "@x"}, Missing, true, "it is not selected: what is selected is left-pad@1.3.0, @x; upstream dates it 2026"},
+		{"left-pad", "~1.1.0", []string{"1", "2", "3", "4", "5", "6", "7"}, Missing, true, "it is not selected: what is selected is 1, 2, 3, 4, 5 and 2 more; upstream"},
+		{"left-pad", "1.2.0", nil, Withheld, false, "min-age: too young"},
+		{"left-pad", "9.9.9", nil, Missing, false, "upstream's document has no such version"},
+		{"nowhere", "", nil, Unlisted, true, "release 1 does not list it; nothing selects the package by its name"},
+		{"nowhere", "", []string{"nowhere@1"}, Unlisted, false, "release 1 does not list it; what is selected is nowhere@1"},
+	} {
+		selection = test.selection
+		if a := accountOf(t, m, test.name, test.version); a.State != test.state || a.NotSelected != test.not || !strings.HasPrefix(a.Why, test.why) {
+			t.Errorf("%s@%s beside %q is %s (not selected: %t): %s", test.name, test.version, test.selection, a.State, a.NotSelected, a.Why)
+		}
+	}
+}
+
 func TestAccountSaysWhoseANameIs(t *testing.T) {
 	acme, public := newWorld(t), newWorld(t)
 	acme.publish("@types/node")

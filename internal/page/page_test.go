@@ -310,6 +310,20 @@ func unknown(t *testing.T, document string) (bad []string) {
 	return bad
 }
 
+func TestShare(t *testing.T) {
+	for _, test := range []struct {
+		held, asked int64
+		want        string
+	}{
+		{0, 0, ""}, {0, 10, "0 %"}, {10, 0, "100 %"}, {1, 1, "50 %"},
+		{1, 9999, "under 1 %"}, {9999, 1, "over 99 %"}, {990, 10, "99 %"},
+	} {
+		if got := share(mirror.Bytes{Cache: test.held, Bitswap: test.asked}); got != test.want {
+			t.Errorf("%d held, %d asked for: %q, want %q", test.held, test.asked, got, test.want)
+		}
+	}
+}
+
 func TestHostileText(t *testing.T) {
 	for _, text := range hostileTexts {
 		a := full()

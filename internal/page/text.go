@@ -3,6 +3,7 @@ package page
 import (
 	"fmt"
 	"html/template"
+	"math"
 	"net/url"
 	"strings"
 	"time"
@@ -166,12 +167,23 @@ func sum(all ...mirror.Bytes) (s mirror.Bytes) {
 
 func total(b mirror.Bytes) int64 { return b.Cache + b.Bitswap + b.CAR + b.Upstream }
 
-// share is how much of some bytes was held already; "" where there were none.
+// share is how much of some bytes was held already; "" where there were none. All and
+// none are said of what is so, and not of what is nearly: bars shows the difference.
 func share(b mirror.Bytes) string {
-	if total(b) == 0 {
+	all := total(b)
+	if all == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%.0f %%", 100*float64(b.Cache)/float64(total(b)))
+	percent := math.Round(100 * float64(b.Cache) / float64(all))
+	switch {
+	case b.Cache == 0, b.Cache == all:
+		return fmt.Sprintf("%.0f %%", percent)
+	case percent < 1:
+		return "under 1 %"
+	case percent > 99:
+		return "over 99 %"
+	}
+	return fmt.Sprintf("%.0f %%", percent)
 }
 
 // bar is a part of a bar that is 100 wide.

@@ -1,9 +1,14 @@
 package publish
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -184,10 +189,60 @@ func (s Status) JSON(registry string) StatusJSON {
 	return v
 }
 
+// CopyJSON says where a copy of a registry's index lies, which is for whoever asked for
+// it to remove.
+type CopyJSON struct {
+	Registry  string `json:"registry"`  // its name in this state
+	Directory string `json:"directory"` // of the copy
+}
+
+// copyAge is how old a copy of the index is when nobody looks at it any more: whoever
+// asked for it ended without removing it.
+const copyAge = 24 * time.Hour
+
+// copyIndex makes a copy of the index beside the journal, and removes those that were
+// left there.
+func (p *Publisher) copyIndex() (CopyJSON, error) {
+	dir := filepath.Join(filepath.Dir(p.o.Journal), "copies")
+	left, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return CopyJSON{}, fmt.Errorf("copy the index: %w", err)
+	}
+	for _, one := range left {
+		if info, err := one.Info(); err == nil && time.Since(info.ModTime()) > copyAge {
+			if err := os.RemoveAll(filepath.Join(dir, one.Name())); err != nil {
+				return CopyJSON{}, fmt.Errorf("copy the index: %w", err)
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return CopyJSON{}, fmt.Errorf("copy the index: %w", err)
+	}
+	v := CopyJSON{Registry: p.o.Registry, Directory: filepath.Join(dir, rand.Text())}
+	if err := p.o.Index.Copy(v.Directory); err != nil {
+		return CopyJSON{}, errors.Join(err, os.RemoveAll(v.Directory))
+	}
+	return v, nil
+}
+
 // Admin answers other processes of this user for the publisher, over a socket
-// that nobody else can open: GET /status gives StatusJSON.
+// that nobody else can open: GET /status gives StatusJSON, POST /copy?registry=NAME
+// CopyJSON, where this is that registry's publisher (else 409).
 func (p *Publisher) Admin() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("POST /copy", func(w http.ResponseWriter, r *http.Request) {
+		if name := r.URL.Query().Get("registry"); name != p.o.Registry {
+			http.Error(w, fmt.Sprintf("this is the publisher of registry %s", p.o.Registry), http.StatusConflict)
+			return
+		}
+		v, err := p.copyIndex()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(v)
+	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		s, err := p.Status(r.Context())
 		if err != nil {

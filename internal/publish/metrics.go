@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -65,8 +66,11 @@ func WriteMetrics(path string, o Outcome) error {
 	}
 	slices.SortFunc(now, func(a, b *dto.MetricFamily) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	err = prometheus.WriteToTextfile(path, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return now, nil }))
+	if file := (*fs.PathError)(nil); errors.As(err, &file) {
+		err = file.Err // it is of another file, which would have been renamed
+	}
 	if err != nil {
-		return fmt.Errorf("write metrics: %w", err)
+		return fmt.Errorf("write metrics %s: %w", path, err)
 	}
 	return nil
 }
