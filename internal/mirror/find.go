@@ -31,6 +31,7 @@ type query struct {
 	scope    string     // "@types"
 	keywords [][]string // one of each
 	people   []string   // authors or maintainers, each
+	spelled  int        // bytes of a name that is words with one character between each two
 }
 
 // parseQuery reads the text of a search: words, and npm's qualifiers. Of those,
@@ -56,13 +57,15 @@ func parseQuery(text string) (q query, err error) {
 		case ok && (key == "not" || key == "is" || key == "boost-exact"):
 		default:
 			q.words = append(q.words, f)
+			q.spelled += len(f)
 		}
 	}
+	q.spelled += max(0, len(q.words)-1)
 	return q, nil
 }
 
 // ofDocuments says whether only documents can answer it.
-func (q query) ofDocuments() bool { return len(q.keywords)+len(q.people) > 0 }
+func (q *query) ofDocuments() bool { return len(q.keywords)+len(q.people) > 0 }
 
 // ranks of a hit, the best first.
 const (
@@ -77,34 +80,20 @@ const (
 
 // rank is that of a name, in lower case, that has all words. Of one above worst no
 // more is known than that it is.
-func (q query) rank(lower []byte, worst int) int {
+func (q *query) rank(lower []byte, worst int) int {
 	if len(q.words) == 0 {
 		return exactName
 	}
-	first := q.words[0]
-	base := lower
-	if len(lower) > 0 && lower[0] == '@' {
-		base = lower[bytes.IndexByte(lower, '/')+1:]
-	}
-	if len(q.words) == 1 {
-		switch {
-		case string(lower) == first:
-			return exactName
-		case string(base) == first:
-			return exactBase
-		case len(lower) > len(first) && string(lower[:len(first)]) == first:
-			return prefixOfName
-		case worst >= startOfWord && startsWord(lower, first):
-			return startOfWord
-		}
-		return partOfName
-	}
+	before := len(lower) - q.spelled // where a name that is the words begins
 	switch {
-	case spelled(lower, q.words):
+	case before == 0 && spelled(lower, q.words):
 		return exactName
-	case spelled(base, q.words):
+	case before > 0 && lower[before-1] == '/' && spelled(lower[before:], q.words):
 		return exactBase
-	case worst < prefixOfName:
+	}
+	first := q.words[0]
+	begins := len(lower) >= len(first) && string(lower[:len(first)]) == first
+	if worst < prefixOfName || worst < startOfWord && !begins {
 		return partOfName
 	}
 	for _, w := range q.words[1:] {
@@ -113,7 +102,7 @@ func (q query) rank(lower []byte, worst int) int {
 		}
 	}
 	switch {
-	case bytes.HasPrefix(lower, []byte(first)):
+	case begins:
 		return prefixOfName
 	case startsWord(lower, first):
 		return startOfWord
@@ -142,11 +131,12 @@ func spelled(name []byte, words []string) bool {
 // that is neither letter nor digit.
 func startsWord(name []byte, word string) bool {
 	for at := 0; ; at++ {
-		i := bytes.Index(name[at:], []byte(word))
+		i := bytes.IndexByte(name[at:], word[0])
 		if i < 0 {
 			return false
 		}
-		if at += i; at == 0 || !alphanumeric(name[at-1]) {
+		at += i
+		if (at == 0 || !alphanumeric(name[at-1])) && bytes.HasPrefix(name[at:], []byte(word)) {
 			return true
 		}
 	}
@@ -218,18 +208,18 @@ type line struct{ lower, name []byte }
 
 // walk is one search through the names of several shelves.
 type walk struct {
-	q     query
-	needs [][]byte // of every name, the longest first
-	in    []shelf
-	lists []*nameList
-	most  int
+	q       query
+	needs   [][]byte // of every name, the longest first
+	plain   bool     // of which there is one word at most, and nothing else
+	in      []shelf
+	several bool // of in are open
+	lists   []*nameList
+	most    int
 }
 
-// findNames gives the first most of the names that match, in order, and how many
-// match. The time it takes is that of reading the names through, on all cores. It
-// ends with ctx.
-func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int, error) {
-	w := &walk{q: q, in: in, most: most}
+// newWalk has no lists yet.
+func newWalk(q query, in []shelf, most int) *walk {
+	w := &walk{q: q, plain: len(q.words) <= 1 && q.scope == "", in: in, most: most}
 	for _, word := range q.words {
 		w.needs = append(w.needs, []byte(word))
 	}
@@ -237,6 +227,21 @@ func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int
 		w.needs = append(w.needs, []byte(q.scope+"/"))
 	}
 	slices.SortStableFunc(w.needs, func(a, b []byte) int { return cmp.Compare(len(b), len(a)) })
+	open := 0
+	for _, s := range in {
+		if s.open {
+			open++
+		}
+	}
+	w.several = open > 1
+	return w
+}
+
+// findNames gives the first most of the names that match, in order, and how many
+// match. The time it takes is that of reading the names through, on all cores, and
+// little more for a letter that most of them have. It ends with ctx.
+func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int, error) {
+	w := newWalk(q, in, most)
 	for _, s := range in { // all are made before any is held
 		_, done, err := s.searchable(ctx)
 		if err != nil {
@@ -244,19 +249,21 @@ func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int
 		}
 		done()
 	}
-	longest := 0
-	for i, s := range in {
+	for _, s := range in {
 		l, done, err := s.searchable(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
 		defer done()
-		if w.lists = append(w.lists, l); l.Size > w.lists[longest].Size {
-			longest = i
-		}
+		w.lists = append(w.lists, l)
 	}
+	return w.find(ctx)
+}
+
+// find is findNames, once the lists are there.
+func (w *walk) find(ctx context.Context) ([]found, int, error) {
 	// The pieces of the longest list divide all of them.
-	divided := w.lists[longest]
+	divided := slices.MaxFunc(w.lists, func(a, b *nameList) int { return cmp.Compare(a.Size, b.Size) })
 	pieces := max(1, len(divided.starts))
 	workers := min(pieces, runtime.GOMAXPROCS(0))
 	tops, totals := make([]best, workers), make([]int, workers)
@@ -265,7 +272,7 @@ func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int
 	for i := range workers {
 		g.Go(func() error {
 			top, p := &tops[i], newPortion(w)
-			top.most = most
+			top.most = w.most
 			for {
 				k := int(next.Add(1)) - 1
 				if k >= pieces {
@@ -292,7 +299,7 @@ func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int
 	if err := g.Wait(); err != nil {
 		return nil, 0, fmt.Errorf("search the names: %w", err)
 	}
-	all := best{most: most}
+	all := best{most: w.most}
 	total := 0
 	for i := range tops {
 		for _, f := range tops[i].all {
@@ -308,7 +315,8 @@ func findNames(ctx context.Context, q query, in []shelf, most int) ([]found, int
 type portion struct {
 	*walk
 	bufs  [][]byte // by shelf
-	lines [][]line
+	spare []byte
+	lines [][]line // by shelf
 }
 
 func newPortion(w *walk) *portion {
@@ -318,49 +326,72 @@ func newPortion(w *walk) *portion {
 // search finds what matches of the names from from to before to, and returns how
 // many those are.
 func (p *portion) search(from, to npm.Name, top *best) (total int, err error) {
-	for i, l := range p.lists {
-		if p.bufs[i], err = l.between(p.bufs[i], from, to); err != nil {
+	for i, s := range p.in {
+		text, err := p.lists[i].between(p.bufs[i], from, to)
+		if err != nil {
 			return 0, err
 		}
-	}
-	if came, went := within(p.lists[0].Came, from, to), within(p.lists[0].Went, from, to); len(p.in) == 1 && len(came)+len(went) == 0 && p.in[0].only == nil && p.in[0].but == nil {
-		p.each(p.bufs[0], func(l line) {
-			total++
-			p.rate(0, l, top)
-		})
-		return total, nil
-	}
-	for i, l := range p.lists {
-		p.lines[i] = p.match(p.lines[i][:0], l, p.bufs[i], from, to)
-	}
-	for i, s := range p.in {
-		lines := p.lines[i]
-		if s.open {
-			for j := range i {
-				if p.in[j].open {
-					lines = without(lines, p.lines[j])
-				}
+		p.bufs[i] = text
+		if came, went := within(p.lists[i].Came, from, to), within(p.lists[i].Went, from, to); len(came)+len(went) > 0 {
+			text = moved(p.spare, text, came, went)
+			p.bufs[i], p.spare = text, p.bufs[i]
+		}
+		if s.only != nil {
+			text = inSpans(text, after(s.only, from), true)
+		}
+		text = inSpans(text, after(s.but, from), false)
+		if !s.open || !p.several {
+			total += p.each(text, top, func(l line) { p.rate(i, l, top) })
+			continue
+		}
+		lines := p.lines[i][:0]
+		p.each(text, nil, func(l line) { lines = append(lines, l) })
+		p.lines[i] = lines
+		for j := range i {
+			if p.in[j].open {
+				lines = without(lines, p.lines[j])
 			}
 		}
-		only, but := s.only, s.but
+		total += len(lines)
 		for _, l := range lines {
-			if inSpans(&but, l.name) || s.only != nil && !inSpans(&only, l.name) {
-				continue
-			}
-			total++
 			p.rate(i, l, top)
 		}
 	}
 	return total, nil
 }
 
-// inSpans says whether one of spans has name. Those that end before it are dropped:
-// names are asked for in order.
-func inSpans(spans *[]span, name []byte) bool {
-	for len(*spans) > 0 && string(name) >= string((*spans)[0].to) {
-		*spans = (*spans)[1:]
+// after are those of spans that do not end before from.
+func after(spans []span, from npm.Name) []span {
+	i, _ := slices.BinarySearchFunc(spans, from, func(s span, n npm.Name) int {
+		if s.to <= n {
+			return -1
+		}
+		return 1
+	})
+	return spans[i:]
+}
+
+// inSpans moves those lines of text together whose names are in spans, or those
+// whose are not; all are in order.
+func inSpans(text []byte, spans []span, in bool) []byte {
+	kept := text[:0]
+	for _, s := range spans {
+		if len(text) == 0 {
+			break
+		}
+		from := offset(text, s.from)
+		to := from + offset(text[from:], s.to)
+		if in {
+			kept = append(kept, text[from:to]...)
+		} else {
+			kept = append(kept, text[:from]...)
+		}
+		text = text[to:]
 	}
-	return len(*spans) > 0 && string(name) >= string((*spans)[0].from)
+	if in {
+		return kept
+	}
+	return append(kept, text...)
 }
 
 // rate ranks a name that counts, if it may be one of the best.
@@ -383,60 +414,74 @@ func (p *portion) rate(shelf int, l line, top *best) {
 	}
 }
 
-// match gives the lines of a list that match, in order: of what is in the file, and of
-// what came and went.
-func (p *portion) match(lines []line, l *nameList, text []byte, from, to npm.Name) []line {
-	add := func(at line) { lines = append(lines, at) }
-	p.each(text, add)
-	if went := within(l.Went, from, to); len(went) > 0 {
-		lines = slices.DeleteFunc(lines, func(at line) bool {
-			for len(went) > 0 && string(went[0]) < string(at.name) {
-				went = went[1:]
-			}
-			return len(went) > 0 && string(went[0]) == string(at.name)
-		})
-	}
-	if came := within(l.Came, from, to); len(came) > 0 {
-		var text []byte
-		for _, n := range came {
-			text = appendLine(text, n)
-		}
-		p.each(text, add)
-		slices.SortFunc(lines, func(a, b line) int { return bytes.Compare(a.name, b.name) })
-		lines = slices.CompactFunc(lines, func(a, b line) bool { return bytes.Equal(a.name, b.name) })
-	}
-	return lines
-}
-
-// each calls f with each line of text that has all that is needed.
-func (p *portion) each(text []byte, f func(line)) {
+// each calls f with each line of text that matches, and returns how many do. Where top
+// is not nil, those that pass are only counted.
+func (p *portion) each(text []byte, top *best, f func(line)) (total int) {
 	cased := bytes.IndexByte(text, '\t') >= 0 // most pieces have no such line
+	var need []byte                           // of length 0 it is everywhere
+	if len(p.needs) > 0 {
+		need = p.needs[0]
+	}
 	for len(text) > 0 {
-		at := 0
-		if len(p.needs) > 0 {
-			if at = bytes.Index(text, p.needs[0]); at < 0 {
-				return
-			}
-		}
-		start := at
-		for start > 0 && text[start-1] != '\n' {
-			start--
+		at := bytes.Index(text, need)
+		if at < 0 {
+			break
 		}
 		end := at + bytes.IndexByte(text[at:], '\n')
+		if top != nil && p.passes(text[:end], at, cased, top) {
+			total++
+			text = text[end+1:]
+			continue
+		}
+		start := 0 // where a letter is in most lines it is mostly in the next one
+		if bytes.IndexByte(text[:at], '\n') >= 0 {
+			start = bytes.LastIndexByte(text[:at], '\n') + 1
+		}
 		l := line{text[start:end], text[start:end]}
 		text = text[end+1:]
 		if cased {
 			l.lower, l.name = nameOf(l.lower)
 		}
 		if p.matches(l.lower) {
+			total++
 			f(l)
 		}
 	}
+	return total
+}
+
+// passes says whether the last line of text, which matches at at first, is seen to be
+// none of the best without a look for its beginning, which would take long for most of
+// millions of names: it is longer than the last of them, and of no better rank.
+func (p *portion) passes(text []byte, at int, cased bool, top *best) bool {
+	if !p.plain || len(top.all) < max(1, top.most) {
+		return false
+	}
+	last, word := &top.all[0], ""
+	if len(p.q.words) > 0 {
+		word = p.q.words[0]
+	}
+	longest := len(last.name)
+	if cased { // a line may have its name twice
+		longest = 2*longest + 1
+	}
+	before := len(text) - longest - 1 // the line before one that is no longer ends here, or after
+	switch {
+	case before < 0 || before < at && bytes.IndexByte(text[before:at], '\n') >= 0:
+		return false
+	case text[len(text)-len(word)-1] == '/': // it may be all but the scope
+		return false
+	case last.rank <= prefixOfName:
+		return true
+	case at == 0 || text[at-1] == '\n':
+		return false
+	}
+	return last.rank <= startOfWord || !startsWord(text[at-1:], word)
 }
 
 // matches holds a name that has the first of what is needed to the rest.
 func (p *portion) matches(lower []byte) bool {
-	if len(p.needs) == 1 && p.q.scope == "" {
+	if p.plain {
 		return true
 	}
 	for _, need := range p.needs[min(1, len(p.needs)):] {

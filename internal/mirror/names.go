@@ -478,6 +478,11 @@ func (l *nameList) offset(buf []byte, name npm.Name) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	return start + int64(offset(text, name)), nil
+}
+
+// offset is nameList.offset in lines, which are in order.
+func offset(text []byte, name npm.Name) int {
 	low, high := 0, len(text) // line starts: those before low are before name
 	for low < high {
 		middle := low + (high-low)/2
@@ -489,7 +494,33 @@ func (l *nameList) offset(buf []byte, name npm.Name) (int64, error) {
 			high = middle
 		}
 	}
-	return start + int64(low), nil
+	return low
+}
+
+// moved is text, lines in order, with the lines of what came, some of which may be
+// there, and without those of what went and did not come, in buf where they fit.
+func moved(buf, text []byte, came, went []npm.Name) []byte {
+	buf = buf[:0]
+	for len(came)+len(went) > 0 {
+		var name npm.Name
+		comes := len(went) == 0 || len(came) > 0 && came[0] <= went[0]
+		if comes {
+			name, came = came[0], came[1:]
+		} else {
+			name, went = went[0], went[1:]
+		}
+		at := offset(text, name)
+		buf, text = append(buf, text[:at]...), text[at:]
+		if len(text) > 0 {
+			if _, is, rest := firstLine(text); string(is) == string(name) {
+				text = rest
+			}
+		}
+		if comes {
+			buf = appendLine(buf, name)
+		}
+	}
+	return append(buf, text...)
 }
 
 // end is where the piece i ends.
