@@ -175,8 +175,14 @@ func (ix *Index) applyLocked(ctx context.Context, batch Batch) (Release, bool, e
 	if err := m.w.given(batch.Blocks); err != nil {
 		return Release{}, false, err
 	}
+	var jump Jump
+	if !first && !passed {
+		if jump, err = jumpAfter(ix.db, old); err != nil {
+			return Release{}, false, err
+		}
+	}
 	r := Release{
-		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, List: m.list.list(),
+		Format: Format, Number: number, Created: batch.Now.UTC().Truncate(time.Second), Previous: previous, Jump: jump, List: m.list.list(),
 		Packages: now.packages, Versions: now.versions, Sources: batch.Sources, Parameters: parameters,
 		Policy: batch.Policy, Names: batch.Names, Next: batch.Next, Peers: batch.Peers,
 	}

@@ -165,11 +165,14 @@ func (k rowCheck) history(key, raw []byte) error {
 	return err
 }
 
-// release holds a release's row to the release.json in its directory, unless that
-// was collected.
+// release holds a release's row to those before it, and to the release.json in its
+// directory, unless that was collected.
 func (k rowCheck) release(ctx context.Context, row keyValue) error {
 	r, err := readReleaseRow(row)
-	if err != nil || k.isCopy || r.Number < k.oldest {
+	if err != nil || k.isCopy {
+		return err
+	}
+	if err := k.jump(r); err != nil || r.Number < k.oldest {
 		return err
 	}
 	got, err := ReadRelease(ctx, getter{k.snap}, r.Root)
@@ -179,6 +182,26 @@ func (k rowCheck) release(ctx context.Context, row keyValue) error {
 	said, err := encodeRelease(got, true)
 	if err == nil && !bytes.Equal(said, row.value) {
 		err = fmt.Errorf("release %d: its row has %q, its directory says %q", r.Number, row.value, said)
+	}
+	return err
+}
+
+// jump holds a release's jump to those before it. One that has none may be of before
+// there were jumps.
+func (k rowCheck) jump(r Release) error {
+	if !r.Jump.Root.Defined() {
+		return nil
+	}
+	before, _, err := releaseAndBefore(k.snap, r.Number)
+	if err != nil {
+		return err
+	}
+	var want Jump
+	if before.Root == r.Previous {
+		want, err = jumpAfter(k.snap, before)
+	}
+	if err == nil && r.Jump != want {
+		err = fmt.Errorf("release %d: its jump is %v, those before it give %v", r.Number, r.Jump, want)
 	}
 	return err
 }

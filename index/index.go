@@ -117,6 +117,7 @@ type Release struct {
 	Number     uint64    // 1 for the first, one more for each, or what follows Batch.After
 	Created    time.Time // UTC, whole seconds
 	Previous   cid.Cid   // root of the release before; cid.Undef for the first
+	Jump       Jump      // leads to one before that; the zero value for none
 	List       List
 	Root       cid.Cid // the release's directory; not in release.json, which lies in it
 	Packages   int

@@ -21,6 +21,7 @@ type document struct {
 	Number     uint64       `json:"number"`
 	Created    string       `json:"created"`
 	Previous   string       `json:"previous,omitempty"`
+	Jump       jumpDocument `json:"jump,omitzero"`
 	List       listDocument `json:"list"`
 	Parameters Parameters   `json:"parameters"`
 	Packages   int          `json:"packages"`
@@ -31,6 +32,12 @@ type document struct {
 	Next       string       `json:"next,omitempty"`
 	Peers      []string     `json:"peers,omitempty"`
 	Root       string       `json:"root,omitempty"` // in the store's row only
+}
+
+type jumpDocument struct {
+	Number   uint64 `json:"number"`
+	Earliest string `json:"earliest"`
+	Root     string `json:"root"`
 }
 
 type listDocument struct {
@@ -46,6 +53,9 @@ func encodeRelease(r Release, root bool) ([]byte, error) {
 		Previous: text(r.Previous), List: listDocument{text(r.List.Root), text(r.List.Overflow)},
 		Parameters: r.Parameters, Packages: r.Packages, Versions: r.Versions,
 		Sources: r.Sources, Policy: r.Policy, Names: r.Names, Next: r.Next, Peers: r.Peers,
+	}
+	if r.Jump.Root.Defined() {
+		d.Jump = jumpDocument{r.Jump.Number, r.Jump.Earliest.UTC().Format(time.RFC3339), text(r.Jump.Root)}
 	}
 	if root {
 		d.Root = text(r.Root)
@@ -86,12 +96,20 @@ func decodeRelease(raw []byte) (Release, error) {
 	}
 	created, err := time.Parse(time.RFC3339, d.Created)
 	r.Created = created.UTC()
+	jumps := d.Jump != jumpDocument{}
+	if jumps {
+		earliest, jerr := time.Parse(time.RFC3339, d.Jump.Earliest)
+		r.Jump = Jump{Number: d.Jump.Number, Earliest: earliest.UTC()}
+		if err = errors.Join(err, jerr); d.Jump.Number == 0 || d.Jump.Number >= d.Number-1 {
+			err = errors.Join(err, errors.New("its jump does not lead beyond the release before"))
+		}
+	}
 	for _, f := range []struct {
 		to   *cid.Cid
 		text string
 		need bool
 	}{
-		{&r.Previous, d.Previous, d.Number > 1}, {&r.List.Root, d.List.Root, true},
+		{&r.Previous, d.Previous, d.Number > 1}, {&r.Jump.Root, d.Jump.Root, jumps}, {&r.List.Root, d.List.Root, true},
 		{&r.List.Overflow, d.List.Overflow, true}, {&r.Root, d.Root, false},
 	} {
 		if f.text == "" && !f.need {

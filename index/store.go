@@ -335,11 +335,12 @@ func (ix *Index) Get(_ context.Context, c cid.Cid) (blocks.Block, error) {
 
 // Check holds the index to itself: every block of Pebble's tables to its checksum,
 // every row to its form, every block to its CID, every release to what its
-// directory says, and every entry to its place. It rebuilds the list, and what a
-// bare gateway shows, from the entries and compares both with the newest release's.
-// Of releases before Oldest the directories need not be there. ErrCorrupt, with the file,
-// row, block or release, where something is not right. While entries are ahead of
-// the newest release (see Pending), the list is not compared.
+// directory says, and its jump to the releases before it, and every entry to its
+// place. It rebuilds the list, and what a bare gateway shows, from the entries and
+// compares both with the newest release's. Of releases before Oldest the directories
+// need not be there. ErrCorrupt, with the file, row, block or release, where something
+// is not right. While entries are ahead of the newest release (see Pending), the list
+// is not compared.
 func (ix *Index) Check(ctx context.Context) error { return ix.CheckProgress(ctx, nil) }
 
 // CheckProgress is Check. report, where not nil, is told now and then how many rows

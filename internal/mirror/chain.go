@@ -14,9 +14,10 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/damage"
 )
 
-// Each release names the one before it by its CID ("previous"), so the newest one
-// speaks for all: what is reached from it needs no other trust. What was read of a
-// link once is kept, for ever and for any chain, since its CID says it all.
+// Each release names the one before it by its CID ("previous"), and some name one that
+// is further back too ("jump", index.Jump), so the newest one speaks for all: what is
+// reached from it needs no other trust. What was read of a link once is kept, for ever
+// and for any chain, since its CID says it all.
 
 // ErrNoRelease is returned for a release that is none of the chain's, or that the
 // chain cannot be followed to: then beside ErrUnavailable, where nobody has it now.
@@ -30,41 +31,70 @@ const chainKey = 'c'
 
 // link is one release of the chain.
 type link struct {
-	Root     cid.Cid   `json:"-"`
-	Number   uint64    `json:"number"`
-	Created  time.Time `json:"created"`
-	Previous cid.Cid   `json:"previous,omitzero"` // undefined for the first
+	Root     cid.Cid    `json:"-"`
+	Number   uint64     `json:"number"`
+	Created  time.Time  `json:"created"`
+	Previous cid.Cid    `json:"previous,omitzero"` // undefined for the first
+	Jump     index.Jump `json:"jump,omitzero"`
 }
 
-func linkOf(r index.Release) link { return link{r.Root, r.Number, r.Created, r.Previous} }
+func linkOf(r index.Release) link { return link{r.Root, r.Number, r.Created, r.Previous, r.Jump} }
 
 func (l link) String() string {
-	return fmt.Sprintf("release %d of %s", l.Number, l.Created.UTC().Format("2006-01-02 15:04:05 MST"))
+	return fmt.Sprintf("release %d of %s", l.Number, dateText(l.Created))
 }
+
+func dateText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 
 // honest is how many releases in a row may have been made by a clock that was
 // wrong, before a date means what that clock said.
 const honest = 16
 
+// maxPassed bounds the releases that one search goes through, noted or not. Without
+// jumps that is two and a half years of one every five minutes.
+const maxPassed = 1 << 18
+
 // find is the release that at names, going back from the newest that is held. With a
 // time it is the newest that is dated then or before, and has none dated after that
 // among the 16 before it: dates are their publisher's word, and where a clock went
-// back the answer is rather older than newer than what stood then. progress, where
-// not nil, is told how many releases were passed. Errors: ErrNotSynced, ErrNoRelease,
-// ErrChain.
+// back the answer is rather older than newer than what stood then.
+//
+// Jumps change nothing of that: one is taken where it leads to no release before the
+// number, or over none that is dated then or before. So it goes through some 3 log2 n
+// of n releases at the most, with a time through 16 more, and as many again for each
+// spell of dates that are too early; and through all where there are no jumps, up to
+// maxPassed. Of each it reads three blocks, or a few more where the registry is large.
+//
+// progress, where not nil, is told how many releases were passed. Errors: ErrNotSynced,
+// ErrNoRelease, ErrChain.
 func (m *Mirror) find(ctx context.Context, at Moment, progress func(passed int)) (link, error) {
 	h := m.head.Load()
 	if h == nil {
 		return link{}, ErrNotSynced
 	}
-	l, err := m.findFrom(ctx, linkOf(h.Release), at, progress)
+	w := wayBack{m: m, at: at, most: maxPassed, progress: progress}
+	l, err := w.from(ctx, linkOf(h.Release))
 	if err != nil {
 		return link{}, fmt.Errorf("%s of %s: %w", at.title(), m.Address(), err)
 	}
 	return l, nil
 }
 
-func (m *Mirror) findFrom(ctx context.Context, l link, at Moment, progress func(int)) (link, error) {
+// wayBack is one search along the chain.
+type wayBack struct {
+	m        *Mirror
+	at       Moment
+	most     int              // releases that are passed
+	progress func(passed int) // nil: nobody is told
+
+	plain bool // a jump was not what it said: none is taken any more
+	// lost is the number of a release that a jump leads to and nobody had: none is
+	// taken as far as that again until it is passed.
+	lost uint64
+}
+
+func (w *wayBack) from(ctx context.Context, l link) (link, error) {
+	at := w.at
 	if at.isNewest() || at.number == l.Number {
 		return l, nil
 	}
@@ -73,8 +103,8 @@ func (m *Mirror) findFrom(ctx context.Context, l link, at Moment, progress func(
 	}
 	var found link // by time; its Number is 0 while there is none
 	for passed, since := 0, 0; ; passed++ {
-		if progress != nil {
-			progress(passed)
+		if w.progress != nil {
+			w.progress(passed)
 		}
 		if at.IsNumber() {
 			switch {
@@ -90,9 +120,12 @@ func (m *Mirror) findFrom(ctx context.Context, l link, at Moment, progress func(
 		} else if since++; since == honest {
 			return found, nil
 		}
-		before, err := m.before(ctx, l)
+		if passed == w.most {
+			return link{}, fmt.Errorf("%w: not among the %d releases down to %s, and no more are looked through", ErrNoRelease, passed, l)
+		}
+		back, err := w.back(ctx, l)
 		if err == nil {
-			l = before
+			l = back
 			continue
 		}
 		if ctx.Err() == nil && found.Number > 0 && (errors.Is(err, ErrNoRelease) || errors.Is(err, ErrUnavailable)) {
@@ -106,6 +139,53 @@ func (m *Mirror) findFrom(ctx context.Context, l link, at Moment, progress func(
 		}
 		return link{}, fmt.Errorf("the oldest that can be rebuilt is %s: %w", l, err)
 	}
+}
+
+// back is a release before l: the one that its jump leads to, where what is sought is
+// not passed by that, else the one before.
+func (w *wayBack) back(ctx context.Context, l link) (link, error) {
+	if w.jumps(l.Jump) {
+		to, err := w.m.jump(ctx, l)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return to, err
+		case errors.Is(err, ErrUnavailable):
+			w.lost = l.Jump.Number
+		default:
+			w.plain = true
+			w.m.log.WarnContext(ctx, "the releases before are gone through one by one", "because", err)
+		}
+	}
+	before, err := w.m.before(ctx, l)
+	if err == nil && before.Number <= w.lost {
+		w.lost = 0
+	}
+	return before, err
+}
+
+// jumps says whether j is to be taken.
+func (w *wayBack) jumps(j index.Jump) bool {
+	if w.plain || !j.Root.Defined() || j.Number <= w.lost {
+		return false
+	}
+	if w.at.IsNumber() {
+		return j.Number >= w.at.number
+	}
+	return j.Earliest.After(w.at.time)
+}
+
+// jump is the release that l's jump leads to. It must be what the jump says of it: else
+// ErrChain, and ErrUnavailable where nobody has it.
+func (m *Mirror) jump(ctx context.Context, l link) (link, error) {
+	to, err := m.linkAt(ctx, l.Jump.Root)
+	if err != nil {
+		return link{}, fmt.Errorf("the jump of %s: %w", l, err)
+	}
+	if to.Number != l.Jump.Number || to.Number >= l.Number /* so every way ends */ || to.Created.Before(l.Jump.Earliest) {
+		return link{}, fmt.Errorf("%w: from %s a jump is to lead to release %d, dated %s or after, and leads to %s",
+			ErrChain, l, l.Jump.Number, dateText(l.Jump.Earliest), to)
+	}
+	return to, nil
 }
 
 // before is the release before l: ErrNoRelease where l is the first, ErrUnavailable

@@ -89,24 +89,29 @@ func TestFindByDate(t *testing.T) {
 		{"ahead for long", ahead, 2, 2},
 		{"all ahead", []int{900, 901}, 3, 0},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t)
-			roots := w.history(tt.days...)
-			m := w.synced()
-			moment, err := ParseMoment(dated(tt.on).Format(time.DateOnly))
-			check(t, err)
-			got, err := m.find(t.Context(), moment, nil)
-			if tt.want == 0 {
-				if !errors.Is(err, ErrNoRelease) || !strings.Contains(err.Error(), "the oldest that can be rebuilt is release 1 of") {
-					t.Fatalf("%v, %v", got, err)
+		for _, jumps := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, jumps %v", tt.name, jumps), func(t *testing.T) {
+				w := newWorld(t)
+				if jumps {
+					w.jump = w.myers
 				}
-				return
-			}
-			check(t, err)
-			if got.Number != tt.want || !got.Root.Equals(roots[tt.want]) {
-				t.Errorf("%v, want release %d", got, tt.want)
-			}
-		})
+				roots := w.history(tt.days...)
+				m := w.synced()
+				moment, err := ParseMoment(dated(tt.on).Format(time.DateOnly))
+				check(t, err)
+				got, err := m.find(t.Context(), moment, nil)
+				if tt.want == 0 {
+					if !errors.Is(err, ErrNoRelease) || !strings.Contains(err.Error(), "the oldest that can be rebuilt is release 1 of") {
+						t.Fatalf("%v, %v", got, err)
+					}
+					return
+				}
+				check(t, err)
+				if got.Number != tt.want || !got.Root.Equals(roots[tt.want]) {
+					t.Errorf("%v, want release %d", got, tt.want)
+				}
+			})
+		}
 	}
 }
 

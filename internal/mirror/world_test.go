@@ -81,6 +81,8 @@ type world struct {
 	page    string             // text of every index.html
 	shown   []string           // packages that only gateways are shown
 	astray  bool               // "_registry/list" is what gateways are shown
+	jump    func() any         // what release.json has for one; nil: nothing
+	past    []link             // the releases that were built
 	record  []byte
 	release cid.Cid
 }
@@ -230,6 +232,11 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 	} else if w.number > 1 {
 		said["previous"] = list.CID.String()
 	}
+	if w.jump != nil {
+		if j := w.jump(); j != nil {
+			said["jump"] = j
+		}
+	}
 	raw, err := json.Marshal(said)
 	check(w.t, err)
 	file, err := unixfs.AddFile(bytes.NewReader(raw), w.sink)
@@ -259,6 +266,7 @@ func (w *world) buildRelease(packages int, front, list, overflow unixfs.Ref) cid
 	root, err := unixfs.Edit(context.Background(), w, front.CID, []unixfs.Link{{Name: unixfs.Reserved, CID: registry.CID, Tsize: registry.Tsize}}, w.sink, nil)
 	check(w.t, err)
 	w.release = root.CID
+	w.past = append(w.past, link{Root: root.CID, Number: w.number, Created: w.now})
 	return root.CID
 }
 
