@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -118,7 +119,7 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	if err != nil {
 		return nil, err
 	}
-	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), raw)
+	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), bytes.NewReader(raw))
 	var r *socket.Refusal
 	if errors.As(err, &r) {
 		for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {

@@ -56,6 +56,7 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrSeveral, Code: cli.CodeUsage, Hint: "one bundle for each: name it with --registry"},
 	{Is: ipnsrecord.ErrExpired, Code: cli.CodeFailed, Hint: "export it again, or take it as it is with --accept-stale"},
 	{Is: ipnsrecord.ErrRollback, Code: cli.CodeFailed, Hint: "this machine has followed a newer release already; export again from one that has too"},
+	{Is: mirror.ErrNotTaken, Code: cli.CodeLocked, Hint: "stop it, import again, and start `registry-mirror daemon` with the bundle's address; or import into a --state of its own"},
 	{Is: mirror.ErrBundle, Code: cli.CodeFailed, Hint: "if `registry-mirror export` wrote it, carry the file over again; nothing of it is served"},
 	{Is: mirror.ErrNotPinned, Code: cli.CodeUsage, Hint: "`registry-mirror pins` shows what is"},
 	{Is: mirror.ErrPinned, Code: cli.CodeUsage, Hint: "unpin the package, then pin the versions that shall stay"},

@@ -79,6 +79,7 @@ type Cache struct {
 	young  map[string]bool          // files whose rows no sync has covered yet
 	pins   map[npm.Name]Pin
 	pinned map[string]int // files of pins, and how many have them
+	held   int            // holds: nothing goes
 	over   bool           // it was said that the bound cannot be held
 	trims  chan struct{}  // holds a token: there may be something to evict
 	repin  chan struct{}  // holds a token: pins have changed
