@@ -131,14 +131,14 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	return body, err
 }
 
-// readLock reads a lockfile, and the ranges in the package.json beside it, if there
-// is one.
+// readLock reads a lockfile with the ranges in it, and those in the package.json beside
+// it, if there is one.
 func readLock(path string) (*mirror.Lock, error) {
 	f, err := lockfile.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	lock := &mirror.Lock{Packages: f.Specs()}
+	lock := &mirror.Lock{Packages: f.Specs(), Ranges: f.Ranges}
 	path = filepath.Join(filepath.Dir(path), "package.json")
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -161,7 +161,7 @@ func readLock(path string) (*mirror.Lock, error) {
 		return nil, cli.Usagef("read %s: %w", path, err)
 	}
 	for _, of := range []map[string]string{project.Dependencies, project.DevDependencies, project.OptionalDependencies} {
-		lock.Ranges = append(lock.Ranges, mirror.Dependencies(of)...)
+		lock.Ranges = append(lock.Ranges, npm.Dependencies(of)...)
 	}
 	return lock, nil
 }

@@ -460,7 +460,7 @@ func (d diff) dependencies(ctx context.Context, name npm.Name, versions []string
 					return false
 				}
 				for _, of := range []map[string]string{manifest.Dependencies, manifest.OptionalDependencies, manifest.PeerDependencies} {
-					specs = append(specs, Dependencies(of)...)
+					specs = append(specs, npm.Dependencies(of)...)
 				}
 				return true
 			})
@@ -471,23 +471,6 @@ func (d diff) dependencies(ctx context.Context, name npm.Name, versions []string
 		}
 	}
 	return specs, nil
-}
-
-// Dependencies are those of a manifest that are ranges of packages of a registry;
-// an alias is what is behind it.
-func Dependencies(of map[string]string) (specs []npm.Spec) {
-	for text, rng := range of {
-		if alias, ok := strings.CutPrefix(rng, "npm:"); ok {
-			at := strings.LastIndexByte(alias, '@')
-			if text, rng = alias, ""; at > 0 {
-				text, rng = alias[:at], alias[at+1:]
-			}
-		}
-		if name, err := npm.ParseName(text); err == nil && npm.IsRange(rng) {
-			specs = append(specs, npm.Spec{Name: name, Range: rng})
-		}
-	}
-	return specs
 }
 
 // inOrder calls f for each item, some at the same time, and yields the results in the
