@@ -38,7 +38,7 @@ func diffCommand(common *cli.Common) *cobra.Command {
 		Long: `Lists the packages that are new (+), changed (~) or gone (-) in release B since
 release A, with the versions that were added (+), removed (-) or replaced (~), and the
 dist-tags that moved. A and B are numbers, days (all of it, in UTC), RFC 3339 times or
-now; without B it is now. Lines come as they are found; sort them by name with sort -k2.
+now; without B it is now. Lines are sorted by name.
 
 With --lockfile it is of the packages that a project locks: which of its versions were
 withdrawn, and which newer ones within its ranges came.

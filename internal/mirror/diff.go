@@ -95,10 +95,14 @@ type Compared struct {
 // diffAtOnce is how many packages are read at the same time.
 const diffAtOnce = 16
 
-// Diff says what changed from one moment to another in all registries: of all packages, in no promised order, or with a lock of those in it, by
-// name. It reads the directories that differ, and of each package that does both
-// directories and documents; what it keeps does not grow with the lists. A package
-// whose content nobody has is Unknown. It ends at the first error.
+// maxSorted is how many packages are sorted at once: some 200 MiB of them.
+const maxSorted = 1 << 20
+
+// Diff says what changed from one moment to another: of all packages, by registry and
+// name, of more than maxSorted by name among as many as are found one after the other;
+// or with a lock of those in it, by name. It reads the directories that differ, and of
+// each package that does both directories and documents. A package whose content nobody
+// has is Unknown. It ends at the first error.
 func (t *Table) Diff(ctx context.Context, q DiffQuery) ([]Compared, iter.Seq2[PackageDiff, error], error) {
 	moments, err := q.moments()
 	if err != nil {
@@ -236,7 +240,7 @@ func (d diff) all(ctx context.Context) iter.Seq2[PackageDiff, error] {
 					}
 				}
 			}
-			for p, err := range inOrder(ctx, asked, func(ctx context.Context, one index.Difference) (PackageDiff, error) {
+			for p, err := range inOrder(ctx, byName(asked, maxSorted), func(ctx context.Context, one index.Difference) (PackageDiff, error) {
 				return d.read(ctx, i, one)
 			}) {
 				if !yield(p, err) || err != nil {
@@ -244,6 +248,33 @@ func (d diff) all(ctx context.Context) iter.Seq2[PackageDiff, error] {
 				}
 			}
 		}
+	}
+}
+
+// byName sorts differences by name, n at a time. It ends at the first error.
+func byName(all iter.Seq2[index.Difference, error], n int) iter.Seq2[index.Difference, error] {
+	return func(yield func(index.Difference, error) bool) {
+		var some []index.Difference
+		flush := func() bool {
+			slices.SortFunc(some, func(a, b index.Difference) int { return strings.Compare(string(a.New.Name), string(b.New.Name)) })
+			for _, one := range some {
+				if !yield(one, nil) {
+					return false
+				}
+			}
+			some = some[:0]
+			return true
+		}
+		for one, err := range all {
+			if err != nil {
+				yield(one, err)
+				return
+			}
+			if some = append(some, one); len(some) == n && !flush() {
+				return
+			}
+		}
+		flush()
 	}
 }
 

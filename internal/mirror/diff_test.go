@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -31,7 +32,6 @@ func diffed(t *testing.T, table *Table, q DiffQuery) []string {
 			}
 			lines = append(lines, strings.TrimSpace(p.Registry+" "+line))
 		}
-		slices.Sort(lines)
 		return lines
 	}
 	_, packages, err := table.Diff(t.Context(), q)
@@ -110,6 +110,49 @@ func TestDiff(t *testing.T) {
 		if w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), want.Error()) {
 			t.Errorf("%v: %d %s", q, w.Code, w.Body)
 		}
+	}
+}
+
+// Lines are by name, however the lists are built.
+func TestDiffIsByName(t *testing.T) {
+	var archive strings.Builder
+	var names []string
+	for i := range 60 {
+		name := fmt.Sprintf("p%d", i*7919%60)
+		if i%3 == 0 {
+			name = "@s/" + name
+		}
+		fmt.Fprintf(&archive, "-- %s@1.0.0/package.json --\n{\"name\":%q,\"version\":\"1.0.0\"}\n", name, name)
+		names = append(names, name)
+	}
+	w := newWorldOf(t, archive.String())
+	w.now = dated(1)
+	w.publish(names[0])
+	w.now = dated(2)
+	w.publish(names...)
+	got := diffed(t, atTable(t, w.synced()), DiffQuery{From: "1", To: "2"})
+	if len(got) != len(names)-1 || !slices.IsSorted(got) {
+		t.Errorf("%d lines: %q", len(got), got)
+	}
+
+	// Beyond the bound, as many at a time.
+	var sorted []string
+	for one, err := range byName(func(yield func(index.Difference, error) bool) {
+		for _, name := range []npm.Name{"d", "b", "c", "a", "e"} {
+			if !yield(index.Difference{New: index.Entry{Name: name}}, nil) {
+				return
+			}
+		}
+		yield(index.Difference{}, io.ErrUnexpectedEOF)
+	}, 2) {
+		if err != nil {
+			sorted = append(sorted, err.Error())
+			break
+		}
+		sorted = append(sorted, string(one.New.Name))
+	}
+	if want := []string{"b", "d", "a", "c", io.ErrUnexpectedEOF.Error()}; !slices.Equal(sorted, want) {
+		t.Errorf("two at a time %q, want %q", sorted, want)
 	}
 }
 
