@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,7 +42,8 @@ dist-tags that moved. A and B are numbers, days (all of it, in UTC), RFC 3339 ti
 now; without B it is now. Lines are sorted by name.
 
 With --lockfile it is of the packages that a project locks: which of its versions were
-withdrawn, and which newer ones within its ranges came.
+withdrawn, and which newer ones within its ranges came. Under the same version the registry
+may have another integrity than the lockfile: that is an error, with a code of its own.
 
 The running daemon is asked; where none runs, the registries that were added are read,
 or the only one in this state.`,
@@ -85,13 +87,24 @@ or the only one in this state.`,
 				}
 			}
 			t := tally{compared: compared, lock: q.Lock}
-			return cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
+			err = cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
+			if err == nil && t.other > 0 {
+				err = fmt.Errorf("%w: %d of %s", errOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
+			}
+			return err
 		},
 	}
 	s.bind(cmd)
 	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
 	return cmd
 }
+
+// errOtherIntegrity is returned by diff where a lockfile and the registry do not mean the
+// same bytes by one version.
+var errOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
+
+// codeOtherIntegrity is the exit code of that: `doctor` has the one before it.
+const codeOtherIntegrity = 11
 
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
 // to date, where it can be.
@@ -138,7 +151,10 @@ func readLock(path string) (*mirror.Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock := &mirror.Lock{Packages: f.Specs(), Ranges: f.Ranges}
+	lock := &mirror.Lock{Ranges: f.Ranges}
+	for _, p := range f.Packages {
+		lock.Packages = append(lock.Packages, mirror.LockedVersion{Spec: npm.Spec{Name: p.Name, Range: p.Version}, Integrity: p.Integrity})
+	}
 	path = filepath.Join(filepath.Dir(path), "package.json")
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -174,6 +190,12 @@ func packageLine(p mirror.PackageDiff) string {
 		line += " (" + p.Registry + ")"
 	}
 	for _, l := range p.Locked {
+		if l.Integrity != nil {
+			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: the lockfile has %s, the registry %s", l.Version, l.Integrity.Lock, cmp.Or(l.Integrity.Registry, "none"))
+		}
+		if l.State == "" && len(l.Newer) == 0 {
+			continue
+		}
 		var what []string
 		if l.State != "" {
 			what = append(what, l.State)
@@ -188,17 +210,18 @@ func packageLine(p mirror.PackageDiff) string {
 
 // tally counts what is printed.
 type tally struct {
-	compared                   []mirror.Compared
-	lock                       *mirror.Lock
-	fresh, changed, gone       int
-	locked, withdrawn, upgrade int // versions that are locked; of those
+	compared             []mirror.Compared
+	lock                 *mirror.Lock
+	fresh, changed, gone int
+	// Versions that are locked; of those.
+	locked, withdrawn, upgrade, other int
 }
 
 func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirror.PackageDiff, error] {
 	names := map[npm.Spec]bool{}
 	if t.lock != nil {
 		for _, s := range t.lock.Packages {
-			names[s] = true
+			names[s.Spec] = true
 		}
 	}
 	t.locked = len(names)
@@ -210,7 +233,7 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 				t.fresh++
 			case p.Change == index.IsGone:
 				t.gone++
-			default:
+			case p.Change == index.IsChanged:
 				t.changed++
 			}
 			for _, l := range p.Locked {
@@ -219,6 +242,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 				}
 				if len(l.Newer) > 0 {
 					t.upgrade++
+				}
+				if l.Integrity != nil {
+					t.other++
 				}
 			}
 			if !yield(p, err) {
@@ -236,7 +262,7 @@ func (t *tally) rest() map[string]any {
 		all["registries"] = t.compared
 	}
 	if t.lock != nil {
-		all["locked"], all["withdrawn"], all["with_newer"] = t.locked, t.withdrawn, t.upgrade
+		all["locked"], all["withdrawn"], all["with_newer"], all["other_integrity"] = t.locked, t.withdrawn, t.upgrade, t.other
 	}
 	return all
 }
@@ -256,7 +282,7 @@ func (t *tally) line() string {
 	}
 	line += fmt.Sprintf(": %d new, %d changed, %d gone", t.fresh, t.changed, t.gone)
 	if t.lock != nil {
-		line += fmt.Sprintf("; %d withdrawn, %d with newer in range", t.withdrawn, t.upgrade)
+		line += fmt.Sprintf("; %d withdrawn, %d with newer in range, %d with another integrity", t.withdrawn, t.upgrade, t.other)
 	}
 	return line
 }
