@@ -16,13 +16,15 @@ const (
 	IsNew     = "new"
 	IsChanged = "changed"
 	IsGone    = "gone"
+	// IsSame is of a package of which there is something else to say.
+	IsSame = "unchanged"
 )
 
 // PackageChange says what a Difference is to people, by what lies in the package's
 // directories.
 type PackageChange struct {
 	Name     npm.Name `json:"name"`
-	Change   string   `json:"change"`                     // IsNew, IsChanged or IsGone
+	Change   string   `json:"change"`                     // IsNew, IsChanged, IsGone or IsSame
 	Old      string   `json:"old,omitempty"`              // CID of the directory, "" where there was none
 	New      string   `json:"new,omitempty"`              // CID of the directory, "" where there is none
 	Added    []string `json:"added,omitempty"`            // versions
@@ -74,7 +76,7 @@ func (c *PackageChange) compare(old, now map[string]cid.Cid) {
 // Words are sign and name, then what is given, then the versions, each with its sign:
 // + for new, ~ for other, - for gone.
 func (c PackageChange) Words(more ...string) []string {
-	words := append([]string{map[string]string{IsNew: "+", IsChanged: "~", IsGone: "-"}[c.Change], string(c.Name)}, more...)
+	words := append([]string{map[string]string{IsNew: "+", IsChanged: "~", IsGone: "-", IsSame: "="}[c.Change], string(c.Name)}, more...)
 	for _, some := range []struct {
 		sign     string
 		versions []string

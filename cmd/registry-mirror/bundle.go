@@ -2,18 +2,23 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
+	"github.com/registry-mirror/registry-mirror/internal/ipnsrecord"
 	"github.com/registry-mirror/registry-mirror/internal/mirror"
 	"github.com/registry-mirror/registry-mirror/internal/socket"
 	"github.com/registry-mirror/registry-mirror/internal/state"
@@ -107,7 +112,7 @@ func exportBy(ctx context.Context, path string, w io.Writer, wanted []mirror.Bun
 	if err != nil {
 		return err
 	}
-	body, err := socket.Stream(ctx, path, http.MethodPost, "/export", raw)
+	body, err := socket.Stream(ctx, path, http.MethodPost, "/export", bytes.NewReader(raw))
 	if err != nil {
 		return err
 	}
@@ -165,7 +170,8 @@ func importCommand(common *cli.Common) *cobra.Command {
 		Long: `Checks a bundle and keeps it, with no network: every block against its CID, the record's
 signature against the registry's name, and every package down from what the record signs.
 The high-water mark holds for it as for any record: a bundle that is older than what this
-machine has followed is refused. Where only a part of the list comes with it, those names
+machine has followed is refused. The running daemon takes it in, and serves it from then
+on; it must follow that registry. Where only a part of the list comes with it, those names
 are served, and others answer that it is not known whether they exist.
 
 A record is valid for some days. One that has expired on the way is taken with
@@ -177,32 +183,24 @@ interrupted left nothing that is served; the same command again goes on.`,
   registry-mirror daemon --ipfs --offline k51...`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			dir := state.Dir(common.State)
-			if socket.Alive(cmd.Context(), dir.Socket("registry-mirror")) {
-				return fmt.Errorf("import: %w", mirror.ErrLocked)
-			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			b, err := mirror.OpenBundle(bufio.NewReaderSize(f, 1<<20))
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
-			at, err := parseAddress(b.Manifest.Address)
-			if err != nil {
-				return fmt.Errorf("%s: %w: %w", args[0], mirror.ErrBundle, err)
-			}
-			s.defaultNode()
-			t, close, err := s.open(cmd, []string{at.String()}, true)
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, close()) }()
 			progress := cli.NewProgress(cmd.ErrOrStderr(), common.Logger(cmd.ErrOrStderr(), false))
 			defer progress.End()
-			got, err := t.Import(cmd.Context(), b, progress.Update)
+			path := state.Dir(common.State).Socket("registry-mirror")
+			runs := socket.Alive(cmd.Context(), path)
+			var got mirror.Imported
+			if runs {
+				if err := refuseSources(cmd); err != nil {
+					return err
+				}
+				got, err = importBy(cmd.Context(), path, f, s.acceptStale, progress)
+			} else {
+				got, err = s.importHere(cmd, f, progress)
+			}
 			progress.End()
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
@@ -212,8 +210,11 @@ interrupted left nothing that is served; the same command again goes on.`,
 			case common.JSON:
 				return cli.PrintJSON(out, got)
 			case cli.IsTerminal(out) || common.Verbose:
-				_, err = fmt.Fprintf(out, "%s, release %d: %s serves it\n", cli.Count(len(got.Packages), "package"), got.Release,
-					cli.Beside(cmd, "`registry-mirror daemon --ipfs --offline "+at.String()+"`"))
+				who := "the running daemon"
+				if !runs {
+					who = cli.Beside(cmd, "`registry-mirror daemon --ipfs --offline "+got.Address+"`")
+				}
+				_, err = fmt.Fprintf(out, "%s, release %d: %s serves it\n", cli.Count(len(got.Packages), "package"), got.Release, who)
 			}
 			return err
 		},
@@ -221,4 +222,44 @@ interrupted left nothing that is served; the same command again goes on.`,
 	s.bind(cmd)
 	cmd.Flags().BoolVar(&s.acceptStale, "accept-stale", false, "take a bundle whose record has expired")
 	return cmd
+}
+
+// importHere takes a bundle in where no daemon runs.
+func (s *source) importHere(cmd *cobra.Command, r io.Reader, progress *cli.Progress) (got mirror.Imported, err error) {
+	b, err := mirror.OpenBundle(bufio.NewReaderSize(r, 1<<20))
+	if err != nil {
+		return got, err
+	}
+	at, err := parseAddress(b.Manifest.Address)
+	if err != nil {
+		return got, fmt.Errorf("%w: %w", mirror.ErrBundle, err)
+	}
+	s.defaultNode()
+	t, close, err := s.open(cmd, []string{at.String()}, true)
+	if err != nil {
+		return got, err
+	}
+	defer func() { err = errors.Join(err, close()) }()
+	return t.Import(cmd.Context(), b, mirror.ImportOptions{Progress: progress.Update})
+}
+
+// importBy has the running daemon take a bundle in. Its refusals have the code and hint
+// that they have where none runs.
+func importBy(ctx context.Context, path string, r io.Reader, acceptStale bool, progress *cli.Progress) (got mirror.Imported, err error) {
+	query := url.Values{"accept_stale": {strconv.FormatBool(acceptStale)}}
+	body, err := socket.Stream(ctx, path, http.MethodPost, "/import?"+query.Encode(), r)
+	if err != nil {
+		return got, err
+	}
+	defer body.Close()
+	got, err = mirror.ReadImport(body, progress.Update)
+	if err == nil || ctx.Err() != nil {
+		return got, errors.Join(err, ctx.Err())
+	}
+	for _, known := range []error{mirror.ErrNotTaken, ipnsrecord.ErrExpired, ipnsrecord.ErrRollback, mirror.ErrBundle} {
+		if strings.Contains(err.Error(), known.Error()) {
+			return got, told{err.Error(), known}
+		}
+	}
+	return got, err
 }

@@ -350,7 +350,7 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 				return nil, cli.Hint(cli.Usagef("--cache-size: this state's node is Kubo, or another command's, and what goes there its own garbage collection decides"),
 					"leave it out; Kubo has Datastore.StorageMax, and keeps what `registry-mirror pin` names")
 			}
-			o.Cached = h.cache.Part("node "+r.Network, from, node)
+			o.Cached = h.cache.Part(strings.TrimSpace("node "+r.Network), from, node)
 		}
 	} else if h.cache != nil {
 		o.Cached = h.cache.Part("mirror "+r.at.dir(), nil, nil)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,10 +39,11 @@ func diffCommand(common *cli.Common) *cobra.Command {
 		Long: `Lists the packages that are new (+), changed (~) or gone (-) in release B since
 release A, with the versions that were added (+), removed (-) or replaced (~), and the
 dist-tags that moved. A and B are numbers, days (all of it, in UTC), RFC 3339 times or
-now; without B it is now. Lines come as they are found; sort them by name with sort -k2.
+now; without B it is now. Lines are sorted by name.
 
 With --lockfile it is of the packages that a project locks: which of its versions were
-withdrawn, and which newer ones within its ranges came.
+withdrawn, and which newer ones within its ranges came. Under the same version the registry
+may have another integrity than the lockfile: that is an error, with a code of its own.
 
 The running daemon is asked; where none runs, the registries that were added are read,
 or the only one in this state.`,
@@ -84,13 +87,24 @@ or the only one in this state.`,
 				}
 			}
 			t := tally{compared: compared, lock: q.Lock}
-			return cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
+			err = cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
+			if err == nil && t.other > 0 {
+				err = fmt.Errorf("%w: %d of %s", errOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
+			}
+			return err
 		},
 	}
 	s.bind(cmd)
 	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
 	return cmd
 }
+
+// errOtherIntegrity is returned by diff where a lockfile and the registry do not mean the
+// same bytes by one version.
+var errOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
+
+// codeOtherIntegrity is the exit code of that: `doctor` has the one before it.
+const codeOtherIntegrity = 11
 
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
 // to date, where it can be.
@@ -118,7 +132,7 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	if err != nil {
 		return nil, err
 	}
-	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), raw)
+	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), bytes.NewReader(raw))
 	var r *socket.Refusal
 	if errors.As(err, &r) {
 		for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {
@@ -130,14 +144,17 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	return body, err
 }
 
-// readLock reads a lockfile, and the ranges in the package.json beside it, if there
-// is one.
+// readLock reads a lockfile with the ranges in it, and those in the package.json beside
+// it, if there is one.
 func readLock(path string) (*mirror.Lock, error) {
 	f, err := lockfile.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	lock := &mirror.Lock{Packages: f.Specs()}
+	lock := &mirror.Lock{Ranges: f.Ranges}
+	for _, p := range f.Packages {
+		lock.Packages = append(lock.Packages, mirror.LockedVersion{Spec: npm.Spec{Name: p.Name, Range: p.Version}, Integrity: p.Integrity})
+	}
 	path = filepath.Join(filepath.Dir(path), "package.json")
 	file, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -160,7 +177,7 @@ func readLock(path string) (*mirror.Lock, error) {
 		return nil, cli.Usagef("read %s: %w", path, err)
 	}
 	for _, of := range []map[string]string{project.Dependencies, project.DevDependencies, project.OptionalDependencies} {
-		lock.Ranges = append(lock.Ranges, mirror.Dependencies(of)...)
+		lock.Ranges = append(lock.Ranges, npm.Dependencies(of)...)
 	}
 	return lock, nil
 }
@@ -173,6 +190,12 @@ func packageLine(p mirror.PackageDiff) string {
 		line += " (" + p.Registry + ")"
 	}
 	for _, l := range p.Locked {
+		if l.Integrity != nil {
+			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: the lockfile has %s, the registry %s", l.Version, l.Integrity.Lock, cmp.Or(l.Integrity.Registry, "none"))
+		}
+		if l.State == "" && len(l.Newer) == 0 {
+			continue
+		}
 		var what []string
 		if l.State != "" {
 			what = append(what, l.State)
@@ -187,17 +210,18 @@ func packageLine(p mirror.PackageDiff) string {
 
 // tally counts what is printed.
 type tally struct {
-	compared                   []mirror.Compared
-	lock                       *mirror.Lock
-	fresh, changed, gone       int
-	locked, withdrawn, upgrade int // versions that are locked; of those
+	compared             []mirror.Compared
+	lock                 *mirror.Lock
+	fresh, changed, gone int
+	// Versions that are locked; of those.
+	locked, withdrawn, upgrade, other int
 }
 
 func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirror.PackageDiff, error] {
 	names := map[npm.Spec]bool{}
 	if t.lock != nil {
 		for _, s := range t.lock.Packages {
-			names[s] = true
+			names[s.Spec] = true
 		}
 	}
 	t.locked = len(names)
@@ -209,7 +233,7 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 				t.fresh++
 			case p.Change == index.IsGone:
 				t.gone++
-			default:
+			case p.Change == index.IsChanged:
 				t.changed++
 			}
 			for _, l := range p.Locked {
@@ -218,6 +242,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 				}
 				if len(l.Newer) > 0 {
 					t.upgrade++
+				}
+				if l.Integrity != nil {
+					t.other++
 				}
 			}
 			if !yield(p, err) {
@@ -235,7 +262,7 @@ func (t *tally) rest() map[string]any {
 		all["registries"] = t.compared
 	}
 	if t.lock != nil {
-		all["locked"], all["withdrawn"], all["with_newer"] = t.locked, t.withdrawn, t.upgrade
+		all["locked"], all["withdrawn"], all["with_newer"], all["other_integrity"] = t.locked, t.withdrawn, t.upgrade, t.other
 	}
 	return all
 }
@@ -255,7 +282,7 @@ func (t *tally) line() string {
 	}
 	line += fmt.Sprintf(": %d new, %d changed, %d gone", t.fresh, t.changed, t.gone)
 	if t.lock != nil {
-		line += fmt.Sprintf("; %d withdrawn, %d with newer in range", t.withdrawn, t.upgrade)
+		line += fmt.Sprintf("; %d withdrawn, %d with newer in range, %d with another integrity", t.withdrawn, t.upgrade, t.other)
 	}
 	return line
 }

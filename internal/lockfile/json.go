@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"strings"
 
@@ -28,10 +29,33 @@ type oldest struct {
 	Dependencies map[string]oldest `json:"dependencies"`
 }
 
+// asking is what the project itself or a workspace asks for, by the kinds that a client
+// installs for it.
+type asking struct {
+	Dependencies         jsontext.Value `json:"dependencies"`
+	DevDependencies      jsontext.Value `json:"devDependencies"`
+	OptionalDependencies jsontext.Value `json:"optionalDependencies"`
+}
+
+func (f *File) askAll(a asking, by catalogs) error {
+	for _, raw := range []jsontext.Value{a.Dependencies, a.DevDependencies, a.OptionalDependencies} {
+		var of map[string]string
+		if raw == nil {
+			continue
+		}
+		if err := json.Unmarshal(raw, &of); err != nil {
+			return fmt.Errorf("%w: %.100q are no dependencies", ErrFormat, raw)
+		}
+		f.ask(of, by)
+	}
+	return nil
+}
+
 // packed is an entry of "packages": of a package-lock.json, or, as a tuple, of
 // a bun.lock.
 type packed struct {
 	entry
+	asks  asking
 	tuple []jsontext.Value
 }
 
@@ -39,7 +63,13 @@ func (l *packed) UnmarshalJSONFrom(in *jsontext.Decoder) error {
 	if in.PeekKind() == '[' {
 		return json.UnmarshalDecode(in, &l.tuple)
 	}
-	return json.UnmarshalDecode(in, &l.entry)
+	var both struct {
+		entry
+		asking
+	}
+	err := json.UnmarshalDecode(in, &both)
+	l.entry, l.asks = both.entry, both.asking
+	return err
 }
 
 // readJSON reads a package-lock.json or a bun.lock, which has workspaces.
@@ -48,6 +78,8 @@ func (f *File) readJSON(raw []byte) error {
 	var file struct {
 		Version      any               `json:"lockfileVersion"`
 		Workspaces   jsontext.Value    `json:"workspaces"`
+		Catalog      map[string]string `json:"catalog"`
+		Catalogs     catalogs          `json:"catalogs"`
 		Packages     map[string]packed `json:"packages"`
 		Dependencies map[string]oldest `json:"dependencies"`
 	}
@@ -64,13 +96,27 @@ func (f *File) readJSON(raw []byte) error {
 				return err
 			}
 		}
+		by := catalogs{"default": file.Catalog}
+		maps.Copy(by, file.Catalogs)
+		var workspaces map[string]asking
+		if err := json.Unmarshal(file.Workspaces, &workspaces); err != nil {
+			return fmt.Errorf("%w: its workspaces are none", ErrFormat)
+		}
+		for _, w := range workspaces {
+			if err := f.askAll(w, by); err != nil {
+				return err
+			}
+		}
 	case file.Packages != nil:
 		f.Format = "package-lock.json"
 		for path, p := range file.Packages {
 			const dir = "node_modules/"
 			at := strings.LastIndex(path, dir)
 			if at < 0 || at > 0 && path[at-1] != '/' {
-				continue // the project itself, or a workspace, which has a link
+				if err := f.askAll(p.asks, nil); err != nil { // the project itself, or a workspace, which has a link
+					return err
+				}
+				continue
 			}
 			name := path[at+len(dir):]
 			if p.Name != "" {

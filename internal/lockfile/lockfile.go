@@ -42,6 +42,10 @@ type File struct {
 	Packages []Package
 	// Foreign are those that no registry has, sorted.
 	Foreign []Foreign
+	// Ranges are those of packages of registries by which the project and its workspaces
+	// ask for them, each once and sorted; of yarn, which does not tell those from others,
+	// all. An npm lockfile of version 1 has none.
+	Ranges []npm.Spec
 }
 
 // Package is one version of a package of a registry. The name of an alias is
@@ -151,6 +155,40 @@ func (f *File) settle() {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(string(a.Kind), string(b.Kind)))
 	})
 	f.Foreign = slices.Compact(f.Foreign)
+	slices.SortFunc(f.Ranges, func(a, b npm.Spec) int {
+		return cmp.Or(strings.Compare(string(a.Name), string(b.Name)), strings.Compare(a.Range, b.Range))
+	})
+	f.Ranges = slices.Compact(f.Ranges)
+}
+
+// catalogs are ranges by the names of packages, by the name of the catalog that has them:
+// pnpm and bun have a workspace say "catalog:" in the place of a range.
+type catalogs map[string]map[string]string
+
+// ask takes what the project or a workspace asks for.
+func (f *File) ask(of map[string]string, by catalogs) {
+	for name, rng := range of {
+		if from, ok := strings.CutPrefix(rng, "catalog:"); ok {
+			of[name] = by[cmp.Or(from, "default")][name]
+			if of[name] == "" {
+				delete(of, name)
+			}
+		}
+	}
+	f.Ranges = append(f.Ranges, npm.Dependencies(of)...)
+}
+
+// askSpec takes a range as yarn writes it, "express@^4.0.0" or "express@npm:^4.0.0".
+func (f *File) askSpec(spec string) {
+	name, rng, ok := cutName(spec)
+	if !ok {
+		return
+	}
+	rng, _, _ = strings.Cut(rng, "::") // which binds it to an archive
+	if plain, ok := strings.CutPrefix(rng, "npm:"); ok && !strings.Contains(plain, "@") {
+		rng = plain // yarn 2 and later; else an alias
+	}
+	f.ask(map[string]string{name: rng}, nil)
 }
 
 // add takes a package of a registry.

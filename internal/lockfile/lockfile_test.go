@@ -51,10 +51,74 @@ func TestEveryClientsLockfile(t *testing.T) {
 			if f.Packages[1].Integrity != test.integrity {
 				t.Errorf("integrity of %s: %q, want %q", packages[1], f.Packages[1].Integrity, test.integrity)
 			}
+			var ranges []string
+			for _, r := range f.Ranges {
+				if r != (npm.Spec{Name: "ms", Range: "2.1.2"}) { // which debug asks for, and yarn does not say so
+					ranges = append(ranges, string(r.Name)+"@"+r.Range)
+				}
+			}
+			if want := []string{"@types/ms@^2.1.0", "debug@4.3.4", "fsevents@2.3.2", "ms@2.0.0", "ms@2.1.1", "ms@2.1.3"}; !slices.Equal(ranges, want) {
+				t.Errorf("ranges %q, want %q", ranges, want)
+			}
 			if specs := f.Specs(); len(specs) != len(want) || specs[1] != (npm.Spec{Name: "debug", Range: "4.3.4"}) {
 				t.Errorf("Specs() = %v", specs)
 			}
 		})
+	}
+}
+
+// What workspaces ask for is told from what packages do, and catalogs are looked up.
+func TestRanges(t *testing.T) {
+	for name, text := range map[string]string{
+		"NPM": `{"lockfileVersion":3,"packages":{
+			"":{"dependencies":{"a":"^1","git":"github:x/y","w":"*"},"peerDependencies":{"p":"1"}},
+			"packages/w":{"devDependencies":{"a":"~1.2.0"},"optionalDependencies":{"alias":"npm:@s/b@>=2"}},
+			"node_modules/w":{"resolved":"packages/w","link":true},
+			"node_modules/a":{"version":"1.2.0","dependencies":{"deep":"^1"}}}}`,
+		"Bun": `{"lockfileVersion":1,"workspaces":{"":{"dependencies":{"a":"catalog:","w":"*"}},
+			"packages/w":{"devDependencies":{"a":"catalog:old","none":"catalog:"},"optionalDependencies":{"alias":"npm:@s/b@>=2"}}},
+			"catalog":{"a":"^1"},"catalogs":{"old":{"a":"~1.2.0"}},"packages":{}}`,
+		"PNPM": `
+lockfileVersion: '9.0'
+catalogs:
+  default:
+    a: {specifier: ^1, version: 1.2.0}
+importers:
+  .:
+    dependencies:
+      a: {specifier: 'catalog:', version: 1.2.0}
+      w: {specifier: '*', version: link:packages/w}
+  packages/w:
+    devDependencies:
+      a: {specifier: ~1.2.0, version: 1.2.0}
+    optionalDependencies:
+      alias: {specifier: 'npm:@s/b@>=2', version: '@s/b@2.0.0'}
+`,
+		"Yarn1": `# yarn lockfile v1
+a@^1, a@~1.2.0:
+  version "1.2.0"
+"alias@npm:@s/b@>=2":
+  version "2.0.0"
+w@*:
+  version "1.0.0"
+`,
+		"Yarn4": `
+__metadata: {version: 8}
+"a@npm:^1, a@npm:~1.2.0": {resolution: "a@npm:1.2.0"}
+"alias@npm:@s/b@>=2": {resolution: "@s/b@npm:2.0.0"}
+"w@npm:*": {resolution: "w@npm:1.0.0"}
+"x@workspace:.": {resolution: "x@workspace:."}
+`,
+	} {
+		f, err := Read(strings.NewReader(text))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := []npm.Spec{{Name: "@s/b", Range: ">=2"}, {Name: "a", Range: "^1"}, {Name: "a", Range: "~1.2.0"}, {Name: "w", Range: "*"}}
+		if !slices.Equal(f.Ranges, want) {
+			t.Errorf("%s: %v, want %v", name, f.Ranges, want)
+		}
 	}
 }
 

@@ -56,6 +56,9 @@ func (f *File) addPnpm(top *yaml.Node) error {
 	if major, _, _ := strings.Cut(version, "."); number(major) < 6 {
 		return fmt.Errorf("%w: it is a pnpm-lock.yaml of version %.20q: pnpm 8 and later write those that are read", ErrFormat, version)
 	}
+	if err := f.askPnpm(top); err != nil {
+		return err
+	}
 	return entries(field(top, "packages"), func(key string, p *yaml.Node) error {
 		place := strings.TrimPrefix(key, "/")
 		if open := strings.IndexByte(place, '('); open > 0 {
@@ -86,6 +89,40 @@ func (f *File) addPnpm(top *yaml.Node) error {
 	})
 }
 
+// askPnpm takes what the importers ask for, which are the project and its workspaces;
+// before 9 a project alone is none, and says it at the top.
+func (f *File) askPnpm(top *yaml.Node) error {
+	specifiers := func(m *yaml.Node) (map[string]string, error) {
+		of := map[string]string{}
+		return of, entries(m, func(name string, at *yaml.Node) error {
+			of[name] = text(field(at, "specifier"))
+			return nil
+		})
+	}
+	by := catalogs{}
+	err := entries(field(top, "catalogs"), func(name string, m *yaml.Node) (err error) {
+		by[name], err = specifiers(m)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	importer := func(_ string, m *yaml.Node) error {
+		for _, kind := range []string{"dependencies", "devDependencies", "optionalDependencies"} {
+			of, err := specifiers(field(m, kind))
+			if err != nil {
+				return err
+			}
+			f.ask(of, by)
+		}
+		return nil
+	}
+	if importers := field(top, "importers"); importers != nil {
+		return entries(importers, importer)
+	}
+	return importer("", top)
+}
+
 // addBerry takes a yarn.lock of yarn 2 and later, whose entries each have the
 // locator that their specs resolved to, as in "express@npm:4.18.2"
 // (https://yarnpkg.com/advanced/lexicon#locator).
@@ -101,6 +138,9 @@ func (f *File) addBerry(top *yaml.Node) error {
 		}
 		if strings.HasPrefix(from, "patch:") {
 			return nil // of what has an entry of its own
+		}
+		for spec := range strings.SplitSeq(key, ", ") {
+			f.askSpec(spec)
 		}
 		if version, ok := strings.CutPrefix(from, "npm:"); ok {
 			from, _, _ = strings.Cut(version, "::") // which binds it to an archive

@@ -1,6 +1,7 @@
 package lockfile
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"strings"
@@ -29,11 +30,14 @@ func (f *File) readYarn1(raw []byte) error {
 				return fmt.Errorf("%w: line %d: %.100q does not end with a colon", ErrFormat, n, line)
 			}
 			// All of them are of one package: the first says which.
-			spec, _, _ := strings.Cut(specs, ", ")
-			if spec, ok = unquote(spec); !ok {
-				return fmt.Errorf("%w: line %d: %.100q has a quote that does not end", ErrFormat, n, line)
+			e = yarnEntry{line: n}
+			for spec := range strings.SplitSeq(specs, ", ") {
+				if spec, ok = unquote(spec); !ok {
+					return fmt.Errorf("%w: line %d: %.100q has a quote that does not end", ErrFormat, n, line)
+				}
+				e.spec = cmp.Or(e.spec, spec)
+				f.askSpec(spec)
 			}
-			e = yarnEntry{line: n, spec: spec}
 		case e.line == 0:
 			return fmt.Errorf("%w: line %d: it belongs to no entry", ErrFormat, n)
 		case indent == 2:

@@ -50,7 +50,7 @@ func TestAnnounced(t *testing.T) {
 	private, _ := cachedWorld(t, 2000)
 	private.publish("d")
 	c := testCache(t, CacheOptions{Bound: 2*size + size/2, Now: func() time.Time { return w.now }})
-	part := c.Part("node ", w.node, nil)
+	part := c.Part("node", w.node, nil)
 	first, again := &crier{}, &crier{}
 	m := w.synced(func(o *Options) { o.Cached, o.Announce = part, first })
 	silent := private.synced(func(o *Options) { o.Cached = part })

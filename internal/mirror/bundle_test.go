@@ -77,7 +77,7 @@ func take(t testing.TB, table *Table, car []byte) (Imported, error) {
 	if err != nil {
 		return Imported{}, err
 	}
-	return table.Import(t.Context(), b, func(string, int, int, int64) {})
+	return table.Import(t.Context(), b, ImportOptions{})
 }
 
 func status(m *Mirror, path string) int { return get(m, path).Code }
@@ -347,7 +347,7 @@ func TestBundlesThatLie(t *testing.T) {
 		"Trailing":       {append(bytes.Clone(car), "more"...), "malformed CAR"},
 		"Stranger":       {rebuilt(t, root, append(slices.Clone(all), junk)...), "linked to by none"},
 		"OutOfOrder":     {rebuilt(t, root, append([]blocks.Block{all[0]}, reversed...)...), "linked to by none"},
-		"OtherRegistry":  {stolen, "not served here"},
+		"OtherRegistry":  {stolen, "which is not served"},
 		"NoRecord":       {without(bundleRecord), "its record"},
 		"NoList":         {without(bundleList), "not a usable bundle"},
 		"JunkRecord":     {replaced(bundleRecord, []byte("junk")), "record"},

@@ -52,7 +52,7 @@ import (
 //	t <when> <file>        the same by time
 //	l <file>               its blocks: length and bytes of each multihash, size
 //	b <part> 0 <multihash> <CID>   a block, and a file that has it: size
-//	v                      "1": the form of these rows
+//	v                      "2": the form of these rows; in form 1 a part had a space after its label
 //	s                      bytes of all blocks, each once in its part
 //	p <name>               JSON: a Pin
 //	o <file> <registry>    a registry that has the file
@@ -79,6 +79,7 @@ type Cache struct {
 	young  map[string]bool          // files whose rows no sync has covered yet
 	pins   map[npm.Name]Pin
 	pinned map[string]int // files of pins, and how many have them
+	held   int            // holds: nothing goes
 	over   bool           // it was said that the bound cannot be held
 	trims  chan struct{}  // holds a token: there may be something to evict
 	repin  chan struct{}  // holds a token: pins have changed
@@ -115,7 +116,7 @@ const (
 	pinRows     = 'p'
 	ownerSpace  = 'o'
 	formatRow   = 'v'
-	cacheFormat = "1"
+	cacheFormat = "2"
 
 	maxSeenFiles = 1 << 16
 	// evictAtOnce is how many files go with one sync of the node.
@@ -179,6 +180,10 @@ func (c *Cache) load() error {
 		if err := c.db.Set([]byte{formatRow}, []byte(cacheFormat), pebble.Sync); err != nil {
 			return err
 		}
+	case string(format) == "1":
+		if err := c.relabel(); err != nil {
+			return err
+		}
 	case string(format) != cacheFormat:
 		return fmt.Errorf("%w: the cache has format %.20q, and this version knows %s", ErrState, format, cacheFormat)
 	}
@@ -218,6 +223,69 @@ func (c *Cache) load() error {
 		c.setPin(p)
 	}
 	return nil
+}
+
+// relabel writes the rows of format 1 as those of format 2: the part of a state's own
+// node was "node ". A crash between its writes has it begun again.
+func (c *Cache) relabel() error {
+	const was, is = "node ", "node"
+	batch := c.db.NewBatch()
+	defer func() { batch.Close() }()
+	move := func(space byte, skip int) error {
+		for key, err := range c.rows(c.db, []byte{space}, false) {
+			if err != nil {
+				return err
+			}
+			if len(key) < skip || !bytes.HasPrefix(key[skip:], []byte(was+"\x00")) {
+				continue
+			}
+			value, err := c.get(key)
+			if err == nil {
+				err = errors.Join(batch.Set(slices.Concat(key[:skip], []byte(is), key[skip+len(was):]), value, nil), batch.Delete(key, nil))
+			}
+			if err == nil && batch.Len() > 1<<20 {
+				err = batch.Commit(pebble.NoSync)
+				batch.Close()
+				batch = c.db.NewBatch()
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, space := range []byte{fileSpace, listSpace, sharedSpace, ownerSpace} {
+		if err := move(space, 1); err != nil {
+			return err
+		}
+	}
+	if err := move(timeSpace, 9); err != nil {
+		return err
+	}
+	for key, err := range c.rows(c.db, []byte{pinRows}, false) {
+		if err != nil {
+			return err
+		}
+		var p Pin
+		raw, err := c.get(key)
+		if err == nil {
+			err = json.Unmarshal(raw, &p)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: the pin of %q", ErrState, key[1:])
+		}
+		if p.Part != was {
+			continue
+		}
+		p.Part = is
+		if raw, err = json.Marshal(p); err == nil {
+			err = batch.Set(key, raw, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(batch.Set([]byte{formatRow}, []byte(cacheFormat), nil), batch.Commit(pebble.Sync))
 }
 
 // Stop ends evictions; uses are still written down.

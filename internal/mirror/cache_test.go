@@ -120,7 +120,7 @@ func TestCacheBound(t *testing.T) {
 		t.Run(fmt.Sprint("node=", node), func(t *testing.T) {
 			w, names := cachedWorld(t, size)
 			c := testCache(t, CacheOptions{Bound: 2*size + size/2, Now: func() time.Time { return w.now }})
-			part := c.Part("node ", w.node, nil)
+			part := c.Part("node", w.node, nil)
 			m := w.synced(func(o *Options) {
 				if !node {
 					part = c.Part("mirror x", nil, nil)
@@ -172,7 +172,7 @@ func TestCacheSending(t *testing.T) {
 	const size = 3 << 20
 	w, _ := cachedWorld(t, size)
 	c := testCache(t, CacheOptions{Bound: 4 << 20})
-	m := w.synced(func(o *Options) { o.Cached = c.Part("node ", w.node, nil) })
+	m := w.synced(func(o *Options) { o.Cached = c.Part("node", w.node, nil) })
 	server := httptest.NewServer(m.Handler())
 	t.Cleanup(server.Close)
 	file := w.files["a-1.0.0.tgz"]
@@ -209,7 +209,7 @@ func TestCachePins(t *testing.T) {
 	w, names := cachedWorld(t, size)
 	c := testCache(t, CacheOptions{Bound: 2*size + size/2})
 	node := &pinningNode{pins: map[cid.Cid]bool{}}
-	m := w.synced(func(o *Options) { o.Cached = c.Part("node ", w.node, node) })
+	m := w.synced(func(o *Options) { o.Cached = c.Part("node", w.node, node) })
 	table, err := NewTable(Registry{Label: "x", Mirror: m})
 	check(t, err)
 	admin := table.Admin()
@@ -589,7 +589,7 @@ func TestCacheRefuses(t *testing.T) {
 	if _, err := OpenCache(CacheOptions{Dir: "cache", FS: disk}); !errors.Is(err, ErrLocked) {
 		t.Errorf("a second owner: %v", err)
 	}
-	for _, row := range [][2]string{{"v", "2"}, {"s", ""}, {"p", "{"}, {"t", "short"}} {
+	for _, row := range [][2]string{{"v", "3"}, {"s", ""}, {"p", "{"}, {"t", "short"}} {
 		key := row[0]
 		if key == "p" {
 			key = "pname"
@@ -601,5 +601,51 @@ func TestCacheRefuses(t *testing.T) {
 		}
 		disk = vfs.NewMem()
 		c = testCache(t, CacheOptions{FS: disk})
+	}
+}
+
+// A cache that an earlier version wrote is read on: what is pinned stays pinned, and what
+// is above the bound goes.
+func TestCacheOfFormat1(t *testing.T) {
+	const size = 1500 << 10
+	w, _ := cachedWorld(t, size)
+	o := CacheOptions{FS: vfs.NewMem(), Bound: 4 * size, Now: func() time.Time { return w.now }}
+	c := testCache(t, o)
+	old := c.Part("node ", w.node, nil) // as it was
+	m := w.synced(func(o *Options) { o.Cached = old })
+	table, err := NewTable(Registry{Label: "npm", Mirror: m})
+	check(t, err)
+	for _, name := range []string{"a", "b"} {
+		_, err := table.Pin(t.Context(), npm.Name(name), "")
+		check(t, err)
+	}
+	check(t, table.Unpin("b", ""))
+	quiet(t, c)
+	before := c.Status()
+	check(t, m.Close())
+	check(t, c.db.Set([]byte{formatRow}, []byte("1"), nil))
+	check(t, c.Close())
+
+	o.Bound = size + size/2
+	c = testCache(t, o)
+	m = w.open(func(o *Options) { o.Cached = c.Part("node", w.node, nil) })
+	if pins := c.Pins(); len(pins) != 1 || pins[0].Part != "node" || len(pins[0].Files) == 0 {
+		t.Errorf("pinned: %+v", pins)
+	}
+	if now := c.Status(); now.Bytes != before.Bytes && now.Bytes > o.Bound {
+		t.Errorf("%+v, before %+v", now, before)
+	}
+	c.trimSoon()
+	quiet(t, c)
+	for name, stays := range map[string]bool{"a": true, "b": false} {
+		if _, whole := m.pieces(t.Context(), w.files[name+"-1.0.0.tgz"]); whole != stays {
+			t.Errorf("%s is whole: %t", name, whole)
+		}
+	}
+	for row, err := range c.rows(c.db, []byte{fileSpace}, false) {
+		check(t, err)
+		if !strings.HasPrefix(string(row[1:]), "node\x00") {
+			t.Errorf("row %q", row)
+		}
 	}
 }

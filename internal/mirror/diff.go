@@ -53,12 +53,27 @@ type Locked struct {
 	// Newer are the versions that are new, higher, and within every range that led to
 	// this one: what depends on it says those, else it is what ^ makes of it.
 	Newer []string `json:"newer,omitempty"`
+	// Integrity is there where the newer release has the version with another one than
+	// the lock: no bytes can match both.
+	Integrity *Integrities `json:"integrity,omitempty"`
 }
 
-// Lock is what a project locks: exact versions, and the ranges that it itself asks for.
+// Integrities are two of one version that contradict each other.
+type Integrities struct {
+	Lock     string `json:"lock"`
+	Registry string `json:"registry"` // "" where its document gives none that can be used
+}
+
+// Lock is what a project locks, and the ranges that it itself asks for.
 type Lock struct {
-	Packages []npm.Spec `json:"packages"`
-	Ranges   []npm.Spec `json:"ranges,omitempty"`
+	Packages []LockedVersion `json:"packages"`
+	Ranges   []npm.Spec      `json:"ranges,omitempty"`
+}
+
+// LockedVersion is an exact version, with what its bytes must be.
+type LockedVersion struct {
+	npm.Spec
+	Integrity string `json:"integrity,omitempty"` // as npm.Dist has it; "" where the lock does not say
 }
 
 // DiffQuery is what Table.Diff is asked.
@@ -95,10 +110,14 @@ type Compared struct {
 // diffAtOnce is how many packages are read at the same time.
 const diffAtOnce = 16
 
-// Diff says what changed from one moment to another in all registries: of all packages, in no promised order, or with a lock of those in it, by
-// name. It reads the directories that differ, and of each package that does both
-// directories and documents; what it keeps does not grow with the lists. A package
-// whose content nobody has is Unknown. It ends at the first error.
+// maxSorted is how many packages are sorted at once: some 200 MiB of them.
+const maxSorted = 1 << 20
+
+// Diff says what changed from one moment to another: of all packages, by registry and
+// name, of more than maxSorted by name among as many as are found one after the other;
+// or with a lock of those in it, by name. It reads the directories that differ, and of
+// each package that does both directories and documents. A package whose content nobody
+// has is Unknown. It ends at the first error.
 func (t *Table) Diff(ctx context.Context, q DiffQuery) ([]Compared, iter.Seq2[PackageDiff, error], error) {
 	moments, err := q.moments()
 	if err != nil {
@@ -236,7 +255,7 @@ func (d diff) all(ctx context.Context) iter.Seq2[PackageDiff, error] {
 					}
 				}
 			}
-			for p, err := range inOrder(ctx, asked, func(ctx context.Context, one index.Difference) (PackageDiff, error) {
+			for p, err := range inOrder(ctx, byName(asked, maxSorted), func(ctx context.Context, one index.Difference) (PackageDiff, error) {
 				return d.read(ctx, i, one)
 			}) {
 				if !yield(p, err) || err != nil {
@@ -244,6 +263,33 @@ func (d diff) all(ctx context.Context) iter.Seq2[PackageDiff, error] {
 				}
 			}
 		}
+	}
+}
+
+// byName sorts differences by name, n at a time. It ends at the first error.
+func byName(all iter.Seq2[index.Difference, error], n int) iter.Seq2[index.Difference, error] {
+	return func(yield func(index.Difference, error) bool) {
+		var some []index.Difference
+		flush := func() bool {
+			slices.SortFunc(some, func(a, b index.Difference) int { return strings.Compare(string(a.New.Name), string(b.New.Name)) })
+			for _, one := range some {
+				if !yield(one, nil) {
+					return false
+				}
+			}
+			some = some[:0]
+			return true
+		}
+		for one, err := range all {
+			if err != nil {
+				yield(one, err)
+				return
+			}
+			if some = append(some, one); len(some) == n && !flush() {
+				return
+			}
+		}
+		flush()
 	}
 }
 
@@ -293,11 +339,17 @@ func (m *Mirror) tagChanges(ctx context.Context, one index.Difference) (moved []
 	return moved, nil
 }
 
-// locked yields what changed of a lock's packages.
+// locked yields what there is to say of a lock's packages.
 func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, error] {
-	versions := map[npm.Name][]string{}
+	versions, integrity := map[npm.Name][]string{}, map[npm.Name]map[string]string{}
 	for _, s := range lock.Packages {
 		versions[s.Name] = append(versions[s.Name], s.Range)
+		if s.Integrity != "" {
+			if integrity[s.Name] == nil {
+				integrity[s.Name] = map[string]string{}
+			}
+			integrity[s.Name][s.Range] = s.Integrity
+		}
 	}
 	names := func(yield func(npm.Name, error) bool) {
 		for _, name := range slices.Sorted(maps.Keys(versions)) {
@@ -308,37 +360,72 @@ func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, erro
 	}
 	return func(yield func(PackageDiff, error) bool) {
 		// At most as many as are locked.
-		var changed []PackageDiff
+		var all []PackageDiff
 		wanted := false // some have new versions
 		for p, err := range inOrder(ctx, names, d.ofName) {
 			if err != nil {
 				yield(PackageDiff{}, err)
 				return
 			}
-			if p.Change != "" {
-				changed = append(changed, p)
-				wanted = wanted || len(p.Added) > 0
-			}
+			all = append(all, p)
+			wanted = wanted || len(p.Added) > 0
 		}
 		ranges := map[npm.Name][]string{}
-		if wanted {
-			var err error
-			if ranges, err = d.ranges(ctx, lock, versions); err != nil {
+		for _, s := range lock.Ranges {
+			ranges[s.Name] = append(ranges[s.Name], s.Range)
+		}
+		var read []manifests
+		for one, err := range inOrder(ctx, names, func(ctx context.Context, name npm.Name) (manifests, error) {
+			if !wanted && integrity[name] == nil {
+				return manifests{}, nil // nothing in its document is asked for
+			}
+			return d.manifests(ctx, name, versions[name], wanted)
+		}) {
+			if err != nil {
 				yield(PackageDiff{}, err)
 				return
 			}
+			for _, s := range one.asks {
+				ranges[s.Name] = append(ranges[s.Name], s.Range)
+			}
+			one.asks = nil
+			read = append(read, one)
 		}
-		for _, p := range changed {
+		for i, p := range all {
+			p.Unknown = p.Unknown || read[i].unread
 			for _, v := range slices.Compact(slices.SortedFunc(slices.Values(versions[p.Name]), npm.CompareVersions)) {
-				if l := p.of(v, ranges[p.Name]); l.State != "" || len(l.Newer) > 0 {
+				l := Locked{Version: v}
+				if p.Change != index.IsSame {
+					l = p.of(v, ranges[p.Name])
+				}
+				if dist, ok := read[i].dists[v]; ok {
+					l.Integrity = contradiction(integrity[p.Name][v], dist)
+				}
+				if l.State != "" || len(l.Newer) > 0 || l.Integrity != nil {
 					p.Locked = append(p.Locked, l)
 				}
+			}
+			if p.Change == index.IsSame && !p.Unknown && len(p.Locked) == 0 {
+				continue
 			}
 			if !yield(p, nil) {
 				return
 			}
 		}
 	}
+}
+
+// contradiction says where a lock and a registry's document cannot both be right.
+func contradiction(lock string, d npm.Dist) *Integrities {
+	locked, err := npm.ParseIntegrity(npm.Dist{Integrity: lock})
+	if err != nil {
+		return nil // the lock says nothing that a client could check
+	}
+	listed, err := npm.ParseIntegrity(d)
+	if err == nil && !locked.Contradicts(listed) {
+		return nil
+	}
+	return &Integrities{Lock: locked.String(), Registry: listed.String()}
 }
 
 // of says what became of a locked version.
@@ -392,11 +479,15 @@ func (d diff) entries(ctx context.Context, name npm.Name) (row int, one index.Di
 	return -1, one, nil
 }
 
-// ofName is what changed of a name, with no Change where nothing did.
+// ofName is what changed of a name.
 func (d diff) ofName(ctx context.Context, name npm.Name) (PackageDiff, error) {
 	i, one, err := d.entries(ctx, name)
 	if err != nil || i < 0 || one.Old == one.New {
-		return PackageDiff{}, err
+		same := PackageDiff{PackageChange: index.PackageChange{Name: name, Change: index.IsSame}}
+		if i >= 0 {
+			same.Registry = d.label(i)
+		}
+		return same, err
 	}
 	p, err := d.read(ctx, i, one)
 	if err != nil || p.Unknown {
@@ -407,87 +498,62 @@ func (d diff) ofName(ctx context.Context, name npm.Name) (PackageDiff, error) {
 	return p, err
 }
 
-// ranges are those by which a lock's packages and the project ask for names.
-func (d diff) ranges(ctx context.Context, lock Lock, versions map[npm.Name][]string) (map[npm.Name][]string, error) {
-	all := map[npm.Name][]string{}
-	for _, s := range lock.Ranges {
-		all[s.Name] = append(all[s.Name], s.Range)
-	}
-	names := func(yield func(npm.Name, error) bool) {
-		for name := range versions {
-			if !yield(name, nil) {
-				return
-			}
-		}
-	}
-	for specs, err := range inOrder(ctx, names, func(ctx context.Context, name npm.Name) ([]npm.Spec, error) {
-		return d.dependencies(ctx, name, versions[name])
-	}) {
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range specs {
-			all[s.Name] = append(all[s.Name], s.Range)
-		}
-	}
-	return all, nil
+// manifests is what some versions' manifests say.
+type manifests struct {
+	asks   []npm.Spec          // what they depend on
+	dists  map[string]npm.Dist // of those that the newer release lists
+	unread bool                // nobody has the newer release's document
 }
 
-// dependencies are those of some versions of a package, as the newer release that has
-// it says.
-func (d diff) dependencies(ctx context.Context, name npm.Name, versions []string) (specs []npm.Spec, err error) {
+// manifests reads those of some versions of a package; with asks also those that only
+// the older release has.
+func (d diff) manifests(ctx context.Context, name npm.Name, versions []string, asks bool) (got manifests, err error) {
 	i, one, err := d.entries(ctx, name)
 	if err != nil || i < 0 {
-		return nil, err
+		return got, err
 	}
 	m := d.table.rows[i].Mirror
+	if one.Old == one.New {
+		one.Old.CID = cid.Undef // it is read once
+	}
+	got.dists = map[string]npm.Dist{}
 	for _, dir := range []cid.Cid{one.New.CID, one.Old.CID} {
-		if !dir.Defined() || len(versions) == 0 {
+		newer := dir == one.New.CID
+		if !dir.Defined() || len(versions) == 0 || !newer && !asks {
 			continue
 		}
 		p, err := m.eitherPackument(ctx, name, dir)
-		if err != nil {
-			return nil, fmt.Errorf("ranges of %s: %w", name, err)
-		}
-		err = m.decoded(ctx, p, func(raw []byte) error {
-			doc, err := npm.ParsePackument(raw)
-			if err != nil {
-				return err
-			}
-			versions = slices.DeleteFunc(slices.Clone(versions), func(v string) bool {
-				manifest := doc.Versions[v]
-				if manifest == nil {
-					return false
+		if err == nil {
+			err = m.decoded(ctx, p, func(raw []byte) error {
+				doc, err := npm.ParsePackument(raw)
+				if err != nil {
+					return err
 				}
-				for _, of := range []map[string]string{manifest.Dependencies, manifest.OptionalDependencies, manifest.PeerDependencies} {
-					specs = append(specs, Dependencies(of)...)
-				}
-				return true
+				versions = slices.DeleteFunc(slices.Clone(versions), func(v string) bool {
+					manifest := doc.Versions[v]
+					if manifest == nil {
+						return false
+					}
+					if newer {
+						got.dists[v] = manifest.Dist
+					}
+					for _, of := range []map[string]string{manifest.Dependencies, manifest.OptionalDependencies, manifest.PeerDependencies} {
+						got.asks = append(got.asks, npm.Dependencies(of)...)
+					}
+					return true
+				})
+				return nil
 			})
-			return nil
-		})
+		}
+		if !asks && errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+			got.unread = true
+			return got, nil
+		}
 		if err != nil {
-			return nil, fmt.Errorf("ranges of %s: %w", name, err)
+			return got, fmt.Errorf("manifests of %s: %w", name, err)
 		}
 	}
-	return specs, nil
-}
-
-// Dependencies are those of a manifest that are ranges of packages of a registry;
-// an alias is what is behind it.
-func Dependencies(of map[string]string) (specs []npm.Spec) {
-	for text, rng := range of {
-		if alias, ok := strings.CutPrefix(rng, "npm:"); ok {
-			at := strings.LastIndexByte(alias, '@')
-			if text, rng = alias, ""; at > 0 {
-				text, rng = alias[:at], alias[at+1:]
-			}
-		}
-		if name, err := npm.ParseName(text); err == nil && npm.IsRange(rng) {
-			specs = append(specs, npm.Spec{Name: name, Range: rng})
-		}
-	}
-	return specs
+	return got, nil
 }
 
 // inOrder calls f for each item, some at the same time, and yields the results in the

@@ -2,6 +2,8 @@ package mirror
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/registry-mirror/registry-mirror/index"
 	"github.com/registry-mirror/registry-mirror/internal/npm"
 	"github.com/registry-mirror/registry-mirror/internal/unixfs"
 )
@@ -28,10 +31,12 @@ func diffed(t *testing.T, table *Table, q DiffQuery) []string {
 			line := p.String()
 			for _, l := range p.Locked {
 				line += fmt.Sprintf(" [%s %s %s]", l.Version, l.State, strings.Join(l.Newer, " "))
+				if l.Integrity != nil {
+					line += fmt.Sprintf(" (%.9s, not %.9s)", l.Integrity.Registry, l.Integrity.Lock)
+				}
 			}
 			lines = append(lines, strings.TrimSpace(p.Registry+" "+line))
 		}
-		slices.Sort(lines)
 		return lines
 	}
 	_, packages, err := table.Diff(t.Context(), q)
@@ -113,17 +118,61 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// Lines are by name, however the lists are built.
+func TestDiffIsByName(t *testing.T) {
+	var archive strings.Builder
+	var names []string
+	for i := range 60 {
+		name := fmt.Sprintf("p%d", i*7919%60)
+		if i%3 == 0 {
+			name = "@s/" + name
+		}
+		fmt.Fprintf(&archive, "-- %s@1.0.0/package.json --\n{\"name\":%q,\"version\":\"1.0.0\"}\n", name, name)
+		names = append(names, name)
+	}
+	w := newWorldOf(t, archive.String())
+	w.now = dated(1)
+	w.publish(names[0])
+	w.now = dated(2)
+	w.publish(names...)
+	got := diffed(t, atTable(t, w.synced()), DiffQuery{From: "1", To: "2"})
+	if len(got) != len(names)-1 || !slices.IsSorted(got) {
+		t.Errorf("%d lines: %q", len(got), got)
+	}
+
+	// Beyond the bound, as many at a time.
+	var sorted []string
+	for one, err := range byName(func(yield func(index.Difference, error) bool) {
+		for _, name := range []npm.Name{"d", "b", "c", "a", "e"} {
+			if !yield(index.Difference{New: index.Entry{Name: name}}, nil) {
+				return
+			}
+		}
+		yield(index.Difference{}, io.ErrUnexpectedEOF)
+	}, 2) {
+		if err != nil {
+			sorted = append(sorted, err.Error())
+			break
+		}
+		sorted = append(sorted, string(one.New.Name))
+	}
+	if want := []string{"b", "d", "a", "c", io.ErrUnexpectedEOF.Error()}; !slices.Equal(sorted, want) {
+		t.Errorf("two at a time %q, want %q", sorted, want)
+	}
+}
+
 // What is newer has to be within what each dependent asks for, and the project too.
 func TestDiffOfLock(t *testing.T) {
 	w := changing(t)
 	table := atTable(t, w.synced())
-	lock := func(specs ...string) (all []npm.Spec) {
+	lock := func(specs ...string) (all []LockedVersion) {
 		for _, s := range specs {
 			name, version, _ := strings.Cut(s, "@")
-			all = append(all, npm.Spec{Name: npm.Name(name), Range: version})
+			all = append(all, LockedVersion{Spec: npm.Spec{Name: npm.Name(name), Range: version}})
 		}
 		return all
 	}
+	ask := func(spec string) []npm.Spec { return []npm.Spec{lock(spec)[0].Spec} }
 	for _, tt := range []struct {
 		name, from, to string
 		lock           Lock
@@ -131,8 +180,8 @@ func TestDiffOfLock(t *testing.T) {
 	}{
 		{"by a dependent", "1", "2", Lock{Packages: lock("left-pad@1.0.0", "is-odd@3.0.1")}, []string{"~ left-pad … [1.0.0  1.0.7]"}},
 		{"by nobody known", "1", "2", Lock{Packages: lock("left-pad@1.0.0")}, []string{"~ left-pad … [1.0.0  1.0.7 1.4.0]"}},
-		{"by the project", "1", "2", Lock{Packages: lock("left-pad@1.0.0"), Ranges: lock("left-pad@>=1.0.0")}, []string{"~ left-pad … [1.0.0  1.0.7 1.4.0 2.0.0]"}},
-		{"by both", "1", "2", Lock{Packages: lock("left-pad@1.0.0", "is-odd@3.0.1"), Ranges: lock("left-pad@<1.0.7")}, []string{"~ left-pad …"}},
+		{"by the project", "1", "2", Lock{Packages: lock("left-pad@1.0.0"), Ranges: ask("left-pad@>=1.0.0")}, []string{"~ left-pad … [1.0.0  1.0.7 1.4.0 2.0.0]"}},
+		{"by both", "1", "2", Lock{Packages: lock("left-pad@1.0.0", "is-odd@3.0.1"), Ranges: ask("left-pad@<1.0.7")}, []string{"~ left-pad …"}},
 		{"through an alias, twice", "1", "2", Lock{Packages: lock("left-pad@1.3.0", "left-pad@1.0.0", "is-odd@3.0.1", "is-even@1.0.0")},
 			[]string{"+ is-even … [1.0.0 appeared ]", "~ left-pad … [1.0.0  1.0.7] [1.3.0  1.4.0]"}},
 		{"withdrawn", "2", "3", Lock{Packages: lock("left-pad@1.3.0", "left-pad@1.0.0", "is-odd@3.0.1", "is-even@1.0.0")},
@@ -151,6 +200,45 @@ func TestDiffOfLock(t *testing.T) {
 				}
 			}
 			if !slices.Equal(got, tt.want) {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// A locked version whose integrity is another than the registry's is told of whatever
+// else changed, by the newer release; what cannot be compared is not.
+func TestDiffOfIntegrity(t *testing.T) {
+	w := changing(t)
+	digests := func(name, version string) (sri, sha1 string) {
+		v := (npm.Integrity{}).NewVerifier()
+		v.Write(w.registry.Tarball(name, version))
+		sum, err := hex.DecodeString(v.Shasum())
+		check(t, err)
+		return v.SRI(), "sha1-" + base64.StdEncoding.EncodeToString(sum)
+	}
+	right, old := digests("left-pad", "1.0.0")
+	other, otherOld := digests("left-pad", "1.4.0")
+	table := atTable(t, w.synced())
+	for _, tt := range []struct {
+		name, version, from, to, integrity string
+		want                               []string
+	}{
+		{"the same", "1.0.0", "2", "2", right, nil},
+		{"the same by SHA-1", "1.0.0", "2", "2", old, nil},
+		{"one of several", "1.0.0", "2", "2", other + " " + right, nil},
+		{"other", "1.0.0", "2", "2", other, []string{"= left-pad [1.0.0  ] (" + right[:9] + ", not " + other[:9] + ")"}},
+		{"other by SHA-1", "1.0.0", "2", "2", otherOld, []string{"= left-pad [1.0.0  ] (" + right[:9] + ", not " + otherOld[:9] + ")"}},
+		{"one of both", "1.0.0", "2", "2", right + " " + otherOld, []string{"= left-pad [1.0.0  ] (" + right[:9] + ", not " + right[:9] + ")"}},
+		{"none in the lock", "1.0.0", "2", "2", "", nil},
+		{"of another kind", "1.0.0", "2", "2", "sha384-" + strings.Repeat("A", 64), nil},
+		{"no digest", "1.0.0", "2", "2", "sha512-x", nil},
+		{"beside newer ones", "1.0.0", "1", "2", other, []string{"~ left-pad +1.0.7 +1.4.0 +2.0.0 latest:1.0.0->2.0.0 next:none->2.0.0 old:1.0.0->none [1.0.0  1.0.7 1.4.0] (" + right[:9] + ", not " + other[:9] + ")"}},
+		{"only in the older release", "1.3.0", "2", "3", other, []string{"~ left-pad -1.3.0 [1.3.0 withdrawn ]"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			lock := Lock{Packages: []LockedVersion{{npm.Spec{Name: "left-pad", Range: tt.version}, tt.integrity}}}
+			if got := diffed(t, table, DiffQuery{From: tt.from, To: tt.to, Lock: &lock}); !slices.Equal(got, tt.want) {
 				t.Errorf("%q, want %q", got, tt.want)
 			}
 		})

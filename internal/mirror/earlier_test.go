@@ -224,16 +224,19 @@ func TestServeAt(t *testing.T) {
 		body   string
 	}{
 		{"/left-pad", 200, `"http://127.0.0.1:4873/left-pad/-/left-pad-1.0.0.tgz"`},
-		{"/@types%2fnode", 404, "Not found"},
+		{"/@types%2fnode", 404, `"Not found"}`},
 		{"/-/at/2/@types%2fnode", 200, `"http://127.0.0.1:4873/-/at/2/@types/node/-/node-20.0.0.tgz"`},
 		{"/-/at/2/@types/node", 200, `"20.0.0"`},
 		{"/-/at/2/@types/node/-/node-20.0.0.tgz", 200, "\x1f\x8b"},
 		{"/-/at/2026-03-03/@types/node", 200, "/-/at/2026-03-03/@types/node/-/"},
 		{"/-/at/2026-03-03T23:00:00Z/@types/node", 200, "/-/at/2026-03-03T23:00:00Z/@types/node/-/"},
 		{"/-/at/2026-03-03T23%3A00%3A00Z/@types/node", 200, "/-/at/2026-03-03T23:00:00Z/@types/node/-/"},
-		{"/-/at/1/@types/node", 404, "Not found"},
-		{"/-/at/3/@types/node", 404, "Not found"},
-		{"/-/at/2026-03-02/@types/node", 404, "Not found"},
+		{"/-/at/1/@types/node", 404, `"Not found in release 1 of 2026-03-02 `},
+		{"/-/at/3/@types/node", 404, `"Not found in release 3 of 2026-03-04 `},
+		{"/-/at/2026-03-02/@types/node", 404, `"Not found in release 1 of 2026-03-02 `},
+		{"/-/at/2027-01-01/@types/node", 404, `"Not found in release 3 of 2026-03-04 `}, // which is the newest
+		{"/-/at/2/left-pad/9.9.9", 404, `"version not found: 9.9.9 in release 2 of 2026-03-03 `},
+		{"/left-pad/9.9.9", 404, `"version not found: 9.9.9"}`},
 		{"/-/at/2027-01-01/left-pad", 200, `/-/at/2027-01-01/left-pad/`},
 		{"/-/at/2", 200, `"update_seq":2`},
 		{"/-/at/2/", 200, `"update_seq":2`},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -43,7 +44,10 @@ func (c *Cache) run() {
 
 // trim evicts files until the bound holds, or none is left that may go.
 func (c *Cache) trim(ctx context.Context) error {
-	if c.o.Bound <= 0 {
+	c.mu.Lock()
+	held := c.held > 0
+	c.mu.Unlock()
+	if c.o.Bound <= 0 || held {
 		return nil
 	}
 	victims, err := c.victims()
@@ -134,7 +138,31 @@ func (c *Cache) partOf(key string) *Part {
 }
 
 // stays says whether a file must not go now. It needs mu.
-func (c *Cache) stays(key string) bool { return c.inUse[key] > 0 || c.pinned[key] > 0 }
+func (c *Cache) stays(key string) bool {
+	return c.held > 0 || c.inUse[key] > 0 || c.pinned[key] > 0
+}
+
+// hold keeps all files from eviction until letGo is called, which is never nil: the
+// bound is soft. It waits for those that are on their way out.
+func (c *Cache) hold(ctx context.Context) (letGo func(), err error) {
+	c.mu.Lock()
+	c.held++
+	going := slices.Collect(maps.Values(c.going))
+	c.mu.Unlock()
+	for _, gone := range going {
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return func() {
+		c.mu.Lock()
+		c.held--
+		c.mu.Unlock()
+		c.trimSoon()
+	}, err
+}
 
 // victims are the files that are to go, by part and the least recently used first.
 // Nobody waits for it: it is only a proposal, which leave and strike hold against

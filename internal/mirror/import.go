@@ -1,14 +1,18 @@
 package mirror
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/ipfs/boxo/ipns"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -148,26 +152,55 @@ type Imported struct {
 	Blocks   int    `json:"blocks"`
 }
 
+// ErrNotTaken is returned by Import for a bundle that has no place in the table.
+var ErrNotTaken = errors.New("what runs here takes no such bundle")
+
+// ImportOptions are how Import goes about it.
+type ImportOptions struct {
+	// AcceptStale takes a record that has expired, as Options.AcceptStale does.
+	AcceptStale bool
+	// Progress, where not nil, is called from one goroutine at a time.
+	Progress func(stage string, done, total int, bytes int64)
+}
+
 // Import takes a bundle in: its blocks, then its record and what that leads to, as a
-// list of its own or as a part of one, and pins its packages. The registry must be one
-// of the table's: ErrBundle. It asks nobody for anything, and is begun again where it was
+// list of its own or as a part of one, which is served from then on, and pins its
+// packages. Nothing that is here is evicted meanwhile. The registry must be one of the
+// table's, at its newest release: ErrNotTaken. It is begun again where it was
 // interrupted by doing it again. Errors are those of the mirror that follows a record too:
-// ipnsrecord.ErrExpired, unless Options.AcceptStale, ipnsrecord.ErrRollback.
-func (t *Table) Import(ctx context.Context, b *Bundle, progress func(stage string, done, total int, bytes int64)) (Imported, error) {
-	at := slices.IndexFunc(t.rows, func(r Registry) bool { return r.Address() == b.Manifest.Address })
-	if at < 0 {
-		return Imported{}, fmt.Errorf("import: %w: it is of %.100q, which is not served here", ErrBundle, b.Manifest.Address)
+// ipnsrecord.ErrExpired, unless that is accepted, ipnsrecord.ErrRollback.
+func (t *Table) Import(ctx context.Context, b *Bundle, o ImportOptions) (Imported, error) {
+	progress := o.Progress
+	if progress == nil {
+		progress = func(string, int, int, int64) {}
 	}
-	got, err := t.rows[at].Mirror.takeBundle(ctx, b, progress)
+	at := slices.IndexFunc(t.rows, func(r Registry) bool { return r.Address() == b.Manifest.Address })
+	c := t.cache()
+	switch {
+	case !t.moment.isNewest():
+		return Imported{}, fmt.Errorf("import: %w: it stays at the %s", ErrNotTaken, t.moment.title())
+	case at < 0:
+		return Imported{}, fmt.Errorf("import: %w: that is of %.100q, which is not served", ErrNotTaken, b.Manifest.Address)
+	case c == nil:
+		return Imported{}, fmt.Errorf("import: %w: it makes the registry itself", ErrNotTaken)
+	}
+	letGo, err := c.hold(ctx)
+	defer letGo()
+	if err != nil {
+		return Imported{}, err
+	}
+	got, err := t.rows[at].Mirror.takeBundle(ctx, b, o.AcceptStale, progress)
 	if err != nil {
 		return got, fmt.Errorf("import a bundle of %s: %w", b.Manifest.Address, err)
 	}
-	c := t.cache()
-	if c == nil {
-		return got, fmt.Errorf("import: %w", ErrNoCache)
-	}
 	for i, p := range b.Manifest.Packages {
+		if err := ctx.Err(); err != nil {
+			return got, err
+		}
 		progress("check", i, len(b.Manifest.Packages), 0)
+		if t.of(p.Name) != t.rows[at].Mirror {
+			continue // another registry answers for the name, and has its own files of it
+		}
 		for _, v := range p.Versions {
 			if err := c.Pin(p.Name, v); err != nil {
 				return got, err
@@ -193,28 +226,28 @@ func (t *Table) Import(ctx context.Context, b *Bundle, progress func(stage strin
 // signs, before the high-water mark moves; that is durable before a name is served by
 // it. A crash before the mark leaves blocks that nothing trusts, and one after it a
 // mirror that serves what it did; doing it again ends both.
-func (m *Mirror) takeBundle(ctx context.Context, b *Bundle, progress func(string, int, int, int64)) (Imported, error) {
+func (m *Mirror) takeBundle(ctx context.Context, b *Bundle, acceptStale bool, progress func(string, int, int, int64)) (Imported, error) {
 	got := Imported{Manifest: b.Manifest}
 	if !m.enter() {
 		return got, ErrClosed
 	}
 	defer m.leave()
-	select {
+	if err := m.takeBlocks(ctx, b, progress); err != nil {
+		return got, err
+	}
+	got.Blocks = len(b.seen)
+	select { // not before: a bundle may come slowly, and lists are synced meanwhile
 	case m.syncing <- struct{}{}:
 		defer func() { <-m.syncing }()
 	case <-ctx.Done():
 		return got, ctx.Err()
 	}
-	if err := m.takeBlocks(ctx, b, progress); err != nil {
-		return got, err
-	}
-	got.Blocks = len(b.seen)
 
 	var record ipnsrecord.Record
 	root := m.o.Root
 	if !root.Defined() {
 		var err error
-		if record, err = m.bundledRecord(ctx, b); err != nil {
+		if record, err = m.bundledRecord(ctx, b, acceptStale || m.o.AcceptStale); err != nil {
 			return got, err
 		}
 		root, got.Sequence = record.Value, record.Sequence
@@ -318,7 +351,7 @@ type Checkpointer interface {
 }
 
 // bundledRecord is the bundle's record, checked.
-func (m *Mirror) bundledRecord(ctx context.Context, b *Bundle) (r ipnsrecord.Record, err error) {
+func (m *Mirror) bundledRecord(ctx context.Context, b *Bundle, acceptStale bool) (r ipnsrecord.Record, err error) {
 	name, err := ipns.NameFromString(m.name())
 	if err != nil {
 		return r, err
@@ -332,7 +365,7 @@ func (m *Mirror) bundledRecord(ctx context.Context, b *Bundle) (r ipnsrecord.Rec
 		return r, fmt.Errorf("%w: its record: %w", ErrBundle, err)
 	}
 	r, err = ipnsrecord.Check(name, raw, m.o.Now())
-	if errors.Is(err, ipnsrecord.ErrExpired) && m.o.AcceptStale {
+	if errors.Is(err, ipnsrecord.ErrExpired) && acceptStale {
 		err = nil
 	}
 	return r, err
@@ -381,4 +414,113 @@ func (m *Mirror) bundledPart(ctx context.Context, b *Bundle, release index.Relea
 		p.Names[has.Name] = e.CID
 	}
 	return p, nil
+}
+
+const (
+	// importStall is how long a bundle that is sent may bring nothing, and an answer may
+	// find no reader.
+	importStall = time.Minute
+	// importSays is the time between two lines of one stage.
+	importSays = 100 * time.Millisecond
+)
+
+// importLine is one line of the answer to POST /import: how far it is, and last what was
+// done or why not.
+type importLine struct {
+	Progress *importStage `json:"progress,omitempty"`
+	Imported *Imported    `json:"imported,omitempty"`
+	Error    string       `json:"error,omitempty"`
+}
+
+type importStage struct {
+	Stage string `json:"stage"`
+	Done  int    `json:"done"`
+	Total int    `json:"total,omitempty"`
+	Bytes int64  `json:"bytes,omitempty"`
+}
+
+// serveImport answers with importLines while the bundle comes. It ends with who sends
+// it: what had come is kept and served no more than after a crash.
+func (t *Table) serveImport(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	if err := control.EnableFullDuplex(); err != nil {
+		sendError(w, r, http.StatusInternalServerError, err.Error())
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer control.SetWriteDeadline(time.Time{})
+	send := func(l importLine) {
+		raw, err := json.Marshal(l)
+		if err == nil {
+			err = control.SetWriteDeadline(time.Now().Add(importStall))
+		}
+		if err == nil {
+			_, err = w.Write(append(raw, '\n'))
+		}
+		if errors.Join(err, control.Flush()) != nil {
+			cancel() // nobody reads it
+		}
+	}
+	got, err := t.importFrom(ctx, stallingReader{r.Body, control}, r.FormValue("accept_stale") == "true", send)
+	if err != nil {
+		t.rows[0].log.WarnContext(ctx, "a bundle was not taken in", "error", err)
+		send(importLine{Error: oneLine(err)})
+		// Who is still sending reads that only if sending does not fail before.
+		if control.SetReadDeadline(time.Now().Add(importStall)) == nil {
+			_, _ = io.Copy(io.Discard, r.Body)
+		}
+		return
+	}
+	t.rows[0].log.InfoContext(ctx, "took a bundle in", "of", got.Address, "release", got.Release, "packages", len(got.Packages))
+	send(importLine{Imported: &got})
+}
+
+// importFrom is Import of what is read from r.
+func (t *Table) importFrom(ctx context.Context, r io.Reader, acceptStale bool, send func(importLine)) (Imported, error) {
+	b, err := OpenBundle(bufio.NewReaderSize(r, 1<<20))
+	if err != nil {
+		return Imported{}, err
+	}
+	var last importStage
+	var said time.Time
+	return t.Import(ctx, b, ImportOptions{AcceptStale: acceptStale, Progress: func(stage string, done, total int, bytes int64) {
+		if now := time.Now(); stage != last.Stage || now.Sub(said) >= importSays {
+			last, said = importStage{stage, done, total, bytes}, now
+			send(importLine{Progress: &last})
+		}
+	}})
+}
+
+// stallingReader is a request's body that fails once nothing has come for importStall.
+// With the body's end the server takes the deadline away.
+type stallingReader struct {
+	io.Reader
+	control *http.ResponseController
+}
+
+func (s stallingReader) Read(p []byte) (int, error) {
+	if err := s.control.SetReadDeadline(time.Now().Add(importStall)); err != nil {
+		return 0, err
+	}
+	return s.Reader.Read(p)
+}
+
+// ReadImport reads the answer to POST /import. Its error, where Import failed, is what
+// that says.
+func ReadImport(r io.Reader, progress func(stage string, done, total int, bytes int64)) (Imported, error) {
+	dec := jsontext.NewDecoder(r)
+	for {
+		var l importLine
+		switch err := json.UnmarshalDecode(dec, &l); {
+		case err != nil:
+			return Imported{}, fmt.Errorf("read what became of the bundle: %w", err)
+		case l.Error != "":
+			return Imported{}, errors.New(l.Error)
+		case l.Imported != nil:
+			return *l.Imported, nil
+		case l.Progress != nil:
+			progress(l.Progress.Stage, l.Progress.Done, l.Progress.Total, l.Progress.Bytes)
+		}
+	}
 }

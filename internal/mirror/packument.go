@@ -523,7 +523,7 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 		return
 	}
 	if manifest == nil {
-		sendError(w, r, http.StatusNotFound, "version not found: "+want)
+		sendError(w, r, http.StatusNotFound, "version not found: "+want+m.lookedIn(r))
 		return
 	}
 	sendPart(w, r, manifest)

@@ -163,7 +163,7 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
 	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
-		sendError(w, r, http.StatusNotFound, "Not found")
+		sendError(w, r, http.StatusNotFound, "Not found"+m.lookedIn(r))
 	case errors.Is(err, errNotInBundle) && m.o.Offline:
 		sendError(w, r, http.StatusNotFound, oneLine(err)) // it will not come: to try again is vain
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
@@ -190,6 +190,15 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		m.log.ErrorContext(r.Context(), "request failed", "path", r.URL.Path, "error", err)
 		sendError(w, r, http.StatusInternalServerError, oneLine(err))
 	}
+}
+
+// lookedIn says which release was looked in, where a client may think of another.
+func (m *Mirror) lookedIn(r *http.Request) string {
+	h := m.head.Load()
+	if h == nil || m.newest == nil && below(r) == "" {
+		return ""
+	}
+	return " in " + linkOf(h.Release).String()
 }
 
 // oneLine is an error with all of its causes, as clients show it.

@@ -101,6 +101,20 @@ func (in Integrity) String() string {
 	return ""
 }
 
+// Contradicts reports whether no bytes can match both: of an algorithm that both have, they
+// share no digest. Where they have none in common it says false.
+func (in Integrity) Contradicts(other Integrity) bool {
+	for i, mine := range in.digests {
+		shared := func(sum []byte) bool {
+			return slices.ContainsFunc(other.digests[i], func(theirs []byte) bool { return bytes.Equal(sum, theirs) })
+		}
+		if len(mine) > 0 && len(other.digests[i]) > 0 && !slices.ContainsFunc(mine, shared) {
+			return true
+		}
+	}
+	return false
+}
+
 // Weak reports whether SHA-1 is all there is to check by, as for many versions
 // from before 2017: whoever can make colliding files could pass one for the
 // other. The zero value, which nothing passes, is weak too.

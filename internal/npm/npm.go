@@ -5,7 +5,12 @@
 // IPFS or time.
 package npm
 
-import "errors"
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+)
 
 var (
 	// ErrName is returned for a string that npm would not accept as the name
@@ -37,6 +42,24 @@ type Name string
 type Spec struct {
 	Name  Name   `json:"name"`
 	Range string `json:"range,omitempty"`
+}
+
+// Dependencies are those of a manifest, a range by its name, that are ranges of packages
+// of a registry, by name; an alias is what is behind it.
+func Dependencies(of map[string]string) (specs []Spec) {
+	for _, text := range slices.Sorted(maps.Keys(of)) {
+		rng := of[text]
+		if alias, ok := strings.CutPrefix(rng, "npm:"); ok {
+			at := strings.LastIndexByte(alias, '@')
+			if text, rng = alias, ""; at > 0 {
+				text, rng = alias[:at], alias[at+1:]
+			}
+		}
+		if name, err := ParseName(text); err == nil && IsRange(rng) {
+			specs = append(specs, Spec{Name: name, Range: rng})
+		}
+	}
+	return specs
 }
 
 // Dist is the part of a manifest that says where a version's tarball is and

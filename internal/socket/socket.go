@@ -4,7 +4,6 @@
 package socket
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -159,10 +158,12 @@ func Call(ctx context.Context, path, method, what string, out any) error {
 	return json.Unmarshal(raw, out)
 }
 
-// Stream asks the process at path, with a JSON body where that is not nil, and returns
-// its answer as it comes, of any length, for as long as ctx lasts. Errors are as of Call.
-func Stream(ctx context.Context, path, method, what string, body []byte) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, bytes.NewReader(body))
+// Stream asks the process at path, with a body where that is not nil, and returns
+// its answer as it comes, of any length, for as long as ctx lasts. The answer may begin
+// before the body was read, which is then sent on until the answer is closed. Errors are
+// as of Call.
+func Stream(ctx context.Context, path, method, what string, body io.Reader) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://socket"+what, body)
 	if err != nil {
 		return nil, err
 	}

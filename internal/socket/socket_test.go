@@ -261,7 +261,7 @@ func TestStream(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- Serve(ctx, l, mux) }()
 	stream := func(what string) (got string, err error) {
-		body, err := Stream(t.Context(), path, http.MethodPost, what, []byte(`{"n":7}`))
+		body, err := Stream(t.Context(), path, http.MethodPost, what, strings.NewReader(`{"n":7}`))
 		if err != nil {
 			return "", err
 		}

@@ -10,13 +10,13 @@ import (
 
 // operations are the rows of the table, in order.
 var operations = []string{
-	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish", "behind a proxy", "use and unuse", "portable lock",
+	"install", "ci", "add", "view", "outdated", "dist-tag ls", "search", "audit", "audit signatures", "ping", "publish", "behind a proxy", "earlier release", "use and unuse", "portable lock",
 }
 
 var operate = map[string]func(*cell) error{
 	"install": doInstall, "ci": doCI, "add": doAdd, "view": doView, "outdated": doOutdated, "dist-tag ls": doTags,
 	"search": doSearch, "audit": doAudit, "audit signatures": doSignatures, "ping": doPing, "publish": doPublish,
-	"behind a proxy": doProxied, "use and unuse": doUse, "portable lock": doPortable,
+	"behind a proxy": doProxied, "earlier release": doEarlier, "use and unuse": doUse, "portable lock": doPortable,
 }
 
 var (
@@ -102,6 +102,23 @@ func doProxied(x *cell) error {
 	// Three packages, a document and a tarball each.
 	if n := x.reg.front.asked.Load() - before; n < 6 {
 		return fmt.Errorf("%d requests came by the proxy: the others went around it", n)
+	}
+	return nil
+}
+
+// doEarlier installs by the registry's URL as of an earlier release, and then by its own.
+func doEarlier(x *cell) error {
+	for _, at := range []struct{ base, want string }{{"/-/at/1/", "sapling 1.0.0"}, {"/", "sapling 1.1.0"}} {
+		x.base = at.base
+		if err := errors.Join(x.fresh(), x.manifest("sapling@^1.0.0", "@scope/twig@0.1.0")); err != nil {
+			return err
+		}
+		if _, err := x.must("install"); err != nil {
+			return err
+		}
+		if err := x.loads(at.want+", twig of branch of leaf 1.1.0", "require('sapling') + ', ' + require('@scope/twig')"); err != nil {
+			return fmt.Errorf("by %s: %w", x.url(), err)
+		}
 	}
 	return nil
 }

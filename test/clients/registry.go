@@ -23,7 +23,7 @@ import (
 )
 
 // archive is what the matrix installs: a leaf with three versions and two tags,
-// what depends on it, and a scope.
+// what depends on it, a scope, and a sapling.
 const archive = `
 -- leaf@1.0.0/package.json --
 {"name": "leaf", "version": "1.0.0", "description": "A leaf of the matrix"}
@@ -39,6 +39,10 @@ module.exports = 'leaf ' + require('./package.json').version
 module.exports = 'leaf ' + require('./package.json').version
 -- leaf/dist-tags.json --
 {"latest": "2.0.0", "old": "1.0.0"}
+-- sapling@1.0.0/package.json --
+{"name": "sapling", "version": "1.0.0"}
+-- sapling@1.0.0/index.js --
+module.exports = 'sapling ' + require('./package.json').version
 -- branch@1.0.0/package.json --
 {"name": "branch", "version": "1.0.0", "dependencies": {"leaf": "^1.0.0"}}
 -- branch@1.0.0/index.js --
@@ -47,6 +51,14 @@ module.exports = 'branch of ' + require('leaf')
 {"name": "@scope/twig", "version": "0.1.0", "dependencies": {"branch": "1"}}
 -- @scope/twig@0.1.0/index.js --
 module.exports = 'twig of ' + require('branch')
+`
+
+// grown is the sapling in the second release.
+const grown = `
+-- sapling@1.1.0/package.json --
+{"name": "sapling", "version": "1.1.0"}
+-- sapling@1.1.0/index.js --
+module.exports = 'sapling ' + require('./package.json').version
 `
 
 // registry is the mirror that the clients are given.
@@ -93,30 +105,52 @@ func serve(ctx context.Context, work string) (*registry, error) {
 	if r.other, err = newFront(r.host, ""); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	var said output
-	r.mirror = exec.CommandContext(ctx, r.program, "up", "leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig",
-		"--upstream", up.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--trusted-proxy", "127.0.0.1", "--json")
-	r.mirror.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
-	r.mirror.Stdout, r.mirror.Stderr = &said, r.log
-	if err := r.mirror.Start(); err != nil {
-		r.mirror = nil
+	specs := []string{"leaf@1.0.0", "leaf@1.1.0", "leaf", "@scope/twig", "sapling@1.0.0"}
+	if err := r.start(ctx, work, specs...); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	end := time.Now().Add(2 * time.Minute)
-	for !json.Valid(said.Bytes()) {
-		if time.Now().After(end) || ctx.Err() != nil {
-			return nil, errors.Join(fmt.Errorf("the mirror did not come up\n%s", r.log.Bytes()), r.close())
-		}
-		time.Sleep(50 * time.Millisecond)
+	r.stop()
+	if err := up.Add(grown); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	if err := r.start(ctx, work, append(specs, "sapling@1.1.0")...); err != nil {
+		return nil, errors.Join(err, r.close())
 	}
 	return r, nil
 }
 
-func (r *registry) close() error {
+// start runs `registry-mirror up` until it serves what was asked for.
+func (r *registry) start(ctx context.Context, work string, specs ...string) error {
+	var said output
+	args := append([]string{"up"}, specs...)
+	r.mirror = exec.CommandContext(ctx, r.program, append(args,
+		"--upstream", r.upstream.URL, "--state", filepath.Join(work, "state"), "--listen", r.host, "--trusted-proxy", "127.0.0.1", "--json")...)
+	r.mirror.Env = append(os.Environ(), "REGMIRROR_CONFIG=/dev/null")
+	r.mirror.Stdout, r.mirror.Stderr = &said, r.log
+	if err := r.mirror.Start(); err != nil {
+		r.mirror = nil
+		return err
+	}
+	end := time.Now().Add(2 * time.Minute)
+	for !json.Valid(said.Bytes()) {
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("the mirror did not come up\n%s", r.log.Bytes())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return nil
+}
+
+func (r *registry) stop() {
 	if r.mirror != nil {
 		r.mirror.Process.Signal(os.Interrupt)
 		r.mirror.Wait()
+		r.mirror = nil
 	}
+}
+
+func (r *registry) close() error {
+	r.stop()
 	if r.beyond != nil {
 		r.beyond.Close()
 	}

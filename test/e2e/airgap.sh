@@ -71,6 +71,9 @@ until_ok 20 curl -sf http://127.0.0.1:4873/-/ping || { cat b.log >&2; fail "the 
 begin=$(now)
 ci_in ours --cache "$S/empty-cache" --registry http://127.0.0.1:4873
 since "$begin" >ours.ms
+begin=$(now)
+registry-mirror import whole.car --state b -v # by the daemon that runs
+since "$begin" >running.ms
 registry-mirror status --state b
 begin=$(now)
 ci_in copied --cache "$S/npm-cache" --offline
@@ -102,6 +105,7 @@ row "bundle.car" "$(size bundle.car)" "$export"
 row "  with the whole list" "$(size whole.car)"
 row "  fetch before it" "" "$fetch"
 row "  import" "" "$(cat import.ms)"
+row "  import by the running daemon" "" "$(cat running.ms)"
 row "  npm ci, no network" "" "$(cat ours.ms)"
 row "npm's cache, copied" "$cache" "$warm"
 row "  npm ci --offline, no network" "" "$(cat copied.ms)"
