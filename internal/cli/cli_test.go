@@ -156,16 +156,17 @@ func TestNamedFiles(t *testing.T) {
 }
 
 // TestHintsLeadToTheSameState: a command that a hint names has the --state and --config
-// that were typed.
+// that were typed, and one of publisher its --name.
 func TestHintsLeadToTheSameState(t *testing.T) {
-	const hint = "`follower add NAME`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"
+	const hint = "`follower add NAME`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME`, `publisher log`, `publisher log --name a`"
 	for _, test := range []struct {
 		args []string
 		want string
 	}{
 		{nil, hint},
-		{[]string{"--state", "a b"}, "`follower add NAME --state 'a b'`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
-		{[]string{"--state", "s", "--config", "conf.toml"}, "`follower add NAME --state s --config conf.toml`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
+		{[]string{"--state", "a b"}, "`follower add NAME --state 'a b'`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME --state 'a b'`, `publisher log --state 'a b'`, `publisher log --name a --state 'a b'`"},
+		{[]string{"--state", "s", "--config", "conf.toml"}, "`follower add NAME --state s --config conf.toml`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME --state s --config conf.toml`, `publisher log --state s --config conf.toml`, `publisher log --name a --state s --config conf.toml`"},
+		{[]string{"--name", "b"}, strings.ReplaceAll(hint, "`publisher log`", "`publisher log --name b`")},
 	} {
 		t.Chdir(t.TempDir())
 		if err := os.WriteFile("conf.toml", nil, 0o600); err != nil {
@@ -173,6 +174,7 @@ func TestHintsLeadToTheSameState(t *testing.T) {
 		}
 		root := &cobra.Command{Use: "follower"}
 		root.AddCommand(&cobra.Command{Use: "work", RunE: func(*cobra.Command, []string) error { return Hint(errPlain, hint) }})
+		root.PersistentFlags().String("name", "", "")
 		new(Common).Bind(root)
 		var stdout, stderr bytes.Buffer
 		Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)

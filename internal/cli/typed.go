@@ -206,33 +206,44 @@ func OfFile(path string, err error) error {
 	return err
 }
 
-// besideFlags is the annotation of a root command that has the flags which lead the
-// next command to the state of this one.
-const besideFlags = "beside"
+// besideFlags and besideName are the annotations of a root command that have the flags
+// which lead the next command to what this one is about.
+const (
+	besideFlags = "beside"
+	besideName  = "beside-name"
+)
 
-// keepTyped keeps what was typed of --state and --config, for Beside.
+// keepTyped keeps what was typed of --state, --config and --name, for Beside.
 func keepTyped(cmd *cobra.Command) {
-	text := ""
-	for _, name := range []string{"state", "config"} {
-		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
-			text += " --" + name + " " + ShellWord(f.Value.String())
+	typed := func(names ...string) (text string) {
+		for _, name := range names {
+			if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
+				text += " --" + name + " " + ShellWord(f.Value.String())
+			}
 		}
+		return text
 	}
-	cmd.Root().Annotations = map[string]string{besideFlags: text}
+	cmd.Root().Annotations = map[string]string{besideFlags: typed("state", "config"), besideName: typed("name")}
 }
 
 // ours are commands of this project within text, as people should type them.
 var ours = regexp.MustCompile("`(?:" + strings.Join(Commands, "|") + ") [a-z][^`]*`")
 
 // Beside gives the commands of this project that text has in backquotes, as in
-// `follower add NAME`, the flags --state and --config with which cmd was started: what
-// is typed as it is printed must not work on another state. What other people type is
-// written without the program, as in "their `up`". Report does it for all hints.
+// `follower add NAME`, the flags --state and --config with which cmd was started, and
+// those of publisher, where text does not say of which registry they are, its --name:
+// what is typed as it is printed must not work on another state or registry. What other
+// people type is written without the program, as in "their `up`". Report does it for all
+// hints.
 func Beside(cmd *cobra.Command, text string) string {
-	flags := cmd.Root().Annotations[besideFlags]
+	typed := cmd.Root().Annotations
 	return ours.ReplaceAllStringFunc(text, func(command string) string {
-		if flags == "" || strings.Contains(command, "--state") || strings.Contains(command, "--help") {
+		if strings.Contains(command, "--state") || strings.Contains(command, "--help") {
 			return command
+		}
+		flags := typed[besideFlags]
+		if strings.HasPrefix(command, "`publisher ") && !strings.Contains(command, " NAME") && !strings.Contains(command, "--name") {
+			flags = typed[besideName] + flags
 		}
 		return strings.TrimSuffix(command, "`") + flags + "`"
 	})
