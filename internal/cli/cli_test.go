@@ -72,11 +72,13 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "BadDuration", args: []string{"work", "--for", "3days"}, code: CodeUsage, stderr: "tool: error: --for: \"3days\" is no duration\ntool: hint: a duration is in hours, minutes and seconds: 168h is a week, 1h30m an hour and a half\n"},
 		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\"\ntool: hint: `tool --help` lists the commands\n"},
 		{name: "MistypedCommand", args: []string{"wokr"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
-		{name: "MistypedCommandOfAGroup", args: []string{"keys", "nwe"}, code: CodeUsage, stderr: "tool: error: unknown command \"nwe\"\ntool: hint: did you mean `tool keys new`? `tool keys --help` lists the commands\n"},
+		{name: "MistypedCommandOfAGroup", args: []string{"keys", "shw"}, code: CodeUsage, stderr: "tool: error: unknown command \"shw\"\ntool: hint: did you mean `tool keys show`? `tool keys --help` lists the commands\n"},
 		{name: "MistypedCommandWithItsFlag", args: []string{"wokr", "--count", "1"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
 		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: \"x\" is one argument too many\ntool: hint: usage: tool work; --help says more\n"},
 		{name: "TooFewArguments", args: []string{"keys", "new", "a"}, code: CodeUsage, stderr: "tool: error: FILE is missing\ntool: hint: usage: tool keys new NAME FILE; --help says more\n"},
 		{name: "Help", args: []string{"--help"}, code: CodeOK},
+		{name: "HelpOf", args: []string{"help", "keys", "new"}, code: CodeOK},
+		{name: "HelpOfNone", args: []string{"help", "keys", "shw"}, code: CodeUsage, stderr: "tool: error: unknown command \"shw\"\ntool: hint: did you mean `tool keys show`? `tool keys --help` lists the commands\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := &cobra.Command{Use: "tool"}
@@ -84,7 +86,8 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 			work.Flags().Int("count", 0, "how many")
 			work.Flags().Duration("for", 0, "how long")
 			keys := &cobra.Command{Use: "keys"}
-			keys.AddCommand(&cobra.Command{Use: "new NAME FILE", Args: cobra.ExactArgs(2), Run: func(*cobra.Command, []string) {}})
+			keys.AddCommand(&cobra.Command{Use: "new NAME FILE", Args: cobra.ExactArgs(2), Run: func(*cobra.Command, []string) {}},
+				&cobra.Command{Use: "show", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) {}})
 			root.AddCommand(work, keys)
 			args := test.args
 			if args == nil {
@@ -98,7 +101,7 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 			if code != test.code || stderr.String() != test.stderr {
 				t.Errorf("code %d, says %q, want %d and %q", code, stderr.String(), test.code, test.stderr)
 			}
-			if test.name != "Help" && stdout.Len() > 0 {
+			if test.code != CodeOK && stdout.Len() > 0 {
 				t.Errorf("prints %q", stdout.String())
 			}
 		})

@@ -39,16 +39,42 @@ func judgeTyped(c *cobra.Command) {
 	}
 }
 
+// judgeTopics has `help` of what is no command be a mistake too, for which cobra would
+// print the help of root and end well.
+func judgeTopics(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	if help == root {
+		return // which has no commands
+	}
+	help.Args = func(_ *cobra.Command, args []string) error {
+		c, rest, err := root.Find(args)
+		if err == nil && c.HasSubCommands() && len(rest) > 0 {
+			err = unknownCommand(c, rest[0])
+		}
+		return err
+	}
+}
+
 func isGroup(c *cobra.Command) bool { return c.HasSubCommands() && !c.Runnable() }
 
 // unknownCommand is the error where typed is no command of the group c.
 func unknownCommand(c *cobra.Command, typed string) error {
 	hint := "`" + c.CommandPath() + " --help` lists the commands"
-	c.SuggestionsMinimumDistance = 2
-	if near := c.SuggestionsFor(typed); len(near) > 0 {
-		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`? " + hint
+	if near := nearest(c, typed); near != "" {
+		hint = "did you mean `" + c.CommandPath() + " " + near + "`? " + hint
 	}
 	return Hint(Usagef("unknown command %.100q", typed), hint)
+}
+
+// nearest is the command of the group c that was meant with typed, "" where none is like it.
+func nearest(c *cobra.Command, typed string) string {
+	for c.SuggestionsMinimumDistance = 1; c.SuggestionsMinimumDistance <= 2; c.SuggestionsMinimumDistance++ {
+		if near := c.SuggestionsFor(typed); len(near) > 0 {
+			return near[0]
+		}
+	}
+	return ""
 }
 
 // wrongArguments is the error where check does not take args.
@@ -103,15 +129,14 @@ func unknownFlag(c *cobra.Command, unknown *pflag.NotExistError) error {
 	err := Usagef("unknown flag %s%.100s", dashes, name)
 	// Commands are what cobra compares a word with.
 	var flags cobra.Command
-	flags.SuggestionsMinimumDistance = 2
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
 	})
 	if c.Flags().Lookup(name) != nil {
 		return Hint(err, "did you mean --"+name+"?")
 	}
-	if near := flags.SuggestionsFor(name); len(name) > 1 && len(near) > 0 {
-		return Hint(err, "did you mean --"+near[0]+"?")
+	if near := nearest(&flags, name); len(name) > 1 && near != "" {
+		return Hint(err, "did you mean --"+near+"?")
 	}
 	var have []string
 	var visit func(*cobra.Command)
