@@ -134,6 +134,7 @@ func TestNamedFiles(t *testing.T) {
 		{"Flag", []string{"--in", "nodir/x"}, fmt.Errorf("read: %w", gone("nodir/x")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
 		{"OneOfAList", []string{"--each", "plain", "--each", "nofile"}, errors.Join(errPlain, gone("nofile")), CodeUsage, "there is no nofile in " + dir + ": is its name right, and is that the directory?"},
 		{"Directory", []string{"."}, &fs.PathError{Op: "read", Path: ".", Err: syscall.EISDIR}, CodeUsage, "that is a directory: name a file in it"},
+		{"WrittenToADirectory", []string{"--in", "."}, OfFile(".", &os.LinkError{Op: "rename", Old: ".x.123", New: ".", Err: syscall.EEXIST}), CodeUsage, "that is a directory: name a file in it"},
 		{"BelowAFile", []string{"plain/x"}, &fs.PathError{Op: "open", Path: "plain/x", Err: syscall.ENOTDIR}, CodeUsage, "one of the directories above it is a file"},
 		{"WrittenAside", []string{"--in", "nodir/x"}, OfFile("nodir/x", gone("nodir/.x.123")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
 		{"OfTheState", []string{"nofile"}, gone("/state/table.json"), CodeFailed, ""},

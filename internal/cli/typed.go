@@ -187,7 +187,7 @@ func namedFile(cmd *cobra.Command, err error) string {
 		return ""
 	}
 	switch {
-	case errors.Is(file, syscall.EISDIR):
+	case errors.Is(file, syscall.EISDIR), errors.Is(file, fs.ErrExist) && isDir(file.Path): // the latter of a rename to it
 		return "that is a directory: name a file in it"
 	case errors.Is(file, syscall.ENOTDIR):
 		return "one of the directories above it is a file"
@@ -203,6 +203,11 @@ func namedFile(cmd *cobra.Command, err error) string {
 		return "there is no directory " + dir + ": make it, or name another file"
 	}
 	return "there is no " + filepath.Base(path) + " in " + dir + ": is its name right, and is that the directory?"
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func isNamed(cmd *cobra.Command, path string) bool {
