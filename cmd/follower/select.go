@@ -173,7 +173,7 @@ func line(w ledger.Want) string {
 	case w.Scope != "":
 		return "--scope " + w.Scope
 	}
-	return w.Spec.String()
+	return cli.ShellWord(w.Spec.String())
 }
 
 // wantJSON is a line of the selection as --json prints it.

@@ -153,7 +153,7 @@ func (m madeRegistry) print(w io.Writer, key ipnskeys.Key) error {
 // typed is a command line with the --state that was typed here.
 func (r *registry) typed(cmd *cobra.Command, line string) string {
 	if cmd.Flags().Changed("state") {
-		line += " --state '" + strings.ReplaceAll(r.State, "'", `'\''`) + "'"
+		line += " --state " + cli.ShellWord(r.State)
 	}
 	return line
 }

@@ -630,7 +630,7 @@ func (r *registry) putName(raw []byte, args []string) (ipns.Name, error) {
 	}
 	name, from, err := r.nameOf(c, raw, args[0])
 	if err == nil && from == "" {
-		err = cli.Hint(cli.Usagef("put %s: nothing says whose record it is", args[0]), "name it: `publisher record put "+args[0]+" k51…`")
+		err = cli.Hint(cli.Usagef("put %s: nothing says whose record it is", args[0]), "name it: `publisher record put "+cli.ShellWord(args[0])+" k51…`")
 	}
 	return name, err
 }

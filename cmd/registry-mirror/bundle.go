@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -256,10 +256,5 @@ func importBy(ctx context.Context, path string, r io.Reader, acceptStale bool, p
 	if err == nil || ctx.Err() != nil {
 		return got, errors.Join(err, ctx.Err())
 	}
-	for _, known := range []error{mirror.ErrNotTaken, ipnsrecord.ErrExpired, ipnsrecord.ErrRollback, mirror.ErrBundle} {
-		if strings.Contains(err.Error(), known.Error()) {
-			return got, told{err.Error(), known}
-		}
-	}
-	return got, err
+	return got, cmp.Or(toldOf(err.Error(), mirror.ErrNotTaken, ipnsrecord.ErrExpired, ipnsrecord.ErrRollback, mirror.ErrBundle), err)
 }

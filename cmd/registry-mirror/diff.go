@@ -135,11 +135,7 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), bytes.NewReader(raw))
 	var r *socket.Refusal
 	if errors.As(err, &r) {
-		for _, known := range []error{mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced} {
-			if strings.Contains(r.Text, known.Error()) {
-				return nil, told{r.Text, known}
-			}
-		}
+		err = cmp.Or(toldOf(r.Text, mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced), err)
 	}
 	return body, err
 }

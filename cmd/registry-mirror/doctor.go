@@ -162,9 +162,9 @@ func (w *whose) look(ctx context.Context, registry string, in clients.Place) (al
 	if !offline {
 		lookAtClock(ctx, &all, dir, registry, in)
 	}
-	lookAtClients(&all, registry, in)
+	w.lookAtClients(&all, registry, in)
 	if in.Project != "" {
-		lookAtLockfiles(&all, registry, in.Project)
+		w.lookAtLockfiles(&all, registry, in.Project)
 	}
 	return all
 }
@@ -403,12 +403,27 @@ func lookAtClock(ctx context.Context, all *findings, dir state.Dir, registry str
 	all.add("clock", known, "", "there was nobody to compare it with")
 }
 
+// use is the command that has c use the mirror: in the project that is looked at, or as
+// the user's.
+func (w *whose) use(c clients.Client, registry string, user bool) string {
+	line := "registry-mirror use " + string(c)
+	if user {
+		line += " --user"
+	} else if w.project != "" {
+		line += " --project " + cli.ShellWord(w.project)
+	}
+	if registry != "http://"+defaultListen {
+		line += " --registry " + cli.ShellWord(registry)
+	}
+	return "`" + line + "`"
+}
+
 // lookAtClients says which registry each client asks that is used here.
-func lookAtClients(all *findings, registry string, in clients.Place) {
+func (w *whose) lookAtClients(all *findings, registry string, in clients.Place) {
 	found := in.Found()
-	here, target := "in this project", ""
+	here, user := "in this project", false
 	if in.Project == "" || len(found) == 0 {
-		found, here, target = clients.Place{Home: in.Home, Getenv: in.Getenv}.Found(), "of yours", " --user"
+		found, here, user = clients.Place{Home: in.Home, Getenv: in.Getenv}.Found(), "of yours", true
 	}
 	uses := 0
 	var others findings
@@ -441,13 +456,13 @@ func lookAtClients(all *findings, registry string, in clients.Place) {
 			all.add("client", wrong, "take the registry out of that one", "%s %s goes around the mirror: %s names %s, and goes before what names the mirror", c, here, by, goesTo)
 			uses++
 		case goesTo != "":
-			others.add("client", wrong, "`registry-mirror use "+string(c)+target+"`", "%s %s goes around the mirror: %s names %s", c, here, by, goesTo)
+			others.add("client", wrong, w.use(c, registry, user), "%s %s goes around the mirror: %s names %s", c, here, by, goesTo)
 		default:
-			others.add("client", wrong, "`registry-mirror use "+string(c)+target+"`", "%s %s goes around the mirror: nothing names it", c, here)
+			others.add("client", wrong, w.use(c, registry, user), "%s %s goes around the mirror: nothing names it", c, here)
 		}
 	}
 	// Of all the clients that are installed not each has to be used; those of a project do.
-	if target != "" && uses > 0 {
+	if user && uses > 0 {
 		for i := range others {
 			others[i].Verdict = known
 		}
@@ -456,7 +471,7 @@ func lookAtClients(all *findings, registry string, in clients.Place) {
 }
 
 // lookAtLockfiles says which lockfiles lead past the mirror, and which to it alone.
-func lookAtLockfiles(all *findings, registry, project string) {
+func (w *whose) lookAtLockfiles(all *findings, registry, project string) {
 	files, err := clients.Lockfiles(project)
 	if err != nil {
 		all.add("lockfile", known, "", "%v", err)
@@ -475,7 +490,7 @@ func lookAtLockfiles(all *findings, registry, project string) {
 				all.add("lockfile", known, "have everybody who installs by it use a mirror at that address", "%s names the mirror for %s: %s always writes where it fetched from", l.File, n, l.Client)
 			case clients.Same(origin, mirrorAt):
 				clean = false
-				do := "make it anew: `registry-mirror use " + string(l.Client) + "`, then remove and install"
+				do := "make it anew: " + w.use(l.Client, registry, false) + ", then remove and install"
 				if l.Client == clients.NPM {
 					do = "`npm install --package-lock-only --omit-lockfile-registry-resolved` takes the addresses out"
 				}

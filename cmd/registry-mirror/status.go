@@ -170,6 +170,16 @@ type told struct {
 func (t told) Error() string { return t.text }
 func (t told) Unwrap() error { return t.is }
 
+// toldOf is text as the first of known that it has the words of, nil where it has none's.
+func toldOf(text string, known ...error) error {
+	for _, k := range known {
+		if strings.Contains(text, k.Error()) {
+			return told{text, k}
+		}
+	}
+	return nil
+}
+
 // syncedThere gives a refusal of the daemon's the code and hint that the same sync has
 // where none runs.
 func syncedThere(err error) error {

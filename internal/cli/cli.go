@@ -94,6 +94,7 @@ func Run(ctx context.Context, root *cobra.Command, causes []Cause, args []string
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	judgeTyped(root)
+	judgeTopics(root)
 	root.SetFlagErrorFunc(wrongFlag)
 	prior := root.PersistentPreRunE
 	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {

@@ -72,11 +72,13 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 		{name: "BadDuration", args: []string{"work", "--for", "3days"}, code: CodeUsage, stderr: "tool: error: --for: \"3days\" is no duration\ntool: hint: a duration is in hours, minutes and seconds: 168h is a week, 1h30m an hour and a half\n"},
 		{name: "UnknownCommand", args: []string{"frobnicate"}, code: CodeUsage, stderr: "tool: error: unknown command \"frobnicate\"\ntool: hint: `tool --help` lists the commands\n"},
 		{name: "MistypedCommand", args: []string{"wokr"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
-		{name: "MistypedCommandOfAGroup", args: []string{"keys", "nwe"}, code: CodeUsage, stderr: "tool: error: unknown command \"nwe\"\ntool: hint: did you mean `tool keys new`? `tool keys --help` lists the commands\n"},
+		{name: "MistypedCommandOfAGroup", args: []string{"keys", "shw"}, code: CodeUsage, stderr: "tool: error: unknown command \"shw\"\ntool: hint: did you mean `tool keys show`? `tool keys --help` lists the commands\n"},
 		{name: "MistypedCommandWithItsFlag", args: []string{"wokr", "--count", "1"}, code: CodeUsage, stderr: "tool: error: unknown command \"wokr\"\ntool: hint: did you mean `tool work`? `tool --help` lists the commands\n"},
 		{name: "TooManyArguments", args: []string{"work", "x"}, code: CodeUsage, stderr: "tool: error: \"x\" is one argument too many\ntool: hint: usage: tool work; --help says more\n"},
 		{name: "TooFewArguments", args: []string{"keys", "new", "a"}, code: CodeUsage, stderr: "tool: error: FILE is missing\ntool: hint: usage: tool keys new NAME FILE; --help says more\n"},
 		{name: "Help", args: []string{"--help"}, code: CodeOK},
+		{name: "HelpOf", args: []string{"help", "keys", "new"}, code: CodeOK},
+		{name: "HelpOfNone", args: []string{"help", "keys", "shw"}, code: CodeUsage, stderr: "tool: error: unknown command \"shw\"\ntool: hint: did you mean `tool keys show`? `tool keys --help` lists the commands\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := &cobra.Command{Use: "tool"}
@@ -84,7 +86,8 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 			work.Flags().Int("count", 0, "how many")
 			work.Flags().Duration("for", 0, "how long")
 			keys := &cobra.Command{Use: "keys"}
-			keys.AddCommand(&cobra.Command{Use: "new NAME FILE", Args: cobra.ExactArgs(2), Run: func(*cobra.Command, []string) {}})
+			keys.AddCommand(&cobra.Command{Use: "new NAME FILE", Args: cobra.ExactArgs(2), Run: func(*cobra.Command, []string) {}},
+				&cobra.Command{Use: "show", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) {}})
 			root.AddCommand(work, keys)
 			args := test.args
 			if args == nil {
@@ -98,7 +101,7 @@ func TestRunTellsCodesAndHints(t *testing.T) {
 			if code != test.code || stderr.String() != test.stderr {
 				t.Errorf("code %d, says %q, want %d and %q", code, stderr.String(), test.code, test.stderr)
 			}
-			if test.name != "Help" && stdout.Len() > 0 {
+			if test.code != CodeOK && stdout.Len() > 0 {
 				t.Errorf("prints %q", stdout.String())
 			}
 		})
@@ -131,6 +134,7 @@ func TestNamedFiles(t *testing.T) {
 		{"Flag", []string{"--in", "nodir/x"}, fmt.Errorf("read: %w", gone("nodir/x")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
 		{"OneOfAList", []string{"--each", "plain", "--each", "nofile"}, errors.Join(errPlain, gone("nofile")), CodeUsage, "there is no nofile in " + dir + ": is its name right, and is that the directory?"},
 		{"Directory", []string{"."}, &fs.PathError{Op: "read", Path: ".", Err: syscall.EISDIR}, CodeUsage, "that is a directory: name a file in it"},
+		{"WrittenToADirectory", []string{"--in", "."}, OfFile(".", &os.LinkError{Op: "rename", Old: ".x.123", New: ".", Err: syscall.EEXIST}), CodeUsage, "that is a directory: name a file in it"},
 		{"BelowAFile", []string{"plain/x"}, &fs.PathError{Op: "open", Path: "plain/x", Err: syscall.ENOTDIR}, CodeUsage, "one of the directories above it is a file"},
 		{"WrittenAside", []string{"--in", "nodir/x"}, OfFile("nodir/x", gone("nodir/.x.123")), CodeUsage, "there is no directory " + dir + "/nodir: make it, or name another file"},
 		{"OfTheState", []string{"nofile"}, gone("/state/table.json"), CodeFailed, ""},
@@ -156,16 +160,17 @@ func TestNamedFiles(t *testing.T) {
 }
 
 // TestHintsLeadToTheSameState: a command that a hint names has the --state and --config
-// that were typed.
+// that were typed, and one of publisher its --name.
 func TestHintsLeadToTheSameState(t *testing.T) {
-	const hint = "`follower add NAME`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"
+	const hint = "`follower add NAME`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME`, `publisher log`, `publisher log --name a`"
 	for _, test := range []struct {
 		args []string
 		want string
 	}{
 		{nil, hint},
-		{[]string{"--state", "a b"}, "`follower add NAME --state 'a b'`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
-		{[]string{"--state", "s", "--config", "conf.toml"}, "`follower add NAME --state s --config conf.toml`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`"},
+		{[]string{"--state", "a b"}, "`follower add NAME --state 'a b'`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME --state 'a b'`, `publisher log --state 'a b'`, `publisher log --name a --state 'a b'`"},
+		{[]string{"--state", "s", "--config", "conf.toml"}, "`follower add NAME --state s --config conf.toml`, `npm ping`, `publisher log --state x`, `follower --help`, their `up`, `publisher key show NAME --state s --config conf.toml`, `publisher log --state s --config conf.toml`, `publisher log --name a --state s --config conf.toml`"},
+		{[]string{"--name", "b"}, strings.ReplaceAll(hint, "`publisher log`", "`publisher log --name b`")},
 	} {
 		t.Chdir(t.TempDir())
 		if err := os.WriteFile("conf.toml", nil, 0o600); err != nil {
@@ -173,6 +178,7 @@ func TestHintsLeadToTheSameState(t *testing.T) {
 		}
 		root := &cobra.Command{Use: "follower"}
 		root.AddCommand(&cobra.Command{Use: "work", RunE: func(*cobra.Command, []string) error { return Hint(errPlain, hint) }})
+		root.PersistentFlags().String("name", "", "")
 		new(Common).Bind(root)
 		var stdout, stderr bytes.Buffer
 		Run(t.Context(), root, nil, append([]string{"work"}, test.args...), &stdout, &stderr)

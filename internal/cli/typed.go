@@ -39,16 +39,42 @@ func judgeTyped(c *cobra.Command) {
 	}
 }
 
+// judgeTopics has `help` of what is no command be a mistake too, for which cobra would
+// print the help of root and end well.
+func judgeTopics(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	if help == root {
+		return // which has no commands
+	}
+	help.Args = func(_ *cobra.Command, args []string) error {
+		c, rest, err := root.Find(args)
+		if err == nil && c.HasSubCommands() && len(rest) > 0 {
+			err = unknownCommand(c, rest[0])
+		}
+		return err
+	}
+}
+
 func isGroup(c *cobra.Command) bool { return c.HasSubCommands() && !c.Runnable() }
 
 // unknownCommand is the error where typed is no command of the group c.
 func unknownCommand(c *cobra.Command, typed string) error {
 	hint := "`" + c.CommandPath() + " --help` lists the commands"
-	c.SuggestionsMinimumDistance = 2
-	if near := c.SuggestionsFor(typed); len(near) > 0 {
-		hint = "did you mean `" + c.CommandPath() + " " + near[0] + "`? " + hint
+	if near := nearest(c, typed); near != "" {
+		hint = "did you mean `" + c.CommandPath() + " " + near + "`? " + hint
 	}
 	return Hint(Usagef("unknown command %.100q", typed), hint)
+}
+
+// nearest is the command of the group c that was meant with typed, "" where none is like it.
+func nearest(c *cobra.Command, typed string) string {
+	for c.SuggestionsMinimumDistance = 1; c.SuggestionsMinimumDistance <= 2; c.SuggestionsMinimumDistance++ {
+		if near := c.SuggestionsFor(typed); len(near) > 0 {
+			return near[0]
+		}
+	}
+	return ""
 }
 
 // wrongArguments is the error where check does not take args.
@@ -103,15 +129,14 @@ func unknownFlag(c *cobra.Command, unknown *pflag.NotExistError) error {
 	err := Usagef("unknown flag %s%.100s", dashes, name)
 	// Commands are what cobra compares a word with.
 	var flags cobra.Command
-	flags.SuggestionsMinimumDistance = 2
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
 	})
 	if c.Flags().Lookup(name) != nil {
 		return Hint(err, "did you mean --"+name+"?")
 	}
-	if near := flags.SuggestionsFor(name); len(name) > 1 && len(near) > 0 {
-		return Hint(err, "did you mean --"+near[0]+"?")
+	if near := nearest(&flags, name); len(name) > 1 && near != "" {
+		return Hint(err, "did you mean --"+near+"?")
 	}
 	var have []string
 	var visit func(*cobra.Command)
@@ -162,7 +187,7 @@ func namedFile(cmd *cobra.Command, err error) string {
 		return ""
 	}
 	switch {
-	case errors.Is(file, syscall.EISDIR):
+	case errors.Is(file, syscall.EISDIR), errors.Is(file, fs.ErrExist) && isDir(file.Path): // the latter of a rename to it
 		return "that is a directory: name a file in it"
 	case errors.Is(file, syscall.ENOTDIR):
 		return "one of the directories above it is a file"
@@ -178,6 +203,11 @@ func namedFile(cmd *cobra.Command, err error) string {
 		return "there is no directory " + dir + ": make it, or name another file"
 	}
 	return "there is no " + filepath.Base(path) + " in " + dir + ": is its name right, and is that the directory?"
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func isNamed(cmd *cobra.Command, path string) bool {
@@ -206,33 +236,44 @@ func OfFile(path string, err error) error {
 	return err
 }
 
-// besideFlags is the annotation of a root command that has the flags which lead the
-// next command to the state of this one.
-const besideFlags = "beside"
+// besideFlags and besideName are the annotations of a root command that have the flags
+// which lead the next command to what this one is about.
+const (
+	besideFlags = "beside"
+	besideName  = "beside-name"
+)
 
-// keepTyped keeps what was typed of --state and --config, for Beside.
+// keepTyped keeps what was typed of --state, --config and --name, for Beside.
 func keepTyped(cmd *cobra.Command) {
-	text := ""
-	for _, name := range []string{"state", "config"} {
-		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
-			text += " --" + name + " " + ShellWord(f.Value.String())
+	typed := func(names ...string) (text string) {
+		for _, name := range names {
+			if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
+				text += " --" + name + " " + ShellWord(f.Value.String())
+			}
 		}
+		return text
 	}
-	cmd.Root().Annotations = map[string]string{besideFlags: text}
+	cmd.Root().Annotations = map[string]string{besideFlags: typed("state", "config"), besideName: typed("name")}
 }
 
 // ours are commands of this project within text, as people should type them.
 var ours = regexp.MustCompile("`(?:" + strings.Join(Commands, "|") + ") [a-z][^`]*`")
 
 // Beside gives the commands of this project that text has in backquotes, as in
-// `follower add NAME`, the flags --state and --config with which cmd was started: what
-// is typed as it is printed must not work on another state. What other people type is
-// written without the program, as in "their `up`". Report does it for all hints.
+// `follower add NAME`, the flags --state and --config with which cmd was started, and
+// those of publisher, where text does not say of which registry they are, its --name:
+// what is typed as it is printed must not work on another state or registry. What other
+// people type is written without the program, as in "their `up`". Report does it for all
+// hints.
 func Beside(cmd *cobra.Command, text string) string {
-	flags := cmd.Root().Annotations[besideFlags]
+	typed := cmd.Root().Annotations
 	return ours.ReplaceAllStringFunc(text, func(command string) string {
-		if flags == "" || strings.Contains(command, "--state") || strings.Contains(command, "--help") {
+		if strings.Contains(command, "--state") || strings.Contains(command, "--help") {
 			return command
+		}
+		flags := typed[besideFlags]
+		if strings.HasPrefix(command, "`publisher ") && !strings.Contains(command, " NAME") && !strings.Contains(command, "--name") {
+			flags = typed[besideName] + flags
 		}
 		return strings.TrimSuffix(command, "`") + flags + "`"
 	})

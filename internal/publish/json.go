@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -196,24 +195,15 @@ type CopyJSON struct {
 	Directory string `json:"directory"` // of the copy
 }
 
-// copyAge is how old a copy of the index is when nobody looks at it any more: whoever
-// asked for it ended without removing it.
-const copyAge = 24 * time.Hour
+// copyFresh is how long a copy of the index may wait to be opened by whoever asked for it.
+const copyFresh = time.Minute
 
 // copyIndex makes a copy of the index beside the journal, and removes those that were
-// left there.
+// left there by commands that were killed.
 func (p *Publisher) copyIndex() (CopyJSON, error) {
 	dir := filepath.Join(filepath.Dir(p.o.Journal), "copies")
-	left, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return CopyJSON{}, fmt.Errorf("copy the index: %w", err)
-	}
-	for _, one := range left {
-		if info, err := one.Info(); err == nil && time.Since(info.ModTime()) > copyAge {
-			if err := os.RemoveAll(filepath.Join(dir, one.Name())); err != nil {
-				return CopyJSON{}, fmt.Errorf("copy the index: %w", err)
-			}
-		}
+	if err := index.RemoveCopies(dir, copyFresh); err != nil {
+		return CopyJSON{}, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return CopyJSON{}, fmt.Errorf("copy the index: %w", err)

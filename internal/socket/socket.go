@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,8 @@ var ErrInUse = errors.New("another process answers at this socket")
 
 // ErrNoRoute is returned by Call where the process does not know the request.
 var ErrNoRoute = errors.New("the running command does not do this")
+
+var errEnded = errors.New("it ended before it answered")
 
 // Listen makes a socket at path, mode 0600. A socket left over from a process
 // that died is replaced; one that is answered is ErrInUse.
@@ -171,6 +174,13 @@ func Stream(ctx context.Context, path, method, what string, body io.Reader) (io.
 	resp, err := client.Do(req)
 	if err != nil {
 		client.CloseIdleConnections()
+		var of *url.Error // it says a URL that nobody typed
+		if errors.As(err, &of) {
+			err = of.Err
+		}
+		if errors.Is(err, io.EOF) {
+			err = errEnded
+		}
 		return nil, fmt.Errorf("ask the running command: %w", err)
 	}
 	if resp.StatusCode == http.StatusOK {

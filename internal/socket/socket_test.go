@@ -253,6 +253,7 @@ func TestStream(t *testing.T) {
 		io.WriteString(w, strings.Repeat("x", 1<<20))
 		panic(http.ErrAbortHandler)
 	})
+	mux.HandleFunc("POST /ended", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	mux.HandleFunc("POST /bad", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusConflict)
 		io.WriteString(w, `{"error": "of several"}`)
@@ -274,6 +275,9 @@ func TestStream(t *testing.T) {
 	}
 	if _, err := stream("/cut"); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("cut off: %v", err)
+	}
+	if _, err := stream("/ended"); err == nil || err.Error() != "ask the running command: it ended before it answered" {
+		t.Errorf("ended: %v", err)
 	}
 	if _, err := stream("/bad"); err == nil || !strings.Contains(err.Error(), "of several") {
 		t.Errorf("refused: %v", err)

@@ -91,20 +91,16 @@ expect Result success
 ! curl -s "http://127.0.0.1:$port/" || fail "something answers still"
 
 say "a mistake in its configuration: once, and no more"
-echo "REGMIRROR_LISTEN=nowhere:at:all" >>"$H/.config/registry-mirror/daemon.env"
-ctl start registry-mirror
-expect ActiveState failed
-status=$(show ExecMainStatus)
+for mistake in REGMIRROR_LISTEN=nowhere:at:all REGMIRROR_NO_SUCH_FLAG=1; do
+  echo "REGMIRROR_LISTEN=127.0.0.1:$port
+$mistake" >"$H/.config/registry-mirror/daemon.env"
+  ctl start registry-mirror
+  expect ActiveState failed
+  expect ExecMainStatus 64
+  expect NRestarts 0
+  ctl reset-failed registry-mirror
+done
 echo "REGMIRROR_LISTEN=127.0.0.1:$port" >"$H/.config/registry-mirror/daemon.env"
-echo "REGMIRROR_NO_SUCH_FLAG=1" >>"$H/.config/registry-mirror/daemon.env"
-ctl reset-failed registry-mirror
-ctl start registry-mirror
-expect ActiveState failed
-expect ExecMainStatus 64
-expect NRestarts 0
-echo "an address that is none ends with $status, a setting that is none with 64"
-echo "REGMIRROR_LISTEN=127.0.0.1:$port" >"$H/.config/registry-mirror/daemon.env"
-ctl reset-failed registry-mirror
 
 say "with the sandbox: nothing is written but the state"
 sed -i -E 's/^#(ProtectSystem|ProtectHome|ReadWritePaths|PrivateTmp|PrivateUsers)=/\1=/' "$unit"
