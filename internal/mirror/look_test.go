@@ -206,6 +206,65 @@ func TestSearchOfWhatWasInstalled(t *testing.T) {
 	}
 }
 
+// A tarball comes by one request, and is read whole and checked by a later one. Of one
+// that was checked nothing is noted again. With and without an account of what is held.
+func TestSearchOfWhatCameBefore(t *testing.T) {
+	for _, counted := range []bool{true, false} {
+		t.Run(fmt.Sprint("counted=", counted), func(t *testing.T) {
+			w := newWorldOf(t, installed)
+			w.publish("left-pad", "is-odd")
+			c := testCache(t, CacheOptions{})
+			fs := vfs.NewMem()
+			open := func() *Mirror {
+				return w.synced(func(o *Options) {
+					if o.FS = fs; counted {
+						o.Cached = c.Part("node", w.node, nil)
+					}
+				})
+			}
+			m := open()
+			install(t, m, "left-pad", "1.3.0") // the walk is beyond is-odd with it
+			get(m, "/is-odd", "Accept: application/vnd.npm.install-v1+json")
+			path := tarballPath("is-odd", "is-odd-3.0.1.tgz")
+			if got := do(m, http.MethodHead, path, nil); got.Code != http.StatusOK {
+				t.Fatalf("HEAD: %d", got.Code)
+			}
+			m.wg.Wait()
+			looks(t, m)
+			finding(t, m)("tells")
+			install(t, m, "is-odd", "3.0.1")
+			looks(t, m)
+			finding(t, m)("tells", "is-odd")
+			if counted {
+				check(t, m.Close())
+				m = open()
+				install(t, m, "is-odd", "3.0.1")
+			}
+			install(t, m, "is-odd", "3.0.1")
+			if n := due(t, m); n != 0 {
+				t.Errorf("%d are due for what was held", n)
+			}
+		})
+	}
+}
+
+// What did not come at first is looked at once it comes, where nothing is counted.
+func TestSearchOfWhatComesLate(t *testing.T) {
+	w := newWorldOf(t, installed)
+	w.publish("is-odd")
+	m := w.synced()
+	m.using(t.Context(), "is-odd", w.docs["is-odd"])()
+	m.wg.Wait()
+	if n := due(t, m); n != 0 {
+		t.Errorf("%d are due for what did not come", n)
+	}
+	looks(t, m)
+	get(m, "/is-odd")
+	m.wg.Wait()
+	looks(t, m)
+	finding(t, m)("tells", "is-odd")
+}
+
 // Whoever comes late with less does not take the place of what says more: a look may end
 // after a search has read the document.
 func TestWhichDescriptionCounts(t *testing.T) {
