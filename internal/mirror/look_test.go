@@ -318,6 +318,11 @@ func TestAfterACrashWhatIsLeftIsFound(t *testing.T) {
 	clear(c.seen)
 	c.mu.Unlock()
 	m = open()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.loadDescriptions(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("for a search that ends while the rows are read: %v", err)
+	}
 	finding(t, m)("filler")
 	looks(t, m)
 	finding(t, m)("early", "left-pad")
