@@ -174,8 +174,8 @@ func (d *description) beats(old *description) bool {
 }
 
 // take puts a description into memory in the place of another of the package, whose row
-// goes, if it beats that one. raw is its row, which is written; nil of one that was read
-// from there. It needs described.mu.
+// goes, if it beats that one. raw is its row, which is written, or goes where there is no
+// room; nil of one that was read from there. It needs described.mu.
 func (m *Mirror) take(d *description, raw []byte) error {
 	all := m.described
 	batch := m.db.NewBatch()
@@ -194,7 +194,11 @@ func (m *Mirror) take(d *description, raw []byte) error {
 			err = batch.Delete(descriptionKey(old.file), nil)
 		}
 	}
-	if d != nil && all.size+d.cost() <= all.most {
+	switch {
+	case d == nil:
+	case all.size+d.cost() > all.most:
+		err = errors.Join(err, batch.Delete(descriptionKey(d.file), nil))
+	default:
 		all.byName[d.Name], all.byFile[d.file] = d, d
 		all.size += d.cost()
 		if raw != nil {

@@ -38,9 +38,14 @@ func looks(t testing.TB, m *Mirror) {
 }
 
 // due is how many packages are to be looked at.
-func due(t testing.TB, m *Mirror) (n int) {
+func due(t testing.TB, m *Mirror) int {
 	t.Helper()
-	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{lookKey}, UpperBound: []byte{lookKey + 1}})
+	return countRows(t, m, lookKey)
+}
+
+func countRows(t testing.TB, m *Mirror, space byte) (n int) {
+	t.Helper()
+	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{space}, UpperBound: []byte{space + 1}})
 	check(t, err)
 	for ok := it.First(); ok; ok = it.Next() {
 		n++
@@ -537,16 +542,13 @@ func TestDescriptionsAreBounded(t *testing.T) {
 	looks(t, m)
 	hits := finding(t, m)("of many", asNames(names[:lookPiece])...)
 	finding(t, m)("p140", "p140")
-	rows := 0
-	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{describedKey}, UpperBound: []byte{describedKey + 1}})
-	check(t, err)
-	for ok := it.First(); ok; ok = it.Next() {
-		rows++
+	fit := func(n int) {
+		t.Helper()
+		if rows := countRows(t, m, describedKey); rows != n || m.described.size > m.described.most {
+			t.Errorf("%d rows and %d bytes for %d descriptions", rows, m.described.size, n)
+		}
 	}
-	check(t, it.Close())
-	if rows != hits.Total || m.described.size > m.described.most {
-		t.Errorf("%d rows and %d bytes for %d descriptions", rows, m.described.size, hits.Total)
-	}
+	fit(hits.Total)
 
 	m.described.most = d.cost() * 2 * lookPiece // half full now: the walk stops after one more piece
 	looks(t, m)
@@ -558,6 +560,16 @@ func TestDescriptionsAreBounded(t *testing.T) {
 	if n := due(t, m); n != 0 {
 		t.Errorf("%d are still due", n)
 	}
+
+	// One that says more than there is room for, and rows of when there was more room.
+	m.described.most = m.described.size
+	check(t, m.describe(t.Context(), &description{
+		Name: "p000", Dir: w.dirs["p000"], file: w.docs["p000"], Summary: summary{Description: strings.Repeat("longer", 99)},
+	}))
+	fit(len(m.described.byName))
+	m.described.most, m.described.loaded = d.cost()*10, false
+	check(t, m.loadDescriptions(t.Context()))
+	fit(10)
 }
 
 func asNames(texts []string) (names []npm.Name) {
