@@ -294,6 +294,21 @@ func (m *Mirror) loadDescriptions(ctx context.Context) error {
 	return nil
 }
 
+// undescribe takes away what is known of a package.
+func (m *Mirror) undescribe(ctx context.Context, name npm.Name) error {
+	if err := m.loadDescriptions(ctx); err != nil {
+		return err
+	}
+	m.described.mu.Lock()
+	defer m.described.mu.Unlock()
+	d := m.described.byName[name]
+	if d == nil {
+		return nil
+	}
+	m.leaveOut(d)
+	return m.db.Delete(descriptionKey(d.file), pebble.NoSync)
+}
+
 // isSettled says whether there is nothing to be learned of a package by looking at it:
 // its document is known, or there is no room for what it says.
 func (m *Mirror) isSettled(ctx context.Context, name npm.Name, dir cid.Cid) (bool, error) {

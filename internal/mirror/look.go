@@ -33,9 +33,9 @@ import (
 // package looked at again. What lay here before there were such rows is walked through
 // once, in the order of names: those of the tarballs that were served, or, with
 // Options.HoldsAll, of the whole list. Of each release after that, the packages that
-// changed get a row q, in one batch with the root in w: a crash between the list and that
-// batch leaves a w of another list, and a walk that begins again, which costs little
-// where all is known.
+// came, changed or went get a row q, in one batch with the root in w: a crash between the
+// list and that batch leaves a w of another list, and a walk that begins again, which
+// costs little where all is known.
 const (
 	lookKey = 'q'
 	walkKey = 'w'
@@ -276,11 +276,15 @@ func (m *Mirror) walkedNext(ctx context.Context, w walkRow) (names []npm.Name, e
 func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	began := time.Now()
 	dir, listed, err := m.entry(name)
-	if errors.Is(err, errNotInBundle) || err == nil && !listed {
+	switch {
+	case errors.Is(err, errNotInBundle):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case !listed && m.o.HoldsAll: // a release that has it again will have it looked at
+		return m.undescribe(ctx, name)
+	case !listed:
+		return nil
 	}
 	if settled, err := m.isSettled(ctx, name, dir); err != nil || settled {
 		return err

@@ -421,10 +421,12 @@ func TestSearchOfAllThatANodeHolds(t *testing.T) {
 	w.publish(append(slices.Clone(names[1:]), "fresh")...)
 	check(t, m.Sync(t.Context()))
 	w.holdAll()
-	if n := due(t, m); n != 2 {
+	if n := due(t, m); n != 3 {
 		t.Errorf("%d packages are to be looked at", n)
 	}
-	looks(t, m)
+	if looks(t, m); m.described.byName["p000"] != nil || countRows(t, m, describedKey) != len(m.described.byName) {
+		t.Error("what a package said stays that is not listed any more")
+	}
 	if hits := finding(t, m)("another", "p003"); hits.Hits[0].Version != "2.0.0" {
 		t.Errorf("%+v", hits.Hits)
 	}
