@@ -43,7 +43,7 @@ const (
 	lookPiece = 64               // packages that are read from the rows at once
 	lookShare = 10               // of the time one part is spent on looking
 	lookLater = time.Minute      // after the node was away, or a store failed
-	lookLimit = 30 * time.Second // for one package
+	lookLimit = 30 * time.Second // for one package, which is passed over then
 	// maxTried bounds the tarballs of a package that are opened for a package.json.
 	maxTried = 4
 )
@@ -149,15 +149,15 @@ func (m *Mirror) describeHeld(ctx context.Context) {
 		if more && err == nil {
 			continue
 		}
-		var later <-chan time.Time
+		wake, later := m.looking.wake, (<-chan time.Time)(nil)
 		if err == nil {
 			last = ""
-		} else if later = time.After(lookLater); err.Error() != last && ctx.Err() == nil { // the same failure is said once
+		} else if wake, later = nil, time.After(lookLater); err.Error() != last && ctx.Err() == nil { // the same failure is said once
 			last = err.Error()
 			m.log.WarnContext(ctx, "what is held is not all found by searches yet", "error", err)
 		}
 		select {
-		case <-m.looking.wake:
+		case <-wake:
 		case <-later:
 		case <-ctx.Done():
 		}
@@ -294,6 +294,9 @@ func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	d, err := m.heldOf(within, name, dir)
 	if ctx.Err() != nil {
 		return ctx.Err() // nothing was found out
+	}
+	if within.Err() != nil && errors.Is(err, ipfs.ErrAway) {
+		err = nil // it is too slow for this package; others wait
 	}
 	if err == nil && d != nil {
 		err = m.describe(ctx, d)

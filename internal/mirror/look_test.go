@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -508,6 +510,45 @@ func TestLookWaitsForTheNode(t *testing.T) {
 	if more, err := m.lookOn(t.Context()); err != nil || !more || due(t, m) != 1 {
 		t.Errorf("after a file came meanwhile: %v, %v, %d are due", more, err, due(t, m))
 	}
+}
+
+// A node that is away is left alone for a while, whatever comes; one that is too slow for
+// a package holds no other up.
+func TestLookLeavesTheNodeAlone(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	synctest.Test(t, func(t *testing.T) {
+		m := w.holdingAll(vfs.NewMem())
+		asked := 0
+		node := &watchedNode{w.node, func() error { asked++; return ipfs.ErrAway }}
+		m.o.Node = node
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go m.describeHeld(ctx)
+		for range 3 {
+			synctest.Wait()
+			m.lookAt("p000")
+		}
+		synctest.Wait()
+		if asked != 1 {
+			t.Errorf("it was asked %d times", asked)
+		}
+		node.local = func() error {
+			node.local = func() error { return nil }
+			time.Sleep(lookLimit)
+			return ipfs.ErrAway
+		}
+		time.Sleep(lookLater + lookShare*lookLimit)
+		synctest.Wait()
+		finding(t, m)("word000", "p000") // by the walk
+		finding(t, m)("word002", "p002")
+		if n := due(t, m); n != 0 {
+			t.Errorf("%d are due", n)
+		}
+		cancel()
+		check(t, m.Close())
+	})
 }
 
 // Run looks, also where nobody is asked for anything.
