@@ -211,15 +211,16 @@ func (m *Mirror) walkOn(ctx context.Context, h *head) (more bool, err error) {
 	l := &m.looking
 	l.mu.Lock()
 	w, err := m.walkedTo()
+	if err == nil && (w.All != all || all && !w.Root.Equals(h.list)) {
+		if w = (walkRow{All: all}); all {
+			w.Root = h.list
+		}
+		// At once: there may be no room, and what changes is noted all the same.
+		err = m.noteLooks(&w, nil)
+	}
 	l.mu.Unlock()
 	if err != nil {
 		return false, err
-	}
-	if w.All != all || all && !w.Root.Equals(h.list) {
-		w = walkRow{All: all}
-		if all {
-			w.Root = h.list
-		}
 	}
 	names, err := m.walkedNext(ctx, w)
 	if err != nil || len(names) == 0 {
@@ -235,12 +236,8 @@ func (m *Mirror) walkOn(ctx context.Context, h *head) (more bool, err error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, err := m.walkedTo()
-	if err != nil {
+	if w, err = m.walkedTo(); err != nil { // the list may have moved, and what changed has rows of its own
 		return false, err
-	}
-	if now.All && w.All && now.After == w.After {
-		w.Root = now.Root // what changed meanwhile has rows of its own
 	}
 	w.After = names[len(names)-1]
 	return true, m.noteLooks(&w, nil)

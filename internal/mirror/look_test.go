@@ -615,6 +615,26 @@ func TestDescriptionsAreBounded(t *testing.T) {
 	fit(10)
 }
 
+// Where there is no room for more of a walk that begins again, what a release changes is
+// noted all the same.
+func TestChangesAreNotedWithoutRoom(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	m := w.holdingAll(vfs.NewMem())
+	looks(t, m)
+	m.described.most = m.described.size
+	check(t, m.db.Delete([]byte{walkKey}, nil)) // as by a crash
+	looks(t, m)
+	w.registry.Publish("-- p001@2.0.0/package.json --\n{\"name\":\"p001\",\"version\":\"2.0.0\",\"description\":\"other\"}\n-- p001/dist-tags.json --\n{\"latest\":\"2.0.0\"}\n")
+	w.publish(names...)
+	check(t, m.Sync(t.Context()))
+	w.holdAll()
+	looks(t, m)
+	finding(t, m)("word001")
+	finding(t, m)("other", "p001")
+}
+
 func asNames(texts []string) (names []npm.Name) {
 	for _, text := range texts {
 		names = append(names, npm.Name(text))
