@@ -62,6 +62,11 @@ type looking struct {
 	mu    sync.Mutex // guards what follows, and rows between being read and written
 	at    npm.Name   // is looked at now
 	again bool       // and was noted since it began
+
+	// last was looked at last. Those after it come next and then the first again: rows
+	// that went are slow to pass by, and a name that fails holds no other up. It is
+	// owned by lookOn.
+	last npm.Name
 }
 
 // lookAt notes packages of which a file came or went.
@@ -175,7 +180,12 @@ func (m *Mirror) lookOn(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for ok := it.First(); ok && len(due) < lookPiece; ok = it.Next() {
+	l := &m.looking
+	ok := it.SeekGE(append(append([]byte{lookKey}, l.last...), 0))
+	if !ok {
+		ok = it.First()
+	}
+	for ; ok && len(due) < lookPiece; ok = it.Next() {
 		due = append(due, npm.Name(it.Key()[1:]))
 	}
 	if err := it.Close(); err != nil {
@@ -185,7 +195,7 @@ func (m *Mirror) lookOn(ctx context.Context) (more bool, err error) {
 		return m.walkOn(ctx, h)
 	}
 	for _, name := range due {
-		l := &m.looking
+		l.last = name
 		l.mu.Lock()
 		l.at, l.again = name, false
 		l.mu.Unlock()

@@ -512,6 +512,27 @@ func TestLookWaitsForTheNode(t *testing.T) {
 	}
 }
 
+// A package that cannot be looked at is not asked for again before all others were.
+func TestLookGoesRound(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	m := w.holdingAll(vfs.NewMem())
+	node := &watchedNode{fakeNode: w.node}
+	m.o.Node = node
+	m.lookAt("p000", "p002")
+	node.local = func() error {
+		node.local = func() error { return nil }
+		return ipfs.ErrAway
+	}
+	for i, said := range [][]npm.Name{{}, {"p002"}, {"p000", "p002"}} {
+		if _, err := m.lookOn(t.Context()); (err != nil) != (i == 0) {
+			t.Errorf("%d: %v", i, err)
+		}
+		finding(t, m)("of many", said...)
+	}
+}
+
 // A node that is away is left alone for a while, whatever comes; one that is too slow for
 // a package holds no other up.
 func TestLookLeavesTheNodeAlone(t *testing.T) {
