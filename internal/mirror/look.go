@@ -148,19 +148,20 @@ func (m *Mirror) describeHeld(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(m.life, cancel)()
-	last := ""
+	said := false // since all was looked at
 	for ctx.Err() == nil {
 		more, err := m.lookOn(ctx)
 		if more && err == nil {
 			continue
 		}
 		wake, later := m.looking.wake, (<-chan time.Time)(nil)
-		if err == nil {
-			last = ""
-		} else if wake, later = nil, time.After(lookLater); err.Error() != last && ctx.Err() == nil { // the same failure is said once
-			last = err.Error()
+		if err != nil {
+			wake, later = nil, time.After(lookLater)
+		}
+		if err != nil && !said && ctx.Err() == nil {
 			m.log.WarnContext(ctx, "what is held is not all found by searches yet", "error", err)
 		}
+		said = err != nil
 		select {
 		case <-wake:
 		case <-later:

@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -540,10 +542,23 @@ func TestLookLeavesTheNodeAlone(t *testing.T) {
 	w := newWorldOf(t, archive)
 	w.publish(names...)
 	synctest.Test(t, func(t *testing.T) {
+		var log lines
 		m := w.holdingAll(vfs.NewMem())
-		asked := 0
-		node := &watchedNode{w.node, func() error { asked++; return ipfs.ErrAway }}
-		m.o.Node = node
+		m.log = slog.New(slog.NewTextHandler(&log, nil))
+		asked, slow := 0, true
+		var back atomic.Bool
+		m.o.Node = &watchedNode{w.node, func() error {
+			switch {
+			case !back.Load():
+				asked++
+				return ipfs.ErrAway
+			case slow:
+				slow = false
+				time.Sleep(lookLimit)
+				return ipfs.ErrAway
+			}
+			return nil
+		}}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go m.describeHeld(ctx)
@@ -555,11 +570,13 @@ func TestLookLeavesTheNodeAlone(t *testing.T) {
 		if asked != 1 {
 			t.Errorf("it was asked %d times", asked)
 		}
-		node.local = func() error {
-			node.local = func() error { return nil }
-			time.Sleep(lookLimit)
-			return ipfs.ErrAway
+		m.lookAt("p001")
+		time.Sleep(3 * lookLater)
+		synctest.Wait()
+		if n := log.count("not all found"); n != 1 || asked != 4 {
+			t.Errorf("it was asked %d times, and %d times it was said why", asked, n)
 		}
+		back.Store(true)
 		time.Sleep(lookLater + lookShare*lookLimit)
 		synctest.Wait()
 		finding(t, m)("word000", "p000") // by the walk
