@@ -18,10 +18,10 @@ import (
 // no version for all of them, do Pin and Unpin: 409 where those refuse. POST
 // /fetch?name=NAME&version=VERSION, with any number of versions, does Fetch. POST /export
 // with an ExportRequest as JSON sends a bundle; one that ends early failed. POST
-// /import, with ?accept_stale=true where that is so, takes a bundle in and answers, while it
-// comes, as ReadImport reads it. POST /diff?from=MOMENT&to=MOMENT, with a Lock or null, does Diff and answers as ReadDiff
-// reads it, or 409. It must never
-// be reachable from outside.
+// /import, with ?accept_stale=true where that is so, takes a bundle in and answers, while
+// it comes, as ReadImport reads it. POST /diff?from=MOMENT&to=MOMENT, with a Lock or null,
+// does Diff and answers as ReadDiff reads it, or 409. It must never be reachable from
+// outside.
 func (t *Table) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {

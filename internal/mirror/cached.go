@@ -57,7 +57,8 @@ func (m *Mirror) using(ctx context.Context, name npm.Name, file cid.Cid) (done f
 	}
 }
 
-// lookOnce is lookAt for a file that is in use where none are counted, once a start.
+// lookOnce is lookAt for a file that is in use where none are counted, once a start, if
+// it came.
 func (m *Mirror) lookOnce(name npm.Name, file cid.Cid) {
 	key := string(lookKey) + file.KeyString()
 	if _, ok := m.came.get(key); ok {
@@ -66,6 +67,10 @@ func (m *Mirror) lookOnce(name npm.Name, file cid.Cid) {
 	m.came.put(key, struct{}{}, int64(len(key))+64)
 	m.spawn(func() {
 		m.arrived(m.life, file)
+		if _, err := m.held(m.life, file); err != nil && m.life.Err() == nil {
+			m.came.remove(key)
+			return
+		}
 		m.lookAt(name)
 	})
 }

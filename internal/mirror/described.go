@@ -124,9 +124,9 @@ func (d *description) match(q query) (rank int, ok bool) {
 
 // descriptions are those of a mirror.
 type descriptions struct {
-	most   int64 // bytes of them; tests have less
-	mu     sync.Mutex
-	loaded bool // memory has the rows; before, nobody has searched or looked
+	most   int64      // bytes of them; tests have less
+	mu     sync.Mutex // guards what follows, and rows; taken before looking.mu
+	loaded bool       // memory has the rows; before, nobody has searched or looked
 	byName map[npm.Name]*description
 	byFile map[cid.Cid]*description
 	size   int64
@@ -174,8 +174,8 @@ func (d *description) beats(old *description) bool {
 }
 
 // take puts a description into memory in the place of another of the package, whose row
-// goes, if it beats that one. raw is its row, which is written; nil of one that was read
-// from there. It needs described.mu.
+// goes, if it beats that one. raw is its row, which is written, or goes where there is no
+// room; nil of one that was read from there. It needs described.mu.
 func (m *Mirror) take(d *description, raw []byte) error {
 	all := m.described
 	batch := m.db.NewBatch()
@@ -194,7 +194,11 @@ func (m *Mirror) take(d *description, raw []byte) error {
 			err = batch.Delete(descriptionKey(old.file), nil)
 		}
 	}
-	if d != nil && all.size+d.cost() <= all.most {
+	switch {
+	case d == nil:
+	case all.size+d.cost() > all.most:
+		err = errors.Join(err, batch.Delete(descriptionKey(d.file), nil))
+	default:
 		all.byName[d.Name], all.byFile[d.file] = d, d
 		all.size += d.cost()
 		if raw != nil {
@@ -220,18 +224,12 @@ func (m *Mirror) forget(file cid.Cid) {
 	if err := m.forgetArrivals(file); err != nil {
 		m.log.Error("where an evicted file came from is still noted", "cid", file, "error", err)
 	}
-	name, err := m.forgetDescription(file)
-	if err != nil {
+	if err := m.forgetDescription(file); err != nil {
 		m.log.Error("what an evicted file said is still found", "cid", file, "error", err)
-	}
-	if name != "" {
-		m.lookAt(name) // another file of the package may be here
 	}
 }
 
-// forgetDescription takes a file's row away, and says of which package it was, "" where
-// there was none.
-func (m *Mirror) forgetDescription(file cid.Cid) (npm.Name, error) {
+func (m *Mirror) forgetDescription(file cid.Cid) error {
 	m.described.mu.Lock()
 	defer m.described.mu.Unlock()
 	if d := m.described.byFile[file]; d != nil {
@@ -239,41 +237,38 @@ func (m *Mirror) forgetDescription(file cid.Cid) (npm.Name, error) {
 	}
 	raw, closer, err := m.db.Get(descriptionKey(file))
 	if errors.Is(err, pebble.ErrNotFound) {
-		return "", nil
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	var d description
 	_ = json.Unmarshal(raw, &d) // one that cannot be read is of no package
 	closer.Close()
-	return d.Name, m.db.Delete(descriptionKey(file), pebble.NoSync)
+	return m.strike(file, d.Name)
+}
+
+// strike takes the row of a file away that is gone. Before that its package is noted, so
+// that no crash comes between: another file of it may be here. It needs described.mu.
+func (m *Mirror) strike(file cid.Cid, name npm.Name) error {
+	if name != "" {
+		m.lookAt(name)
+	}
+	return m.db.Delete(descriptionKey(file), pebble.NoSync)
 }
 
 // loadDescriptions reads the rows, once.
 func (m *Mirror) loadDescriptions(ctx context.Context) error {
-	gone, err := m.readDescriptions(ctx)
-	if err != nil {
-		return fmt.Errorf("read what is held of packages: %w", err)
-	}
-	if len(gone) > 0 {
-		m.lookAt(gone...) // another file of them may be here
-	}
-	return nil
-}
-
-// readDescriptions is loadDescriptions; gone are the packages of rows whose files are.
-func (m *Mirror) readDescriptions(ctx context.Context) (gone []npm.Name, err error) {
 	all := m.described
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if all.loaded {
-		return nil, nil
+		return nil
 	}
 	all.byName, all.byFile, all.size = map[npm.Name]*description{}, map[cid.Cid]*description{}, 0
 	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{describedKey}, UpperBound: []byte{describedKey + 1}})
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("read what is held of packages: %w", err)
 	}
 	for ok := it.First(); ok && err == nil; ok = it.Next() {
 		var d description
@@ -281,22 +276,37 @@ func (m *Mirror) readDescriptions(ctx context.Context) (gone []npm.Name, err err
 		if broken == nil {
 			broken = json.Unmarshal(it.Value(), &d)
 		}
-		if broken == nil && m.keeps(file) {
+		switch {
+		case broken != nil:
+			err = m.db.Delete(slices.Clone(it.Key()), pebble.NoSync)
+		case m.keeps(file):
 			d.ready(file)
 			err = m.take(&d, nil)
-		} else {
-			if d.Name != "" {
-				gone = append(gone, d.Name)
-			}
-			err = m.db.Delete(slices.Clone(it.Key()), pebble.NoSync)
+		default:
+			err = m.strike(file, d.Name)
 		}
 		err = cmp.Or(err, ctx.Err())
 	}
 	if err := errors.Join(err, it.Close()); err != nil {
-		return gone, err
+		return fmt.Errorf("read what is held of packages: %w", err)
 	}
 	all.loaded = true
-	return gone, nil
+	return nil
+}
+
+// undescribe takes away what is known of a package.
+func (m *Mirror) undescribe(ctx context.Context, name npm.Name) error {
+	if err := m.loadDescriptions(ctx); err != nil {
+		return err
+	}
+	m.described.mu.Lock()
+	defer m.described.mu.Unlock()
+	d := m.described.byName[name]
+	if d == nil {
+		return nil
+	}
+	m.leaveOut(d)
+	return m.db.Delete(descriptionKey(d.file), pebble.NoSync)
 }
 
 // isSettled says whether there is nothing to be learned of a package by looking at it:

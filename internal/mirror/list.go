@@ -136,7 +136,7 @@ func (m *Mirror) syncList(ctx context.Context, root cid.Cid) (index.Synced, erro
 	if err := m.moveNames(h, v); err != nil {
 		m.log.WarnContext(ctx, "a search after the next start takes longer", "error", err)
 	}
-	if err := m.lookAtMoved(v.from, v.to, slices.Concat(got.Came, got.Moved)); err != nil {
+	if err := m.lookAtMoved(v.from, v.to, slices.Concat(got.Came, got.Went, got.Moved)); err != nil {
 		m.log.ErrorContext(ctx, "what changed may not be found by what it says", "error", err)
 	}
 	m.announceList(ctx, before, got.Release)

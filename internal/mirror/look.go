@@ -33,9 +33,9 @@ import (
 // package looked at again. What lay here before there were such rows is walked through
 // once, in the order of names: those of the tarballs that were served, or, with
 // Options.HoldsAll, of the whole list. Of each release after that, the packages that
-// changed get a row q, in one batch with the root in w: a crash between the list and that
-// batch leaves a w of another list, and a walk that begins again, which costs little
-// where all is known.
+// came, changed or went get a row q, in one batch with the root in w: a crash between the
+// list and that batch leaves a w of another list, and a walk that begins again, which
+// costs little where all is known.
 const (
 	lookKey = 'q'
 	walkKey = 'w'
@@ -43,7 +43,7 @@ const (
 	lookPiece = 64               // packages that are read from the rows at once
 	lookShare = 10               // of the time one part is spent on looking
 	lookLater = time.Minute      // after the node was away, or a store failed
-	lookLimit = 30 * time.Second // for one package
+	lookLimit = 30 * time.Second // for one package, which is passed over then
 	// maxTried bounds the tarballs of a package that are opened for a package.json.
 	maxTried = 4
 )
@@ -62,6 +62,11 @@ type looking struct {
 	mu    sync.Mutex // guards what follows, and rows between being read and written
 	at    npm.Name   // is looked at now
 	again bool       // and was noted since it began
+
+	// last was looked at last. Those after it come next and then the first again: rows
+	// that went are slow to pass by, and a name that fails holds no other up. It is
+	// owned by lookOn.
+	last npm.Name
 }
 
 // lookAt notes packages of which a file came or went.
@@ -143,21 +148,22 @@ func (m *Mirror) describeHeld(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(m.life, cancel)()
-	last := ""
+	said := false // since all was looked at
 	for ctx.Err() == nil {
 		more, err := m.lookOn(ctx)
 		if more && err == nil {
 			continue
 		}
-		var later <-chan time.Time
-		if err == nil {
-			last = ""
-		} else if later = time.After(lookLater); err.Error() != last && ctx.Err() == nil { // the same failure is said once
-			last = err.Error()
+		wake, later := m.looking.wake, (<-chan time.Time)(nil)
+		if err != nil {
+			wake, later = nil, time.After(lookLater)
+		}
+		if err != nil && !said && ctx.Err() == nil {
 			m.log.WarnContext(ctx, "what is held is not all found by searches yet", "error", err)
 		}
+		said = err != nil
 		select {
-		case <-m.looking.wake:
+		case <-wake:
 		case <-later:
 		case <-ctx.Done():
 		}
@@ -175,7 +181,12 @@ func (m *Mirror) lookOn(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for ok := it.First(); ok && len(due) < lookPiece; ok = it.Next() {
+	l := &m.looking
+	ok := it.SeekGE(append(append([]byte{lookKey}, l.last...), 0))
+	if !ok {
+		ok = it.First()
+	}
+	for ; ok && len(due) < lookPiece; ok = it.Next() {
 		due = append(due, npm.Name(it.Key()[1:]))
 	}
 	if err := it.Close(); err != nil {
@@ -185,7 +196,7 @@ func (m *Mirror) lookOn(ctx context.Context) (more bool, err error) {
 		return m.walkOn(ctx, h)
 	}
 	for _, name := range due {
-		l := &m.looking
+		l.last = name
 		l.mu.Lock()
 		l.at, l.again = name, false
 		l.mu.Unlock()
@@ -211,15 +222,16 @@ func (m *Mirror) walkOn(ctx context.Context, h *head) (more bool, err error) {
 	l := &m.looking
 	l.mu.Lock()
 	w, err := m.walkedTo()
+	if err == nil && (w.All != all || all && !w.Root.Equals(h.list)) {
+		if w = (walkRow{All: all}); all {
+			w.Root = h.list
+		}
+		// At once: there may be no room, and what changes is noted all the same.
+		err = m.noteLooks(&w, nil)
+	}
 	l.mu.Unlock()
 	if err != nil {
 		return false, err
-	}
-	if w.All != all || all && !w.Root.Equals(h.list) {
-		w = walkRow{All: all}
-		if all {
-			w.Root = h.list
-		}
 	}
 	names, err := m.walkedNext(ctx, w)
 	if err != nil || len(names) == 0 {
@@ -235,12 +247,8 @@ func (m *Mirror) walkOn(ctx context.Context, h *head) (more bool, err error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, err := m.walkedTo()
-	if err != nil {
+	if w, err = m.walkedTo(); err != nil { // the list may have moved, and what changed has rows of its own
 		return false, err
-	}
-	if now.All && w.All && now.After == w.After {
-		w.Root = now.Root // what changed meanwhile has rows of its own
 	}
 	w.After = names[len(names)-1]
 	return true, m.noteLooks(&w, nil)
@@ -276,11 +284,15 @@ func (m *Mirror) walkedNext(ctx context.Context, w walkRow) (names []npm.Name, e
 func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	began := time.Now()
 	dir, listed, err := m.entry(name)
-	if errors.Is(err, errNotInBundle) || err == nil && !listed {
+	switch {
+	case errors.Is(err, errNotInBundle):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case !listed && m.o.HoldsAll: // a release that has it again will have it looked at
+		return m.undescribe(ctx, name)
+	case !listed:
+		return nil
 	}
 	if settled, err := m.isSettled(ctx, name, dir); err != nil || settled {
 		return err
@@ -290,6 +302,9 @@ func (m *Mirror) look(ctx context.Context, name npm.Name) error {
 	d, err := m.heldOf(within, name, dir)
 	if ctx.Err() != nil {
 		return ctx.Err() // nothing was found out
+	}
+	if within.Err() != nil && errors.Is(err, ipfs.ErrAway) {
+		err = nil // it is too slow for this package; others wait
 	}
 	if err == nil && d != nil {
 		err = m.describe(ctx, d)

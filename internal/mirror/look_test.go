@@ -9,11 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -38,9 +42,14 @@ func looks(t testing.TB, m *Mirror) {
 }
 
 // due is how many packages are to be looked at.
-func due(t testing.TB, m *Mirror) (n int) {
+func due(t testing.TB, m *Mirror) int {
 	t.Helper()
-	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{lookKey}, UpperBound: []byte{lookKey + 1}})
+	return countRows(t, m, lookKey)
+}
+
+func countRows(t testing.TB, m *Mirror, space byte) (n int) {
+	t.Helper()
+	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{space}, UpperBound: []byte{space + 1}})
 	check(t, err)
 	for ok := it.First(); ok; ok = it.Next() {
 		n++
@@ -206,6 +215,65 @@ func TestSearchOfWhatWasInstalled(t *testing.T) {
 	}
 }
 
+// A tarball comes by one request, and is read whole and checked by a later one. Of one
+// that was checked nothing is noted again. With and without an account of what is held.
+func TestSearchOfWhatCameBefore(t *testing.T) {
+	for _, counted := range []bool{true, false} {
+		t.Run(fmt.Sprint("counted=", counted), func(t *testing.T) {
+			w := newWorldOf(t, installed)
+			w.publish("left-pad", "is-odd")
+			c := testCache(t, CacheOptions{})
+			fs := vfs.NewMem()
+			open := func() *Mirror {
+				return w.synced(func(o *Options) {
+					if o.FS = fs; counted {
+						o.Cached = c.Part("node", w.node, nil)
+					}
+				})
+			}
+			m := open()
+			install(t, m, "left-pad", "1.3.0") // the walk is beyond is-odd with it
+			get(m, "/is-odd", "Accept: application/vnd.npm.install-v1+json")
+			path := tarballPath("is-odd", "is-odd-3.0.1.tgz")
+			if got := do(m, http.MethodHead, path, nil); got.Code != http.StatusOK {
+				t.Fatalf("HEAD: %d", got.Code)
+			}
+			m.wg.Wait()
+			looks(t, m)
+			finding(t, m)("tells")
+			install(t, m, "is-odd", "3.0.1")
+			looks(t, m)
+			finding(t, m)("tells", "is-odd")
+			if counted {
+				check(t, m.Close())
+				m = open()
+				install(t, m, "is-odd", "3.0.1")
+			}
+			install(t, m, "is-odd", "3.0.1")
+			if n := due(t, m); n != 0 {
+				t.Errorf("%d are due for what was held", n)
+			}
+		})
+	}
+}
+
+// What did not come at first is looked at once it comes, where nothing is counted.
+func TestSearchOfWhatComesLate(t *testing.T) {
+	w := newWorldOf(t, installed)
+	w.publish("is-odd")
+	m := w.synced()
+	m.using(t.Context(), "is-odd", w.docs["is-odd"])()
+	m.wg.Wait()
+	if n := due(t, m); n != 0 {
+		t.Errorf("%d are due for what did not come", n)
+	}
+	looks(t, m)
+	get(m, "/is-odd")
+	m.wg.Wait()
+	looks(t, m)
+	finding(t, m)("tells", "is-odd")
+}
+
 // Whoever comes late with less does not take the place of what says more: a look may end
 // after a search has read the document.
 func TestWhichDescriptionCounts(t *testing.T) {
@@ -259,6 +327,11 @@ func TestAfterACrashWhatIsLeftIsFound(t *testing.T) {
 	clear(c.seen)
 	c.mu.Unlock()
 	m = open()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := m.loadDescriptions(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("for a search that ends while the rows are read: %v", err)
+	}
 	finding(t, m)("filler")
 	looks(t, m)
 	finding(t, m)("early", "left-pad")
@@ -352,10 +425,12 @@ func TestSearchOfAllThatANodeHolds(t *testing.T) {
 	w.publish(append(slices.Clone(names[1:]), "fresh")...)
 	check(t, m.Sync(t.Context()))
 	w.holdAll()
-	if n := due(t, m); n != 2 {
+	if n := due(t, m); n != 3 {
 		t.Errorf("%d packages are to be looked at", n)
 	}
-	looks(t, m)
+	if looks(t, m); m.described.byName["p000"] != nil || countRows(t, m, describedKey) != len(m.described.byName) {
+		t.Error("what a package said stays that is not listed any more")
+	}
 	if hits := finding(t, m)("another", "p003"); hits.Hits[0].Version != "2.0.0" {
 		t.Errorf("%+v", hits.Hits)
 	}
@@ -439,6 +514,81 @@ func TestLookWaitsForTheNode(t *testing.T) {
 	}
 }
 
+// A package that cannot be looked at is not asked for again before all others were.
+func TestLookGoesRound(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	m := w.holdingAll(vfs.NewMem())
+	node := &watchedNode{fakeNode: w.node}
+	m.o.Node = node
+	m.lookAt("p000", "p002")
+	node.local = func() error {
+		node.local = func() error { return nil }
+		return ipfs.ErrAway
+	}
+	for i, said := range [][]npm.Name{{}, {"p002"}, {"p000", "p002"}} {
+		if _, err := m.lookOn(t.Context()); (err != nil) != (i == 0) {
+			t.Errorf("%d: %v", i, err)
+		}
+		finding(t, m)("of many", said...)
+	}
+}
+
+// A node that is away is left alone for a while, whatever comes; one that is too slow for
+// a package holds no other up.
+func TestLookLeavesTheNodeAlone(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	synctest.Test(t, func(t *testing.T) {
+		var log lines
+		m := w.holdingAll(vfs.NewMem())
+		m.log = slog.New(slog.NewTextHandler(&log, nil))
+		asked, slow := 0, true
+		var back atomic.Bool
+		m.o.Node = &watchedNode{w.node, func() error {
+			switch {
+			case !back.Load():
+				asked++
+				return ipfs.ErrAway
+			case slow:
+				slow = false
+				time.Sleep(lookLimit)
+				return ipfs.ErrAway
+			}
+			return nil
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go m.describeHeld(ctx)
+		for range 3 {
+			synctest.Wait()
+			m.lookAt("p000")
+		}
+		synctest.Wait()
+		if asked != 1 {
+			t.Errorf("it was asked %d times", asked)
+		}
+		m.lookAt("p001")
+		time.Sleep(3 * lookLater)
+		synctest.Wait()
+		if n := log.count("not all found"); n != 1 || asked != 4 {
+			t.Errorf("it was asked %d times, and %d times it was said why", asked, n)
+		}
+		back.Store(true)
+		time.Sleep(lookLater + lookShare*lookLimit)
+		synctest.Wait()
+		finding(t, m)("word000", "p000") // by the walk
+		finding(t, m)("word002", "p002")
+		if n := due(t, m); n != 0 {
+			t.Errorf("%d are due", n)
+		}
+		cancel()
+		check(t, m.Close())
+	})
+}
+
 // Run looks, also where nobody is asked for anything.
 func TestRunLooks(t *testing.T) {
 	w := newWorldOf(t, installed)
@@ -473,16 +623,13 @@ func TestDescriptionsAreBounded(t *testing.T) {
 	looks(t, m)
 	hits := finding(t, m)("of many", asNames(names[:lookPiece])...)
 	finding(t, m)("p140", "p140")
-	rows := 0
-	it, err := m.db.NewIter(&pebble.IterOptions{LowerBound: []byte{describedKey}, UpperBound: []byte{describedKey + 1}})
-	check(t, err)
-	for ok := it.First(); ok; ok = it.Next() {
-		rows++
+	fit := func(n int) {
+		t.Helper()
+		if rows := countRows(t, m, describedKey); rows != n || m.described.size > m.described.most {
+			t.Errorf("%d rows and %d bytes for %d descriptions", rows, m.described.size, n)
+		}
 	}
-	check(t, it.Close())
-	if rows != hits.Total || m.described.size > m.described.most {
-		t.Errorf("%d rows and %d bytes for %d descriptions", rows, m.described.size, hits.Total)
-	}
+	fit(hits.Total)
 
 	m.described.most = d.cost() * 2 * lookPiece // half full now: the walk stops after one more piece
 	looks(t, m)
@@ -494,6 +641,36 @@ func TestDescriptionsAreBounded(t *testing.T) {
 	if n := due(t, m); n != 0 {
 		t.Errorf("%d are still due", n)
 	}
+
+	// One that says more than there is room for, and rows of when there was more room.
+	m.described.most = m.described.size
+	check(t, m.describe(t.Context(), &description{
+		Name: "p000", Dir: w.dirs["p000"], file: w.docs["p000"], Summary: summary{Description: strings.Repeat("longer", 99)},
+	}))
+	fit(len(m.described.byName))
+	m.described.most, m.described.loaded = d.cost()*10, false
+	check(t, m.loadDescriptions(t.Context()))
+	fit(10)
+}
+
+// Where there is no room for more of a walk that begins again, what a release changes is
+// noted all the same.
+func TestChangesAreNotedWithoutRoom(t *testing.T) {
+	archive, names := manyPackages(3)
+	w := newWorldOf(t, archive)
+	w.publish(names...)
+	m := w.holdingAll(vfs.NewMem())
+	looks(t, m)
+	m.described.most = m.described.size
+	check(t, m.db.Delete([]byte{walkKey}, nil)) // as by a crash
+	looks(t, m)
+	w.registry.Publish("-- p001@2.0.0/package.json --\n{\"name\":\"p001\",\"version\":\"2.0.0\",\"description\":\"other\"}\n-- p001/dist-tags.json --\n{\"latest\":\"2.0.0\"}\n")
+	w.publish(names...)
+	check(t, m.Sync(t.Context()))
+	w.holdAll()
+	looks(t, m)
+	finding(t, m)("word001")
+	finding(t, m)("other", "p001")
 }
 
 func asNames(texts []string) (names []npm.Name) {

@@ -118,7 +118,7 @@ func (m *Mirror) serveTarball(w http.ResponseWriter, r *http.Request, name npm.N
 		m.countMismatch(ctx, name, file, c, err)
 		abort()
 	}
-	m.keepChecked(mark, verifier.SRI())
+	m.keepChecked(name, mark, verifier.SRI())
 }
 
 // sendContent answers from content, whose headers are set. What is asked for
@@ -153,7 +153,7 @@ func (m *Mirror) checkThenSend(w http.ResponseWriter, r *http.Request, name npm.
 		verifier := integrity.NewVerifier()
 		verifier.Write(data)
 		if err = verifier.Check(); err == nil {
-			m.keepChecked(mark, verifier.SRI())
+			m.keepChecked(name, mark, verifier.SRI())
 			tarballHeaders(w.Header(), etag)
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
 			return
@@ -375,17 +375,27 @@ func (m *Mirror) isChecked(mark []byte) bool {
 }
 
 // keepChecked notes that the bytes were right. The mark on disk spares the next
-// start a packument; it does not spare it the check.
-func (m *Mirror) keepChecked(mark []byte, sri string) {
+// start a packument; it does not spare it the check. A package with a new one is looked
+// at: its tarball may have come before, by a request that did not read it whole.
+func (m *Mirror) keepChecked(name npm.Name, mark []byte, sri string) {
 	m.checkedMu.Lock()
 	if len(m.checked) >= maxChecked {
 		clear(m.checked)
 	}
 	m.checked[markKey(mark)] = struct{}{}
 	m.checkedMu.Unlock()
+	if was, closer, err := m.db.Get(mark); err == nil {
+		same := string(was) == sri
+		closer.Close()
+		if same {
+			return
+		}
+	}
 	if err := m.db.Set(mark, []byte(sri), pebble.NoSync); err != nil {
 		m.log.Error("keep a tarball's mark", "error", err)
+		return
 	}
+	m.lookAt(name)
 }
 
 // countUpstream counts a tarball that Origin brought, the first time since the start.
