@@ -456,7 +456,7 @@ func (g getter) Get(_ context.Context, c cid.Cid) (blocks.Block, error) { return
 
 func pebbleOptions(o Options) *pebble.Options {
 	opts := &pebble.Options{
-		FS:                 damage.Ordered(o.FS),
+		FS:                 damage.Sparing(damage.Ordered(o.FS)),
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
 		CacheSize:          192 << 20, // Pebble takes the memory tables out of it

@@ -1,8 +1,9 @@
 // Package damage tells of files of ours that Pebble finds damaged: as an error of
 // whoever reads them, which names the file. By itself Pebble ends the process, also
 // from a compaction in the background, and so would those commands end that are there
-// to find damage and to mend it. And it keeps a power cut from looking like damage.
-// It knows nothing of what the files hold.
+// to find damage and to mend it. It keeps a power cut from looking like damage, and a
+// small store from taking the room of a large one. It knows nothing of what the files
+// hold.
 package damage
 
 import (

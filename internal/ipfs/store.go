@@ -93,7 +93,7 @@ func openStore(fs vfs.FS, dir string, lock *pebble.Lock, cacheSize int64, log *s
 	defer cache.Unref()
 	o := &pebble.Options{
 		Cache:              cache,
-		FS:                 fs,
+		FS:                 damage.Sparing(fs),
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		Lock:               lock,
 		Logger:             pebbleLog{log},

@@ -149,7 +149,7 @@ func open(dir string, o Options) (*Store, error) {
 
 func openPebble(dir string, o Options) (*pebble.DB, error) {
 	options := &pebble.Options{
-		FS:                 damage.Ordered(o.FS),
+		FS:                 damage.Sparing(damage.Ordered(o.FS)),
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 		MemTableSize:       o.memTable,
 		CacheSize:          64 << 20,

@@ -148,7 +148,7 @@ func OpenCache(o CacheOptions) (*Cache, error) {
 		return nil, fmt.Errorf("open the cache: %w: %w", ErrLocked, err)
 	}
 	db, err := pebble.Open(o.Dir, &pebble.Options{
-		FS: o.FS, Lock: lock, Logger: pebbleLog{o.Log}, EventListener: damage.Listener(o.Log),
+		FS: damage.Sparing(o.FS), Lock: lock, Logger: pebbleLog{o.Log}, EventListener: damage.Listener(o.Log),
 		CacheSize: 8 << 20, MemTableSize: 4 << 20,
 		FormatMajorVersion: pebble.FormatValueSeparation,
 	})

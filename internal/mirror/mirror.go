@@ -383,7 +383,7 @@ func (m *Mirror) openList() error {
 		return fmt.Errorf("open mirror: %w: %w", ErrLocked, err)
 	}
 	db, err := pebble.Open(dir, &pebble.Options{
-		FS: m.o.FS, Lock: lock, Logger: pebbleLog{m.log}, EventListener: damage.Listener(m.log),
+		FS: damage.Sparing(m.o.FS), Lock: lock, Logger: pebbleLog{m.log}, EventListener: damage.Listener(m.log),
 		CacheSize: 32 << 20, MemTableSize: 8 << 20,
 		FormatMajorVersion: pebble.FormatValueSeparation, // by name: an upgrade of the module moves no file
 	})
