@@ -32,6 +32,7 @@ type source struct {
 	ipfs, share, offline, noUpstream, acceptStale bool
 	gateways, routes                              []string
 	upstream, address, at                         string
+	registry                                      string // which of several mirrors is meant, where no daemon runs
 	maxStale                                      time.Duration
 	proxies                                       proxies // that the daemon trusts
 	cacheSize                                     cli.Size
@@ -353,7 +354,7 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			o.Cached = h.cache.Part(strings.TrimSpace("node "+r.Network), from, node)
 		}
 	} else if h.cache != nil {
-		o.Cached = h.cache.Part("mirror "+r.at.dir(), nil, nil)
+		o.Cached = h.cache.Part(mirror.OwnPart(r.at.dir()), nil, nil)
 	}
 	m, err := mirror.Open(o)
 	if err != nil {

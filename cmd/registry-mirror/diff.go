@@ -95,6 +95,7 @@ or the only one in this state.`,
 		},
 	}
 	s.bind(cmd)
+	s.bindRegistry(cmd)
 	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
 	return cmd
 }
@@ -109,7 +110,7 @@ const codeOtherIntegrity = 11
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
 // to date, where it can be.
 func (s *source) openBeside(cmd *cobra.Command) (*mirror.Table, func() error, error) {
-	args, err := oneName(state.Dir(s.State), nil)
+	args, err := s.one()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -69,7 +69,7 @@ hands, --follow says that name. It is taken only where it is the one that was pr
 			}
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
-			} else if args, err = oneName(dir, args); err == nil {
+			} else if args, err = oneName(dir, args, "`registry-mirror sync --ipfs NAME` says which"); err == nil {
 				status, err = s.syncOnce(cmd.Context(), cmd, args)
 			}
 			if err != nil {
@@ -195,19 +195,22 @@ func syncedThere(err error) error {
 	return err
 }
 
+const readsWhereTold = "a running registry-mirror reads from where it was told to"
+
 // refuseSources refuses flags that say where to read from: a daemon runs.
 func refuseSources(cmd *cobra.Command) error {
-	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
+	for _, flag := range []string{"ipfs", "gateway", "route", "peer", "registry"} {
 		if cmd.Flags().Changed(flag) {
-			return cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
+			return cli.Usagef("--%s: %s", flag, readsWhereTold)
 		}
 	}
 	return nil
 }
 
 // oneName is what was typed, or nothing where registries were added, else the
-// only mirror in the state.
-func oneName(dir state.Dir, args []string) ([]string, error) {
+// only mirror in the state; way says how one of several is named. A mirror of a name of
+// which no record ever came, as of one that was mistyped, is none beside those of others.
+func oneName(dir state.Dir, args []string, way string) ([]string, error) {
 	table, err := dir.Table()
 	if err != nil {
 		return nil, err
@@ -219,14 +222,51 @@ func oneName(dir state.Dir, args []string) ([]string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if len(entries) != 1 {
+	var names, empty []string
+	for _, e := range entries {
+		name := e.Name()
+		if _, err := ipns.NameFromString(name); err == nil && !mirror.Followed(dir.Mirror(name)) {
+			empty = append(empty, name)
+			continue
+		} else if err != nil {
+			name = "/ipfs/" + name
+		}
+		if _, err := parseAddress(name); err == nil {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		names = empty
+	}
+	switch len(names) {
+	case 0:
 		return nil, errNotRunning
+	case 1:
+		return names, nil
 	}
-	name := entries[0].Name()
-	if _, err := ipns.NameFromString(name); err != nil {
-		name = "/ipfs/" + name
+	return nil, cli.Hint(cli.Usagef("this state has %d mirrors: %s; name one", len(names), strings.Join(names, ", ")),
+		way+"; `registry-mirror remove NAME` drops one that is not wanted")
+}
+
+// byRegistry is how commands other than sync are told of one mirror.
+const byRegistry = "--registry NAME says which"
+
+// bindRegistry binds the flag that names one mirror of several.
+func (s *source) bindRegistry(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.registry, "registry", "", "address of the registry to read, where no daemon runs and nothing was added")
+}
+
+// one is oneName for a command that takes --registry.
+func (s *source) one() ([]string, error) {
+	dir := state.Dir(s.State)
+	if s.registry == "" {
+		return oneName(dir, nil, byRegistry)
 	}
-	return []string{name}, nil
+	table, err := dir.Table()
+	if err == nil && len(table.Rows) > 0 {
+		err = cli.Hint(cli.Usagef("--registry: registries were added here, and each package is looked up in the one whose it is"), "leave it out; `registry-mirror list` shows them")
+	}
+	return []string{s.registry}, err
 }
 
 // ask speaks to the daemon that runs on this state.
