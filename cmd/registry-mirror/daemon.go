@@ -87,6 +87,7 @@ daemon serves one too, at /-/at/RELEASE or /-/at/DATE below its address.`,
 			if err != nil {
 				return err
 			}
+			m.URL = url
 			sock, err := socket.Listen(state.Dir(common.State).Socket("registry-mirror"))
 			if err != nil {
 				return err

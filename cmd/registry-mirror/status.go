@@ -30,6 +30,7 @@ var errNotRunning = errors.New("no registry-mirror runs on this state")
 // the two figures that matter most at the top.
 type statusJSON struct {
 	mirror.Status
+	URL               string               `json:"url,omitempty"`
 	Cache             *mirror.CacheStatus  `json:"cache,omitempty"`
 	BytesBySource     mirror.Bytes         `json:"bytes_by_source"`
 	TarballsBySource  mirror.Bytes         `json:"tarballs_by_source"`
@@ -293,7 +294,7 @@ func summed(s mirror.Status) statusJSON {
 func printJSON(w io.Writer, s mirror.TableStatus) error {
 	if len(s.Registries) == 1 && len(s.Registries[0].Scopes)+len(s.Registries[0].Claims) == 0 {
 		one := summed(s.Registries[0].Status)
-		one.Cache = s.Cache
+		one.Cache, one.URL = s.Cache, s.URL
 		return cli.PrintJSON(w, one)
 	}
 	type row struct {
@@ -304,10 +305,11 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		statusJSON
 	}
 	all := struct {
+		URL        string              `json:"url,omitempty"`
 		Registries []row               `json:"registries"`
 		Overlaps   []mirror.Overlap    `json:"overlaps,omitempty"`
 		Cache      *mirror.CacheStatus `json:"cache,omitempty"`
-	}{Overlaps: s.Overlaps, Cache: s.Cache}
+	}{URL: s.URL, Overlaps: s.Overlaps, Cache: s.Cache}
 	for _, r := range s.Registries {
 		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, r.PublishTo, summed(r.Status)})
 	}
@@ -333,6 +335,11 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 			if _, err := fmt.Fprintln(w, "shared    nothing of this registry, for it claims names"); err != nil {
 				return err
 			}
+		}
+	}
+	if s.URL != "" {
+		if _, err := fmt.Fprintf(w, "address   %s\n", s.URL); err != nil {
+			return err
 		}
 	}
 	if c := s.Cache; c != nil {

@@ -189,6 +189,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return stop(err)
 	}
+	table.URL = url
 	if err := answer(ctx, group, dir, "registry-mirror", table.Admin()); err != nil {
 		return stop(err)
 	}

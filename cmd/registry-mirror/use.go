@@ -27,6 +27,7 @@ type whose struct {
 	project string
 	user    bool
 	url     string
+	known   bool // the mirror's address is more than the default: it was typed, or use wrote it
 }
 
 func (w *whose) bind(cmd *cobra.Command) {
