@@ -141,7 +141,7 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 			held = fmt.Sprintf("release %d, %s", r.Release.Number, cli.Count(r.Release.Packages, "package"))
 		}
 		if r.At != "" {
-			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, r.Release.Created.Local().Format(time.DateTime), cli.Count(r.Release.Packages, "package"))
+			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, cli.Time(r.Release.Created), cli.Count(r.Release.Packages, "package"))
 		}
 		who := shown(r.Name)
 		if len(s.Registries) > 1 {

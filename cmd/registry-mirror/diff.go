@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -285,5 +284,5 @@ func (t *tally) line() string {
 }
 
 func releaseText(r mirror.Release) string {
-	return fmt.Sprintf("%d (%s)", r.Number, r.Created.Local().Format(time.DateTime))
+	return fmt.Sprintf("%d (%s)", r.Number, cli.Time(r.Created))
 }

@@ -342,7 +342,7 @@ func judge(all *findings, s mirror.TableStatus, now time.Time) {
 		case r.TooOld:
 			bad("stale", "its publisher has to sign again; until then a greater --max-stale serves what is held", "its record has expired for longer than --max-stale, and nothing is served")
 		case r.Stale:
-			bad("stale", "is the clock right? else its publisher has to sign again (with `republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), r.Record.EOL.Local().Format(time.DateTime))
+			bad("stale", "is the clock right? else its publisher has to sign again (with `republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), cli.Time(r.Record.EOL))
 		case r.Release.Number > 0 && r.Error != "" && !r.Offline:
 			bad("sync", "what is held is served; `registry-mirror sync` tries now", "it was not brought up to date: %s", r.Error)
 		}

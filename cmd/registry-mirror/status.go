@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
@@ -371,7 +370,7 @@ func printOne(w io.Writer, s mirror.Status) error {
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
+		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, cli.Time(s.Release.Created), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
 		if s.Release.Part > 0 {
 			fmt.Fprintf(w, "part      %s of it, which bundles brought; of others nothing newer is known\n", cli.Count(s.Release.Part, "name"))
 		}
@@ -387,7 +386,7 @@ func printOne(w io.Writer, s mirror.Status) error {
 				stale = " (expired for longer than --max-stale: nothing is served)"
 			}
 		}
-		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
+		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, cli.Time(s.Record.EOL), stale)
 	}
 	for _, r := range s.Routes {
 		if !strings.HasPrefix(r.Name, "route ") {
