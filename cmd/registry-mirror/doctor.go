@@ -449,7 +449,7 @@ func (w *whose) lookAtClients(all *findings, registry string, in clients.Place) 
 			if goesTo == "" && s.Registry != "" {
 				goesTo, by = s.Registry, s.Where
 				if s.Variable {
-					unset = "unset " + s.Where + " (and take it out of where it is set)"
+					unset = "`unset " + s.Where + "`, and take it out of where it is set"
 				}
 				if s.Only != "" {
 					by += ", which " + s.Only + " reads"
