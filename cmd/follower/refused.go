@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -50,7 +49,7 @@ with a reason that will not pass by itself, or waiting to be tried again.`,
 				fmt.Fprintf(out, "refused   %s  %s: %s\n", item(r.Name, r.Version), r.Reason, r.Detail)
 			}
 			for _, r := range retries {
-				fmt.Fprintf(out, "retrying  %s  attempt %d failed: %s; next at %s\n", item(r.Name, r.Version), r.Attempts, r.Detail, r.Next.Local().Format(time.DateTime))
+				fmt.Fprintf(out, "retrying  %s  attempt %d failed: %s; next at %s\n", item(r.Name, r.Version), r.Attempts, r.Detail, cli.Time(r.Next))
 			}
 			return nil
 		},

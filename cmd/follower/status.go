@@ -121,7 +121,7 @@ func printStatus(w io.Writer, s ledger.Status) error {
 	}
 	last := "nothing done to its end yet"
 	if !loop.LastSuccess.IsZero() {
-		last = "last success " + loop.LastSuccess.Local().Format(time.DateTime)
+		last = "last success " + cli.Time(loop.LastSuccess)
 	}
 	_, err := fmt.Fprintf(w, "running    yes, %s\n", last)
 	return err

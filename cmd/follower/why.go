@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -123,18 +122,18 @@ func (a account) print(cmd *cobra.Command, key ledger.Key) {
 	w := cmd.OutOrStdout()
 	fmt.Fprintf(w, "%s is %s\n", item(key.Name, key.Version), a.State)
 	if p := a.Package; p != nil {
-		fmt.Fprintf(w, "document   %s, revision %s, asked for %s\n", p.Document.CID, orNone(p.Rev), p.Checked.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "document   %s, revision %s, asked for %s\n", p.Document.CID, orNone(p.Rev), cli.Time(p.Checked))
 		fmt.Fprintf(w, "versions   %d stored of %d that it names\n", p.Held, p.Listed)
 		if r := p.Removed; r != nil && a.Dropped == nil {
-			fmt.Fprintf(w, "removed    %s, %s: %s\n", cli.Count(r.Versions, "version"), r.Time.Local().Format(time.DateTime), r.Reason)
+			fmt.Fprintf(w, "removed    %s, %s: %s\n", cli.Count(r.Versions, "version"), cli.Time(r.Time), r.Reason)
 		}
 	}
 	if v := a.Dropped; v != nil {
 		fmt.Fprintf(w, "removed    %s\n", removal(a.Package))
-		fmt.Fprintf(w, "it was     %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), v.FirstSeen.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "it was     %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), cli.Time(v.FirstSeen))
 	}
 	if v := a.Version; v != nil {
-		fmt.Fprintf(w, "tarball    %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), v.FirstSeen.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "tarball    %s, %s, %s, first seen %s\n", v.File, v.CID, cli.Count(v.Size, "byte"), cli.Time(v.FirstSeen))
 		fmt.Fprintf(w, "checked    %s by upstream's %s; registry signature: %s\n", v.Integrity, orNone(v.Proof), orNone(v.Signature))
 	}
 	for _, r := range a.Refused {
@@ -142,10 +141,10 @@ func (a account) print(cmd *cobra.Command, key ledger.Key) {
 	}
 	for _, r := range a.Queue {
 		if r.Fresh() {
-			fmt.Fprintf(w, "queued     %s  since %s\n", item(r.Name, r.Version), r.Queued.Local().Format(time.DateTime))
+			fmt.Fprintf(w, "queued     %s  since %s\n", item(r.Name, r.Version), cli.Time(r.Queued))
 			continue
 		}
-		fmt.Fprintf(w, "retrying   %s  attempt %d failed: %s; next at %s\n", item(r.Name, r.Version), r.Attempts, r.Detail, r.Next.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "retrying   %s  attempt %d failed: %s; next at %s\n", item(r.Name, r.Version), r.Attempts, r.Detail, cli.Time(r.Next))
 	}
 	switch {
 	case len(a.Selected) == 0 && a.Package == nil:
@@ -164,7 +163,7 @@ func removal(p *ledger.Package) string {
 	if r == nil {
 		return "when and why is not recorded"
 	}
-	text := r.Time.Local().Format(time.DateTime) + ", " + r.Reason
+	text := cli.Time(r.Time) + ", " + r.Reason
 	if len(p.Dropped) > r.Versions {
 		return "no later than " + text + ", the newest removal of several"
 	}

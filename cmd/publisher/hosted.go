@@ -475,7 +475,7 @@ func tokenListCommand(r *registry) *cobra.Command {
 				return cli.PrintJSON(cmd.OutOrStdout(), map[string]any{"tokens": list})
 			}
 			for _, t := range list {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s  made %s\n", t.ID, t.Created.Local().Format(time.DateTime))
+				fmt.Fprintf(cmd.OutOrStdout(), "%s  made %s\n", t.ID, cli.Time(t.Created))
 			}
 			return nil
 		},

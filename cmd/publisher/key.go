@@ -94,9 +94,9 @@ func printKey(w io.Writer, k ipnskeys.Key) error {
 // keptUp says until when a former name is.
 func keptUp(until time.Time) string {
 	if time.Now().Before(until) {
-		return "kept up until " + until.Local().Format(time.DateTime)
+		return "kept up until " + cli.Time(until)
 	}
-	return "given up on " + until.Local().Format(time.DateTime)
+	return "given up on " + cli.Time(until)
 }
 
 func (r *registry) printKey(cmd *cobra.Command, k ipnskeys.Key) error {

@@ -120,7 +120,7 @@ func logged(releases iter.Seq2[publish.Logged, error], oldest uint64) iter.Seq2[
 
 func (v releaseJSON) line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d  %s  %s  %s, %s", v.Number, v.Created.Local().Format(time.DateTime), v.CID, cli.Count(v.Packages, "package"), cli.Count(v.Versions, "version"))
+	fmt.Fprintf(&b, "%d  %s  %s  %s, %s", v.Number, cli.Time(v.Created), v.CID, cli.Count(v.Packages, "package"), cli.Count(v.Versions, "version"))
 	switch {
 	case v.Sequence == 0:
 		b.WriteString("  not published")

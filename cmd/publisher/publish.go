@@ -201,7 +201,7 @@ func printResult(w io.Writer, result publish.Result) error {
 	if result.LocalOnly {
 		where = "local only: the node has no peers"
 	}
-	if _, err := fmt.Fprintf(w, "record %d, valid until %s, %s\n", result.Sequence, result.EOL.Local().Format(time.DateTime), where); err != nil {
+	if _, err := fmt.Fprintf(w, "record %d, valid until %s, %s\n", result.Sequence, cli.Time(result.EOL), where); err != nil {
 		return err
 	}
 	for _, route := range result.Routes[min(1, len(result.Routes)):] {
@@ -210,11 +210,11 @@ func printResult(w io.Writer, result publish.Result) error {
 		}
 	}
 	for _, f := range result.Former {
-		what := fmt.Sprintf("record %d, valid until %s, read back", f.Sequence, f.EOL.Local().Format(time.DateTime))
+		what := fmt.Sprintf("record %d, valid until %s, read back", f.Sequence, cli.Time(f.EOL))
 		if f.Problem != nil {
 			what = f.Problem.Error()
 		}
-		if _, err := fmt.Fprintf(w, "former /ipns/%s (until %s): %s\n", f.Name, f.Until.Local().Format(time.DateTime), what); err != nil {
+		if _, err := fmt.Fprintf(w, "former /ipns/%s (until %s): %s\n", f.Name, cli.Time(f.Until), what); err != nil {
 			return err
 		}
 	}

@@ -527,7 +527,7 @@ nothing here can tell.`,
 			}
 			if log := cmd.ErrOrStderr(); cli.IsTerminal(log) || r.Verbose {
 				fmt.Fprintf(log, "signed record %d of /ipns/%s: release %d, %s, until %s\n",
-					draft.Sequence, draft.Name, draft.Release, draft.Value, draft.EOL.Local().Format(time.DateTime))
+					draft.Sequence, draft.Name, draft.Release, draft.Value, cli.Time(draft.EOL))
 			}
 			if output != "" {
 				if err := writeOutput(output, record); err != nil {
@@ -640,7 +640,7 @@ func printPut(w io.Writer, result publish.Result) error {
 	if result.LocalOnly {
 		where = "local only: the node has no peers"
 	}
-	fmt.Fprintf(w, "record %d of /ipns/%s: %s, valid until %s, %s\n", result.Sequence, result.Name, result.CID, result.EOL.Local().Format(time.DateTime), where)
+	fmt.Fprintf(w, "record %d of /ipns/%s: %s, valid until %s, %s\n", result.Sequence, result.Name, result.CID, cli.Time(result.EOL), where)
 	if result.Number > 0 {
 		fmt.Fprintf(w, "release %d: the journal has its record\n", result.Number)
 	}

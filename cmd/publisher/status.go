@@ -80,7 +80,7 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 	if s.Number == 0 {
 		fmt.Fprintln(w, "release   none")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %s ago, %s, %s\n", s.Number, s.Created.Local().Format(time.DateTime), seconds(s.Age), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
+		fmt.Fprintf(w, "release   %d of %s, %s ago, %s, %s\n", s.Number, cli.Time(s.Created), seconds(s.Age), cli.Count(s.Packages, "package"), cli.Count(s.Versions, "version"))
 		fmt.Fprintf(w, "list      %s\n", s.List.Root)
 	}
 	if s.Sequence > 0 {
@@ -88,14 +88,14 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 		if s.Remaining <= 0 {
 			valid = fmt.Sprintf("expired %s ago", seconds(-s.Remaining))
 		}
-		confirmed := "read back " + s.Confirmed.Local().Format(time.DateTime)
+		confirmed := "read back " + cli.Time(s.Confirmed)
 		if s.Confirmed.IsZero() {
 			confirmed = "not confirmed yet"
 		}
 		fmt.Fprintf(w, "record    sequence %d, %s, %s\n", s.Sequence, valid, confirmed)
 		due := "now"
 		if left := seconds(s.Remaining) - s.EOL.Sub(s.SigningDue); left > 0 {
-			due = fmt.Sprintf("%s, in %s", s.SigningDue.Local().Format(time.DateTime), left)
+			due = fmt.Sprintf("%s, in %s", cli.Time(s.SigningDue), left)
 		}
 		fmt.Fprintf(w, "signing   due %s\n", due)
 	}
@@ -106,7 +106,7 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 		case route.Sequence == 0:
 			fmt.Fprintf(w, "route     %s has no record\n", route.Name)
 		default:
-			fmt.Fprintf(w, "route     %s has sequence %d, until %s\n", route.Name, route.Sequence, route.EOL.Local().Format(time.DateTime))
+			fmt.Fprintf(w, "route     %s has sequence %d, until %s\n", route.Name, route.Sequence, cli.Time(route.EOL))
 		}
 	}
 	for _, p := range s.Peers {
@@ -116,11 +116,11 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 		fmt.Fprintf(w, "former    /ipns/%s: ", f.Name)
 		switch {
 		case f.Ended:
-			fmt.Fprintf(w, "not renewed since %s\n", f.Until.Local().Format(time.DateTime))
+			fmt.Fprintf(w, "not renewed since %s\n", cli.Time(f.Until))
 		case f.Problem != "":
-			fmt.Fprintf(w, "kept up until %s, but: %s\n", f.Until.Local().Format(time.DateTime), f.Problem)
+			fmt.Fprintf(w, "kept up until %s, but: %s\n", cli.Time(f.Until), f.Problem)
 		default:
-			fmt.Fprintf(w, "kept up until %s, sequence %d\n", f.Until.Local().Format(time.DateTime), f.Sequence)
+			fmt.Fprintf(w, "kept up until %s, sequence %d\n", cli.Time(f.Until), f.Sequence)
 		}
 	}
 	if s.Problem != "" {
@@ -130,7 +130,7 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 		fmt.Fprintf(w, "policy    %s\n", s.Policy)
 	}
 	if !s.Due.IsZero() {
-		fmt.Fprintf(w, "of age    the next version at %s\n", s.Due.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "of age    the next version at %s\n", cli.Time(s.Due))
 	}
 	var back []string
 	shown, more := 0, s.HeldMore

@@ -55,6 +55,11 @@ Equal packages of an equal record give equal bytes. Any IPFS node takes the file
 				if socket.Alive(cmd.Context(), path) {
 					return exportBy(cmd.Context(), path, w, wanted, o)
 				}
+				if table, err := state.Dir(common.State).Table(); err != nil {
+					return err
+				} else if len(table.Rows) == 0 {
+					s.registry = o.Registry
+				}
 				return s.with(cmd, func(t *mirror.Table) error {
 					_, err := t.Export(cmd.Context(), w, wanted, o)
 					return err
@@ -72,7 +77,7 @@ Equal packages of an equal record give equal bytes. Any IPFS node takes the file
 	f.StringArrayVar(&lockfiles, "lockfile", nil, lockfileUsage)
 	f.StringVarP(&output, "output", "o", "bundle.car", "file to write; one that is there is replaced")
 	f.BoolVar(&o.Whole, "whole-list", false, "put the registry's whole list into it")
-	f.StringVar(&o.Registry, "registry", "", "label of the registry to export from, where several have what is named: a bundle is of one")
+	f.StringVar(&o.Registry, "registry", "", "label of the registry to export from, where several have what is named: a bundle is of one; where nothing was added and no daemon runs, its address")
 	return cmd
 }
 

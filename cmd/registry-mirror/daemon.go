@@ -32,6 +32,7 @@ type source struct {
 	ipfs, share, offline, noUpstream, acceptStale bool
 	gateways, routes                              []string
 	upstream, address, at                         string
+	registry                                      string // which of several mirrors is meant, where no daemon runs
 	maxStale                                      time.Duration
 	proxies                                       proxies // that the daemon trusts
 	cacheSize                                     cli.Size
@@ -86,6 +87,7 @@ daemon serves one too, at /-/at/RELEASE or /-/at/DATE below its address.`,
 			if err != nil {
 				return err
 			}
+			m.URL = url
 			sock, err := socket.Listen(state.Dir(common.State).Socket("registry-mirror"))
 			if err != nil {
 				return err
@@ -139,7 +141,7 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 			held = fmt.Sprintf("release %d, %s", r.Release.Number, cli.Count(r.Release.Packages, "package"))
 		}
 		if r.At != "" {
-			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, r.Release.Created.Local().Format(time.DateTime), cli.Count(r.Release.Packages, "package"))
+			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, cli.Time(r.Release.Created), cli.Count(r.Release.Packages, "package"))
 		}
 		who := shown(r.Name)
 		if len(s.Registries) > 1 {
@@ -353,7 +355,7 @@ func (h *opened) mirror(ctx context.Context, dir state.Dir, r located, rows []lo
 			o.Cached = h.cache.Part(strings.TrimSpace("node "+r.Network), from, node)
 		}
 	} else if h.cache != nil {
-		o.Cached = h.cache.Part("mirror "+r.at.dir(), nil, nil)
+		o.Cached = h.cache.Part(mirror.OwnPart(r.at.dir()), nil, nil)
 	}
 	m, err := mirror.Open(o)
 	if err != nil {

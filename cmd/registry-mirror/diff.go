@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -95,6 +94,7 @@ or the only one in this state.`,
 		},
 	}
 	s.bind(cmd)
+	s.bindRegistry(cmd)
 	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
 	return cmd
 }
@@ -109,7 +109,7 @@ const codeOtherIntegrity = 11
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
 // to date, where it can be.
 func (s *source) openBeside(cmd *cobra.Command) (*mirror.Table, func() error, error) {
-	args, err := oneName(state.Dir(s.State), nil)
+	args, err := s.one()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -284,5 +284,5 @@ func (t *tally) line() string {
 }
 
 func releaseText(r mirror.Release) string {
-	return fmt.Sprintf("%d (%s)", r.Number, r.Created.Local().Format(time.DateTime))
+	return fmt.Sprintf("%d (%s)", r.Number, cli.Time(r.Created))
 }

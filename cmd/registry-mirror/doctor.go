@@ -85,9 +85,11 @@ It ends within 20 seconds, with 10 where something is wrong.`,
 			if err != nil {
 				return err
 			}
-			if !cmd.Flags().Changed("registry") {
+			if w.known = cmd.Flags().Changed("registry"); !w.known {
 				keeper := &clients.Keeper{Dir: state.Dir(w.State).Clients()}
-				registry = cmp.Or(keeper.Used(in), keeper.Used(clients.Place{Home: in.Home, Getenv: in.Getenv}), registry)
+				used := cmp.Or(keeper.Used(in), keeper.Used(clients.Place{Home: in.Home, Getenv: in.Getenv}))
+				w.known = used != ""
+				registry = cmp.Or(used, registry)
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), doctorTime)
 			defer cancel()
@@ -153,7 +155,10 @@ func (w *whose) look(ctx context.Context, registry string, in clients.Place) (al
 			all.add("daemon", wrong, "start it anew", "it runs and does not answer: %v", err)
 		}
 	}
-	lookAtAddress(ctx, &all, registry, runs, w.State)
+	if !w.known {
+		registry = cmp.Or(status.URL, registry) // nobody has said more, and the daemon knows
+	}
+	lookAtAddress(ctx, &all, registry, status.URL, runs, w.State)
 	if !runs {
 		lookAtKubo(ctx, &all, dir)
 	}
@@ -191,7 +196,7 @@ func lookAtState(all *findings, dir state.Dir) {
 	case err != nil:
 		all.add("state", wrong, "run it as who owns that directory, or give that to yourself with chown", "nothing can be written: %v", err)
 	case mode&0o077 != 0:
-		all.add("state", wrong, "chmod 700 "+string(dir), "%s is open to others (mode %04o): keys and sockets lie in it", dir, mode)
+		all.add("state", wrong, "chmod 700 "+cli.ShellWord(string(dir)), "%s is open to others (mode %04o): keys and sockets lie in it", dir, mode)
 	default:
 		all.add("state", fine, "", "%s", dir)
 	}
@@ -216,7 +221,7 @@ func judgeDisk(all *findings, dir state.Dir, free uint64) {
 }
 
 // lookAtAddress asks the mirror as a client would.
-func lookAtAddress(ctx context.Context, all *findings, registry string, runs bool, dir string) {
+func lookAtAddress(ctx context.Context, all *findings, registry, listens string, runs bool, dir string) {
 	start := "start it with `registry-mirror daemon --ipfs NAME` or `registry-mirror up`, or as a service (deploy/systemd/user)"
 	u, err := url.Parse(registry)
 	if err != nil {
@@ -235,7 +240,9 @@ func lookAtAddress(ctx context.Context, all *findings, registry string, runs boo
 				who = p.String()
 			}
 		}
-		all.add("daemon", wrong, "end that one, or serve elsewhere with --listen and `registry-mirror use --registry`; is it ours on another --state, name that", "none runs on %s, and the port of %s is taken by %s", dir, registry, who)
+		all.add("daemon", wrong, "end that one, or serve elsewhere with --listen and have clients use that (`registry-mirror use --registry URL`); is it ours on another --state, name that", "none runs on %s, and the port of %s is taken by %s", dir, registry, who)
+	case err != nil && listens != "" && !clients.Same(listens, registry):
+		all.add("address", wrong, "`registry-mirror use --registry "+cli.ShellWord(listens)+"`, for that is where it listens", "nobody answers at %s: %v", registry, err)
 	case err != nil:
 		all.add("address", wrong, "is this where it listens? `daemon` prints the address at its start: name it with --registry", "nobody answers at %s: %v", registry, err)
 	case status != http.StatusOK:
@@ -335,7 +342,7 @@ func judge(all *findings, s mirror.TableStatus, now time.Time) {
 		case r.TooOld:
 			bad("stale", "its publisher has to sign again; until then a greater --max-stale serves what is held", "its record has expired for longer than --max-stale, and nothing is served")
 		case r.Stale:
-			bad("stale", "is the clock right? else its publisher has to sign again (with `republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), r.Record.EOL.Local().Format(time.DateTime))
+			bad("stale", "is the clock right? else its publisher has to sign again (with `republish`); what is held is served all the same", "its record has expired %s ago, on %s", now.Sub(r.Record.EOL).Round(time.Minute), cli.Time(r.Record.EOL))
 		case r.Release.Number > 0 && r.Error != "" && !r.Offline:
 			bad("sync", "what is held is served; `registry-mirror sync` tries now", "it was not brought up to date: %s", r.Error)
 		}
@@ -430,6 +437,7 @@ func (w *whose) lookAtClients(all *findings, registry string, in clients.Place) 
 	for _, c := range found {
 		sources := in.Sources(c)
 		goesTo, by := "", "" // the first that names a default registry
+		unset := ""          // what takes that back, where it is a variable
 		names := false       // one that counts names the mirror, if only for a scope
 		for _, s := range sources {
 			if s.Problem != "" {
@@ -440,6 +448,9 @@ func (w *whose) lookAtClients(all *findings, registry string, in clients.Place) 
 			}
 			if goesTo == "" && s.Registry != "" {
 				goesTo, by = s.Registry, s.Where
+				if s.Variable {
+					unset = "`unset " + s.Where + "`, and take it out of where it is set"
+				}
 				if s.Only != "" {
 					by += ", which " + s.Only + " reads"
 				}
@@ -453,10 +464,14 @@ func (w *whose) lookAtClients(all *findings, registry string, in clients.Place) 
 			uses++
 			all.add("client", fine, "", "%s uses the mirror for a scope", c)
 		case slices.ContainsFunc(sources, func(s clients.Source) bool { return s.Names(registry) }):
-			all.add("client", wrong, "take the registry out of that one", "%s %s goes around the mirror: %s names %s, and goes before what names the mirror", c, here, by, goesTo)
+			all.add("client", wrong, cmp.Or(unset, "take the registry out of that one"), "%s %s goes around the mirror: %s names %s, and goes before what names the mirror", c, here, by, goesTo)
 			uses++
 		case goesTo != "":
-			others.add("client", wrong, w.use(c, registry, user), "%s %s goes around the mirror: %s names %s", c, here, by, goesTo)
+			do := w.use(c, registry, user)
+			if unset != "" {
+				do = unset + "; then " + do
+			}
+			others.add("client", wrong, do, "%s %s goes around the mirror: %s names %s", c, here, by, goesTo)
 		default:
 			others.add("client", wrong, w.use(c, registry, user), "%s %s goes around the mirror: nothing names it", c, here)
 		}
@@ -502,7 +517,7 @@ func (w *whose) lookAtLockfiles(all *findings, registry, project string) {
 				all.add("lockfile", wrong, "`npm install --package-lock-only --omit-lockfile-registry-resolved` takes the addresses out", "%s leads past the mirror, to %s, for %s: npm 12 refuses these (EALLOWREMOTE), npm 11 fetches them there", l.File, origin, n)
 			case l.Client == clients.Yarn1:
 				clean = false
-				all.add("lockfile", wrong, fmt.Sprintf("put the mirror's address there: sed -i 's|%s/|%s/|' %s", origin, registry, l.File), "%s leads past the mirror, to %s, for %s", l.File, origin, n)
+				all.add("lockfile", wrong, fmt.Sprintf("put the mirror's address there: sed -i 's|%s/|%s/|' %s", origin, registry, cli.ShellWord(l.File)), "%s leads past the mirror, to %s, for %s", l.File, origin, n)
 			default:
 				clean = false
 				all.add("lockfile", wrong, "remove it and install again, or take those addresses out", "%s leads past the mirror, to %s, for %s", l.File, origin, n)

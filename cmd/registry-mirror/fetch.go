@@ -76,6 +76,9 @@ Unlike what is pinned, it goes as --cache-size has it.`,
 			}
 			path := state.Dir(common.State).Socket("registry-mirror")
 			if socket.Alive(cmd.Context(), path) {
+				if cmd.Flags().Changed("registry") {
+					return cli.Usagef("--registry: %s", readsWhereTold)
+				}
 				err = fetchBy(cmd.Context(), path, wanted, said)
 			} else {
 				err = s.with(cmd, func(t *mirror.Table) error { return t.FetchAll(cmd.Context(), wanted, said) })
@@ -96,6 +99,7 @@ Unlike what is pinned, it goes as --cache-size has it.`,
 		},
 	}
 	s.bindReading(cmd)
+	s.bindRegistry(cmd)
 	cmd.Flags().StringArrayVar(&lockfiles, "lockfile", nil, lockfileUsage)
 	return cmd
 }
@@ -155,7 +159,7 @@ func fetchBy(ctx context.Context, path string, wanted []mirror.Bundled, said fun
 // with opens the registries of this state, brings their lists up to date and calls do.
 func (s *source) with(cmd *cobra.Command, do func(*mirror.Table) error) (err error) {
 	ctx := cmd.Context()
-	names, err := oneName(state.Dir(s.State), nil)
+	names, err := s.one()
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"time"
 
 	"github.com/registry-mirror/registry-mirror/internal/cli"
 	"github.com/registry-mirror/registry-mirror/internal/follow"
@@ -86,9 +85,9 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	if r.LocalOnly {
 		where = "local only: no peers yet"
 	}
-	fmt.Fprintf(w, "  record     sequence %d, valid until %s, %s\n", r.Sequence, r.EOL.Local().Format(time.DateTime), where)
+	fmt.Fprintf(w, "  record     sequence %d, valid until %s, %s\n", r.Sequence, cli.Time(r.EOL), where)
 	for _, f := range r.Former {
-		what := fmt.Sprintf("put too until %s", f.Until.Local().Format(time.DateTime))
+		what := fmt.Sprintf("put too until %s", cli.Time(f.Until))
 		if f.Problem != nil {
 			what = "not put: " + f.Problem.Error()
 		}

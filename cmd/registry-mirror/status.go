@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ipfs/boxo/ipns"
 	"github.com/spf13/cobra"
@@ -30,6 +29,7 @@ var errNotRunning = errors.New("no registry-mirror runs on this state")
 // the two figures that matter most at the top.
 type statusJSON struct {
 	mirror.Status
+	URL               string               `json:"url,omitempty"`
 	Cache             *mirror.CacheStatus  `json:"cache,omitempty"`
 	BytesBySource     mirror.Bytes         `json:"bytes_by_source"`
 	TarballsBySource  mirror.Bytes         `json:"tarballs_by_source"`
@@ -69,7 +69,7 @@ hands, --follow says that name. It is taken only where it is the one that was pr
 			}
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
-			} else if args, err = oneName(dir, args); err == nil {
+			} else if args, err = oneName(dir, args, "`registry-mirror sync --ipfs NAME` says which"); err == nil {
 				status, err = s.syncOnce(cmd.Context(), cmd, args)
 			}
 			if err != nil {
@@ -195,19 +195,22 @@ func syncedThere(err error) error {
 	return err
 }
 
+const readsWhereTold = "a running registry-mirror reads from where it was told to"
+
 // refuseSources refuses flags that say where to read from: a daemon runs.
 func refuseSources(cmd *cobra.Command) error {
-	for _, flag := range []string{"ipfs", "gateway", "route", "peer"} {
+	for _, flag := range []string{"ipfs", "gateway", "route", "peer", "registry"} {
 		if cmd.Flags().Changed(flag) {
-			return cli.Usagef("--%s: a running registry-mirror reads from where it was told to", flag)
+			return cli.Usagef("--%s: %s", flag, readsWhereTold)
 		}
 	}
 	return nil
 }
 
 // oneName is what was typed, or nothing where registries were added, else the
-// only mirror in the state.
-func oneName(dir state.Dir, args []string) ([]string, error) {
+// only mirror in the state; way says how one of several is named. A mirror of a name of
+// which no record ever came, as of one that was mistyped, is none beside those of others.
+func oneName(dir state.Dir, args []string, way string) ([]string, error) {
 	table, err := dir.Table()
 	if err != nil {
 		return nil, err
@@ -219,14 +222,51 @@ func oneName(dir state.Dir, args []string) ([]string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if len(entries) != 1 {
+	var names, empty []string
+	for _, e := range entries {
+		name := e.Name()
+		if _, err := ipns.NameFromString(name); err == nil && !mirror.Followed(dir.Mirror(name)) {
+			empty = append(empty, name)
+			continue
+		} else if err != nil {
+			name = "/ipfs/" + name
+		}
+		if _, err := parseAddress(name); err == nil {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		names = empty
+	}
+	switch len(names) {
+	case 0:
 		return nil, errNotRunning
+	case 1:
+		return names, nil
 	}
-	name := entries[0].Name()
-	if _, err := ipns.NameFromString(name); err != nil {
-		name = "/ipfs/" + name
+	return nil, cli.Hint(cli.Usagef("this state has %d mirrors: %s; name one", len(names), strings.Join(names, ", ")),
+		way+"; `registry-mirror remove NAME` drops one that is not wanted")
+}
+
+// byRegistry is how commands other than sync are told of one mirror.
+const byRegistry = "--registry NAME says which"
+
+// bindRegistry binds the flag that names one mirror of several.
+func (s *source) bindRegistry(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.registry, "registry", "", "address of the registry to read, where no daemon runs and nothing was added")
+}
+
+// one is oneName for a command that takes --registry.
+func (s *source) one() ([]string, error) {
+	dir := state.Dir(s.State)
+	if s.registry == "" {
+		return oneName(dir, nil, byRegistry)
 	}
-	return []string{name}, nil
+	table, err := dir.Table()
+	if err == nil && len(table.Rows) > 0 {
+		err = cli.Hint(cli.Usagef("--registry: registries were added here, and each package is looked up in the one whose it is"), "leave it out; `registry-mirror list` shows them")
+	}
+	return []string{s.registry}, err
 }
 
 // ask speaks to the daemon that runs on this state.
@@ -253,7 +293,7 @@ func summed(s mirror.Status) statusJSON {
 func printJSON(w io.Writer, s mirror.TableStatus) error {
 	if len(s.Registries) == 1 && len(s.Registries[0].Scopes)+len(s.Registries[0].Claims) == 0 {
 		one := summed(s.Registries[0].Status)
-		one.Cache = s.Cache
+		one.Cache, one.URL = s.Cache, s.URL
 		return cli.PrintJSON(w, one)
 	}
 	type row struct {
@@ -264,10 +304,11 @@ func printJSON(w io.Writer, s mirror.TableStatus) error {
 		statusJSON
 	}
 	all := struct {
+		URL        string              `json:"url,omitempty"`
 		Registries []row               `json:"registries"`
 		Overlaps   []mirror.Overlap    `json:"overlaps,omitempty"`
 		Cache      *mirror.CacheStatus `json:"cache,omitempty"`
-	}{Overlaps: s.Overlaps, Cache: s.Cache}
+	}{URL: s.URL, Overlaps: s.Overlaps, Cache: s.Cache}
 	for _, r := range s.Registries {
 		all.Registries = append(all.Registries, row{r.Registry, r.Scopes, r.Claims, r.PublishTo, summed(r.Status)})
 	}
@@ -293,6 +334,11 @@ func printStatus(w io.Writer, s mirror.TableStatus) error {
 			if _, err := fmt.Fprintln(w, "shared    nothing of this registry, for it claims names"); err != nil {
 				return err
 			}
+		}
+	}
+	if s.URL != "" {
+		if _, err := fmt.Fprintf(w, "address   %s\n", s.URL); err != nil {
+			return err
 		}
 	}
 	if c := s.Cache; c != nil {
@@ -324,7 +370,7 @@ func printOne(w io.Writer, s mirror.Status) error {
 	if s.Release.Number == 0 {
 		fmt.Fprintln(w, "release   none yet")
 	} else {
-		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, s.Release.Created.Local().Format(time.DateTime), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
+		fmt.Fprintf(w, "release   %d of %s, %s, %s\n", s.Release.Number, cli.Time(s.Release.Created), cli.Count(s.Release.Packages, "package"), cli.Count(s.Release.Versions, "version"))
 		if s.Release.Part > 0 {
 			fmt.Fprintf(w, "part      %s of it, which bundles brought; of others nothing newer is known\n", cli.Count(s.Release.Part, "name"))
 		}
@@ -340,7 +386,7 @@ func printOne(w io.Writer, s mirror.Status) error {
 				stale = " (expired for longer than --max-stale: nothing is served)"
 			}
 		}
-		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, s.Record.EOL.Local().Format(time.DateTime), stale)
+		fmt.Fprintf(w, "record    sequence %d, valid until %s%s\n", s.Record.Sequence, cli.Time(s.Record.EOL), stale)
 	}
 	for _, r := range s.Routes {
 		if !strings.HasPrefix(r.Name, "route ") {

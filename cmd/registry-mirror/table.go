@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,7 +21,7 @@ import (
 )
 
 var (
-	errNoRow = errors.New("no registry of that name was added")
+	errNoRow = errors.New("no registry of that name was added or followed")
 	label    = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 )
 
@@ -95,12 +97,17 @@ no other registry shares.`,
 
 func removeCommand(common *cli.Common) *cobra.Command {
 	return &cobra.Command{
-		Use:   "remove LABEL",
-		Short: "Serve a registry no more",
+		Use:   "remove LABEL | ADDRESS",
+		Short: "Serve a registry no more, or forget it",
 		Long: `Takes a registry out of those that daemon serves. What is held of it stays, and is
-there at once when it is added again.`,
-		Example: "  registry-mirror remove acme",
-		Args:    cobra.ExactArgs(1),
+there at once when it is added again.
+
+With an ADDRESS that was not added it forgets that registry: its list, and how far it was
+followed, so that a later daemon begins anew with it. Packages in the IPFS node stay
+until it is their turn.`,
+		Example: `  registry-mirror remove acme
+  registry-mirror remove k51...                      # one that was given to daemon`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := state.Dir(common.State)
 			table, err := dir.Table()
@@ -109,7 +116,7 @@ there at once when it is added again.`,
 			}
 			i := slices.IndexFunc(table.Rows, func(r state.Row) bool { return r.Label == args[0] })
 			if i < 0 {
-				return fmt.Errorf("remove %s: %w", args[0], errNoRow)
+				return forget(cmd, common, table, args[0])
 			}
 			gone := table.Rows[i]
 			table.Rows = slices.Delete(table.Rows, i, i+1)
@@ -122,6 +129,33 @@ there at once when it is added again.`,
 			return said(cmd, common, fmt.Sprintf("%s, %s, is served no more", gone.Label, gone.Address))
 		},
 	}
+}
+
+// forget takes away the mirror of an address that was not added.
+func forget(cmd *cobra.Command, common *cli.Common, table state.Table, text string) (err error) {
+	at, err := parseAddress(text)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", text, errNoRow)
+	}
+	if i := slices.IndexFunc(table.Rows, func(r state.Row) bool { return r.Address == at.String() }); i >= 0 {
+		return cli.Hint(cli.Usagef("%s was added as %s", text, table.Rows[i].Label), "`registry-mirror remove "+table.Rows[i].Label+"` takes it out; after that its address forgets it")
+	}
+	dir := state.Dir(common.State)
+	if _, err := os.Stat(dir.Mirror("")); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", text, errNoRow)
+	}
+	cache, err := mirror.OpenCache(mirror.CacheOptions{Dir: dir.Cache(), Log: common.Logger(cmd.ErrOrStderr(), false)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cache.Close()) }()
+	switch err := mirror.Remove(dir.Mirror(at.dir()), cache); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("remove %s: %w", text, errNoRow)
+	case err != nil:
+		return err
+	}
+	return said(cmd, common, at.String()+" is forgotten")
 }
 
 // said is for people, and tells them of a daemon that does not know yet.

@@ -189,6 +189,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return stop(err)
 	}
+	table.URL = url
 	if err := answer(ctx, group, dir, "registry-mirror", table.Admin()); err != nil {
 		return stop(err)
 	}
@@ -490,10 +491,10 @@ func (h *house) background(ctx context.Context, name npm.Name) (mirror.Backgroun
 		switch {
 		case r.Version == "" && p.Held > 0: // its document is asked for again
 		case r.Fresh():
-			known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: "queued", Detail: "since " + r.Queued.Local().Format(time.DateTime)})
+			known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: "queued", Detail: "since " + cli.Time(r.Queued)})
 		default:
 			known.NotListed = append(known.NotListed, mirror.Held{Version: r.Version, Reason: "retrying",
-				Detail: fmt.Sprintf("attempt %d failed: %s; next at %s", r.Attempts, r.Detail, r.Next.Local().Format(time.DateTime))})
+				Detail: fmt.Sprintf("attempt %d failed: %s; next at %s", r.Attempts, r.Detail, cli.Time(r.Next))})
 		}
 	}
 	refused, err := h.ledger.Refusals(ctx, name)

@@ -27,6 +27,7 @@ type whose struct {
 	project string
 	user    bool
 	url     string
+	known   bool // the mirror's address is more than the default: it was typed, or use wrote it
 }
 
 func (w *whose) bind(cmd *cobra.Command) {
@@ -141,6 +142,8 @@ without the mirror, too (omit-lockfile-registry-resolved).`,
 			}
 			settings := clients.Settings{Registry: registry, Scopes: scopes}
 			keeper := &clients.Keeper{Dir: state.Dir(common.State).Clients()}
+			before := []string{npm.DefaultRegistry(), registry, keeper.Used(place), keeper.Used(clients.Place{Home: place.Home, Getenv: place.Getenv})}
+			foreign := was.Registry != "" && !slices.ContainsFunc(before, func(one string) bool { return one != "" && clients.Same(one, was.Registry) })
 			changes, err := keeper.Use(place, all, settings)
 			notes := []note{}
 			for _, c := range all {
@@ -151,7 +154,7 @@ without the mirror, too (omit-lockfile-registry-resolved).`,
 			if e := w.said(cmd, changes, registry, notes); err == nil {
 				err = e
 			}
-			if err == nil && len(scopes) == 0 && was.Registry != "" && was.Registry != npm.DefaultRegistry() && was.Registry != registry {
+			if err == nil && len(scopes) == 0 && foreign {
 				if u, e := url.Parse(was.Registry); e == nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "registry-mirror: note: npm used %s until now: if the daemon is to fetch from there, start it with --upstream\n", u.Redacted())
 				}

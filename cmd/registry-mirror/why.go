@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -79,27 +78,27 @@ func printAccount(w io.Writer, a mirror.Account, all bool) error {
 		}
 	}
 	if r := a.Release; r != nil {
-		row("release", "%d of %s, %s", r.Number, r.Created.Local().Format(time.DateTime), r.Root)
+		row("release", "%d of %s, %s", r.Number, cli.Time(r.Created), r.Root)
 	}
 	if s := a.Since; s != nil {
 		first := "it first stood in release %d, of %s"
 		if s.AtLeast {
 			first = "it stood in release %d, of %s; what was before is not held"
 		}
-		row("since", first, s.Number, s.Created.Local().Format(time.DateTime))
+		row("since", first, s.Number, cli.Time(s.Created))
 	}
 	if a.Manifest != nil && a.Manifest.Published != "" {
 		row("published", "%s", a.Manifest.Published)
 	}
 	if !a.FirstSeen.IsZero() {
-		row("first seen", "%s, by this state's follower", a.FirstSeen.Local().Format(time.DateTime))
+		row("first seen", "%s, by this state's follower", cli.Time(a.FirstSeen))
 	}
 	if t := a.Tarball; t != nil {
 		row("tarball", "%s, %s, %s", t.File, t.CID, cli.Count(t.Size, "byte"))
 		switch {
 		case len(t.Arrivals) > 0:
 			for _, from := range t.Arrivals {
-				row("bytes", "by %s, %s", strings.TrimSpace(from.Source+" "+from.From), from.At.Local().Format(time.DateTime))
+				row("bytes", "by %s, %s", strings.TrimSpace(from.Source+" "+from.From), cli.Time(from.At))
 			}
 			if !t.Here {
 				row("", "not all of it is here")

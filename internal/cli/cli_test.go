@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -190,6 +191,14 @@ func TestHintsLeadToTheSameState(t *testing.T) {
 
 func TestCount(t *testing.T) {
 	if got := Count(1, "line") + ", " + Count(0, "line") + ", " + Count(uint64(2), "byte"); got != "1 line, 0 lines, 2 bytes" {
+		t.Error(got)
+	}
+}
+
+// Wherever it runs, a time says in which zone it is.
+func TestTime(t *testing.T) {
+	at := time.Date(2026, 11, 27, 1, 2, 3, 4, time.FixedZone("", 3600))
+	if got := Time(at); got != "2026-11-27 00:02:03 UTC" {
 		t.Error(got)
 	}
 }

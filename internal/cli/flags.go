@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
@@ -129,6 +130,9 @@ func Count[N int | int64 | uint64](n N, one string) string {
 	}
 	return fmt.Sprint(n) + " " + one + "s"
 }
+
+// Time is a time for people, in UTC as on the pages and in --at, to the second.
+func Time(t time.Time) string { return t.UTC().Format(time.DateTime + " UTC") }
 
 // IsTerminal tells whether a person reads w.
 func IsTerminal(w io.Writer) bool {

@@ -122,6 +122,28 @@ func restore(f format, text string) restored {
 	return r
 }
 
+// webURL is a registry as Use writes it: without user, password and spaces.
+var webURL = regexp.MustCompile(`https?://[^\s"']+`)
+
+// marked is the registry that our blocks in a file name, "" where there is none.
+func marked(text string) string {
+	within := false
+	for line := range strings.Lines(text) {
+		bare := bareLine(line)
+		switch {
+		case strings.HasPrefix(bare, beginMark):
+			within = true
+		case strings.HasPrefix(bare, endMark):
+			within = false
+		case within && !strings.HasPrefix(bare, "#"):
+			if registry := webURL.FindString(bare); registry != "" {
+				return strings.TrimRight(registry, "/")
+			}
+		}
+	}
+	return ""
+}
+
 // bareLine is a line without indentation and end.
 func bareLine(line string) string {
 	return strings.TrimLeft(strings.TrimRight(line, "\r\n"), " \t")

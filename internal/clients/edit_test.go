@@ -167,3 +167,25 @@ func FuzzSetAndRestore(f *testing.F) {
 		}
 	})
 }
+
+// What a file is marked with is read back, and nothing else in it.
+func TestMarked(t *testing.T) {
+	for f := npmrc; f <= bunfig; f++ {
+		for _, s := range []Settings{{Registry: "http://127.0.0.1:4903"}, {Registry: "http://127.0.0.1:4903", Scopes: []string{"@acme"}}} {
+			was := map[format]string{
+				npmrc: "registry=http://was.example/\n", yarnrc: "registry \"http://was.example/\"\n",
+				yarnrcYML: "npmRegistryServer: \"http://was.example/\"\n", bunfig: "[install]\nregistry = \"http://was.example/\"\n",
+			}[f]
+			if got := marked(was); got != "" {
+				t.Errorf("format %d: nothing is marked, and it says %q", f, got)
+			}
+			text, err := set(f, was, true, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := marked(text + was); got != s.Registry {
+				t.Errorf("format %d, %q: %q in\n%s", f, s.Scopes, got, text)
+			}
+		}
+	}
+}

@@ -15,6 +15,8 @@ type Source struct {
 	Where    string            `json:"where"`    // an environment variable, or a file
 	Registry string            `json:"registry"` // without a slash at its end; "" where it speaks of scopes alone
 	Scopes   map[string]string `json:"scopes,omitempty"`
+	// Variable says that Where is an environment variable.
+	Variable bool `json:"-"`
 	// Only says of a client which of its versions look there; "": all that are known.
 	Only string `json:"only,omitempty"`
 	// Problem says why a file is not understood, which then says nothing here.
@@ -116,7 +118,10 @@ type look struct {
 
 func (l *look) variable(name, value, only string) {
 	if value != "" {
-		l.found = append(l.found, Source{Where: name, Registry: bare(value), Only: only})
+		if l.p.Getenv(name) == "" {
+			name = strings.ToUpper(name)
+		}
+		l.found = append(l.found, Source{Where: name, Registry: bare(value), Variable: true, Only: only})
 	}
 }
 

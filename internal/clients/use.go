@@ -244,8 +244,16 @@ func without(f format, text string, n note) string {
 	return rest
 }
 
-// Used is the registry that Use had a client at p use last, "" where none does.
+// Used is the registry that Use had a client at p use, as the marks in a file say,
+// whichever state's command put them there, else the note; "" where none does.
 func (k *Keeper) Used(p Place) string {
+	for _, path := range p.Files() {
+		if raw, err := readConfig(path); err == nil {
+			if registry := marked(string(raw)); registry != "" {
+				return registry
+			}
+		}
+	}
 	for _, path := range p.Files() {
 		if n, err := k.note(path); err == nil {
 			return n.Settings.Registry

@@ -43,7 +43,8 @@ func (f *Follower) room(ctx context.Context) error {
 		f.mu.Unlock()
 		if free >= need+pending {
 			if full {
-				f.log.InfoContext(ctx, "there is room on the disk again", "free", free)
+				// A warning, for whoever was told that it stopped is to hear that it goes on.
+				f.log.WarnContext(ctx, "there is room on the disk again: it goes on", "free", free)
 			}
 			f.note(func(s *seen) {
 				s.roomAt, s.roomUntil = time.Now(), s.total.bytes+s.pending+(free-need-pending)/4

@@ -1,8 +1,10 @@
 package follow
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -44,6 +46,8 @@ func TestADiskThatFillsUpKeepsItsReserve(t *testing.T) {
 	}
 	w.opts.Reserve, w.opts.Workers = reserve, 2
 	w.opts.Free = func(context.Context) (uint64, error) { return uint64(free()), nil }
+	var said bytes.Buffer // read once all have ended
+	w.opts.Log = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	w.start()
 	w.add("*")
 	ended := make(chan error, 1)
@@ -62,5 +66,9 @@ func TestADiskThatFillsUpKeepsItsReserve(t *testing.T) {
 	}
 	if n := w.store.Counts().Versions; n != packages {
 		t.Errorf("with room again there are %d of %d", n, packages)
+	}
+	stopped, on := strings.Count(said.String(), "the disk is full"), strings.Count(said.String(), "room on the disk again")
+	if stopped == 0 || on != stopped {
+		t.Errorf("it said %d times that it stops, and %d times that it goes on:\n%s", stopped, on, &said)
 	}
 }

@@ -199,6 +199,9 @@ func TestABundleBesideAList(t *testing.T) {
 	if _, err := take(t, table, old); !errors.Is(err, ipnsrecord.ErrRollback) {
 		t.Errorf("a bundle from before: %v", err)
 	}
+	if s := m.Status(t.Context()); s.Rollbacks != 0 {
+		t.Errorf("a bundle from before counts as %d that the network gave", s.Rollbacks)
+	}
 	check(t, m.Sync(t.Context()))
 	if h := m.head.Load(); !h.serves(w.release) {
 		t.Errorf("after a sync it serves %+v", h)

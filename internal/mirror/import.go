@@ -269,7 +269,7 @@ func (m *Mirror) takeBundle(ctx context.Context, b *Bundle, acceptStale bool, pr
 		}
 		return got, m.takeList(ctx, b, some)
 	}
-	return got, m.followBy(ctx, record, func(index.Release) error { return m.takeList(ctx, b, some) })
+	return got, m.followBy(ctx, record, true, func(index.Release) error { return m.takeList(ctx, b, some) })
 }
 
 // takeList serves the list that a bundle brought, whole or in part.

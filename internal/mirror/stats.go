@@ -54,7 +54,7 @@ type Status struct {
 	Offline bool      `json:"offline,omitempty"`
 	TooOld  bool      `json:"too_old,omitempty"` // the list is not served any more: Options.MaxStale
 
-	Rollbacks         int64 `json:"rollbacks"`          // records or releases refused as older
+	Rollbacks         int64 `json:"rollbacks"`          // records or releases of routes refused as older
 	Equivocations     int64 `json:"equivocations"`      // refused as a second value; see <Dir>/evidence
 	IntegrityFailures int64 `json:"integrity_failures"` // tarballs not served since their bytes are not what the packument says
 

@@ -446,7 +446,7 @@ func (m *Mirror) resolve(ctx context.Context, routes []*route, name ipns.Name) <
 // is served. A crash between any two reads the same again, and never an older
 // list as newer.
 func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
-	return m.followBy(ctx, r, func(release index.Release) error {
+	return m.followBy(ctx, r, false, func(release index.Release) error {
 		got, err := m.syncList(ctx, r.Value)
 		m.warnRefused(ctx, got)
 		if err != nil {
@@ -458,10 +458,15 @@ func (m *Mirror) follow(ctx context.Context, r ipnsrecord.Record) error {
 	})
 }
 
-// followBy is follow where the release's list comes by arrive, which serves it.
-func (m *Mirror) followBy(ctx context.Context, r ipnsrecord.Record, arrive func(index.Release) error) error {
+// followBy is follow where the release's list comes by arrive, which serves it. A record
+// that is brought, by a person with a bundle, is refused where it is old, and does not
+// count: it says nothing of the network.
+func (m *Mirror) followBy(ctx context.Context, r ipnsrecord.Record, brought bool, arrive func(index.Release) error) error {
 	held := m.high.Load()
 	state, err := ipnsrecord.Accept(held.State, r)
+	if brought && errors.Is(err, ipnsrecord.ErrRollback) {
+		return err
+	}
 	if err != nil {
 		return m.refuse(ctx, r, err)
 	}

@@ -46,6 +46,9 @@ type Table struct {
 	scopes map[string]int // who claims one, as an index into rows
 	names  map[npm.Name]int
 	moment Moment // as of which it is, where At made it
+
+	// URL is where it is served, "" where it is not. It is set before Admin and Run.
+	URL string
 }
 
 // NewTable makes a table of registries in the order in which they are asked.
@@ -403,6 +406,7 @@ func (t *Table) Meant(r *http.Request) (base string, ok bool) { return t.rows[0]
 
 // TableStatus is what `registry-mirror status` shows of several registries.
 type TableStatus struct {
+	URL        string           `json:"url,omitempty"` // where it is served
 	Registries []RegistryStatus `json:"registries"`
 	Overlaps   []Overlap        `json:"overlaps,omitempty"`
 	Cache      *CacheStatus     `json:"cache,omitempty"`
@@ -420,7 +424,7 @@ type RegistryStatus struct {
 
 // Status says how each is doing.
 func (t *Table) Status(ctx context.Context) TableStatus {
-	s := TableStatus{Registries: make([]RegistryStatus, len(t.rows))}
+	s := TableStatus{URL: t.URL, Registries: make([]RegistryStatus, len(t.rows))}
 	var g errgroup.Group
 	for i, r := range t.rows {
 		g.Go(func() error {
