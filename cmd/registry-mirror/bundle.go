@@ -46,7 +46,10 @@ Equal packages of an equal record give equal bytes. Any IPFS node takes the file
 			if err != nil {
 				return err
 			}
-			wanted := bundled(specs)
+			wanted, err := bundled(specs)
+			if err != nil {
+				return err
+			}
 			progress := cli.NewProgress(cmd.ErrOrStderr(), common.Logger(cmd.ErrOrStderr(), false))
 			defer progress.End()
 			o.Progress = progress.Update
@@ -114,7 +117,7 @@ func exportBy(ctx context.Context, path string, w io.Writer, wanted []mirror.Bun
 	}
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/export", bytes.NewReader(raw))
 	if err != nil {
-		return err
+		return cmp.Or(toldOf(err.Error(), mirror.ErrOtherIntegrity), err)
 	}
 	defer body.Close()
 	buf := make([]byte, 1<<20)

@@ -89,7 +89,7 @@ or the only one in this state.`,
 			t := tally{compared: compared, lock: q.Lock}
 			err = cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
 			if err == nil && t.other > 0 {
-				err = fmt.Errorf("%w: %d of %s", errOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
+				err = fmt.Errorf("%w: %d of %s", mirror.ErrOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
 			}
 			return err
 		},
@@ -99,11 +99,8 @@ or the only one in this state.`,
 	return cmd
 }
 
-// errOtherIntegrity is returned by diff where a lockfile and the registry do not mean the
-// same bytes by one version.
-var errOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
-
-// codeOtherIntegrity is the exit code of that: `doctor` has the one before it.
+// codeOtherIntegrity is the exit code of mirror.ErrOtherIntegrity: `doctor` has the one
+// before it.
 const codeOtherIntegrity = 11
 
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
@@ -187,7 +184,7 @@ func packageLine(p mirror.PackageDiff) string {
 	}
 	for _, l := range p.Locked {
 		if l.Integrity != nil {
-			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: the lockfile has %s, the registry %s", l.Version, l.Integrity.Lock, cmp.Or(l.Integrity.Registry, "none"))
+			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: %s", l.Version, l.Integrity)
 		}
 		if l.State == "" && len(l.Newer) == 0 {
 			continue

@@ -27,8 +27,9 @@ const pinDeadline = 35 * time.Minute
 
 // pinSpec is what pin and unpin name: a package, and one version or all.
 type pinSpec struct {
-	name    npm.Name
-	version string // "" for all
+	name      npm.Name
+	version   string // "" for all
+	integrity string // what a lockfile says that its bytes are; "" where nobody does
 }
 
 // pinSpecs reads arguments and lockfiles. What those have from elsewhere than a registry
@@ -47,16 +48,14 @@ func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, er
 		if err != nil {
 			return nil, err
 		}
-		specs = append(specs, pinSpec{name, version})
+		specs = append(specs, pinSpec{name: name, version: version})
 	}
 	for _, path := range lockfiles {
 		f, err := lockfile.Open(path)
 		if err != nil {
 			return nil, err
 		}
-		for _, spec := range f.Specs() {
-			specs = append(specs, pinSpec{spec.Name, spec.Range})
-		}
+		specs = append(specs, pinsOf(f)...)
 		var others []string
 		for _, x := range f.Foreign {
 			if x.Kind != lockfile.Workspace {
@@ -71,6 +70,37 @@ func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, er
 		return nil, cli.Hint(cli.Usagef("nothing is named"), "name a package, as in express or express@4.18.2, or --lockfile package-lock.json")
 	}
 	return specs, nil
+}
+
+// pinsOf are the versions of a lockfile.
+func pinsOf(f *lockfile.File) []pinSpec {
+	specs := make([]pinSpec, len(f.Packages))
+	for i, p := range f.Packages {
+		specs[i] = pinSpec{p.Name, p.Version, checkable(p.Integrity)}
+	}
+	return specs
+}
+
+// lockedIn is bundled of what lockfiles lock.
+func lockedIn(paths []string) ([]mirror.Bundled, error) {
+	var specs []pinSpec
+	for _, path := range paths {
+		f, err := lockfile.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, pinsOf(f)...)
+	}
+	return bundled(specs)
+}
+
+// checkable is what of an integrity can be checked, "" for nothing.
+func checkable(integrity string) string {
+	in, err := npm.ParseIntegrity(npm.Dist{Integrity: integrity})
+	if err != nil {
+		return ""
+	}
+	return in.String()
 }
 
 // call asks the running daemon to pin or unpin one of specs.

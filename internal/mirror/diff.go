@@ -64,6 +64,10 @@ type Integrities struct {
 	Registry string `json:"registry"` // "" where its document gives none that can be used
 }
 
+func (i Integrities) String() string {
+	return fmt.Sprintf("the lockfile has %s, the registry %s", i.Lock, cmp.Or(i.Registry, "none"))
+}
+
 // Lock is what a project locks, and the ranges that it itself asks for.
 type Lock struct {
 	Packages []LockedVersion `json:"packages"`
