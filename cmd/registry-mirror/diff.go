@@ -207,13 +207,16 @@ type tally struct {
 	lock                 *mirror.Lock
 	fresh, changed, gone int
 	// Versions that are locked; of those.
-	locked, withdrawn, upgrade, other int
+	locked, withdrawn, upgrade, other, unlisted, bare int
 }
 
 func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirror.PackageDiff, error] {
 	names := map[npm.Spec]bool{}
 	if t.lock != nil {
 		for _, s := range t.lock.Packages {
+			if !names[s.Spec] && checkable(s.Integrity) == "" {
+				t.bare++
+			}
 			names[s.Spec] = true
 		}
 	}
@@ -232,6 +235,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 			for _, l := range p.Locked {
 				if l.State == mirror.Withdrawn {
 					t.withdrawn++
+				}
+				if l.State == mirror.Absent {
+					t.unlisted++
 				}
 				if len(l.Newer) > 0 {
 					t.upgrade++
@@ -256,6 +262,7 @@ func (t *tally) rest() map[string]any {
 	}
 	if t.lock != nil {
 		all["locked"], all["withdrawn"], all["with_newer"], all["other_integrity"] = t.locked, t.withdrawn, t.upgrade, t.other
+		all["unlisted"], all["no_integrity"] = t.unlisted, t.bare
 	}
 	return all
 }
@@ -276,6 +283,12 @@ func (t *tally) line() string {
 	line += fmt.Sprintf(": %d new, %d changed, %d gone", t.fresh, t.changed, t.gone)
 	if t.lock != nil {
 		line += fmt.Sprintf("; %d withdrawn, %d with newer in range, %d with another integrity", t.withdrawn, t.upgrade, t.other)
+		if t.unlisted > 0 {
+			line += fmt.Sprintf(", %d unlisted", t.unlisted)
+		}
+		if t.bare > 0 {
+			line += fmt.Sprintf("; %d of %d have no integrity to compare", t.bare, t.locked)
+		}
 	}
 	return line
 }
