@@ -102,7 +102,7 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	}
 	fmt.Fprintf(w, "  fetched    %s, %.1f MiB\n", cli.Count(r.Fetched.Tarballs, "tarball"), float64(r.Fetched.Bytes)/(1<<20))
 	for _, one := range r.Withheld {
-		fmt.Fprintf(w, "  withheld   %s %s: %s\n", one.Name, one.Version, one.Reason)
+		fmt.Fprintf(w, "  withheld   %s: %s (%s)\n", one.What(), one.Reason, one.Detail)
 	}
 	for i, m := range r.Missing {
 		if i == maxMissing {

@@ -538,6 +538,11 @@ func (h *house) background(ctx context.Context, name npm.Name) (mirror.Backgroun
 	}
 	withheld, err := h.publisher.WithheldOf(name)
 	for _, w := range withheld {
+		if w.Listed {
+			known.Unlisted = mirror.Held{Reason: w.Reason, Detail: fmt.Sprintf(
+				"it is stored, and release %d, a rollback, keeps it out: the package stands %s until it changes upstream; `publisher rollback` to a release that had it takes it back", w.Release, w.Detail)}
+			continue
+		}
 		known.NotListed = append(known.NotListed, mirror.Held{Version: w.Version, Reason: w.Reason, Detail: w.Detail})
 	}
 	return known, err

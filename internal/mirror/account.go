@@ -165,8 +165,11 @@ type Requirement struct {
 
 // Background is what the ledger and the publisher beside a mirror know of a package.
 type Background struct {
-	FirstSeen map[string]time.Time // by version
+	FirstSeen map[string]time.Time // by version, of those that are stored
 	NotListed []Held
+	// Unlisted is why a stored version of a package that is listed is not: what stands
+	// for those of which NotListed says nothing. The zero value is no reason.
+	Unlisted Held
 	// Ledger says that there is one, in which what is not selected is not asked for.
 	// Selection are the lines of its selection that take versions of the package.
 	Ledger    bool
@@ -249,6 +252,12 @@ func (a *Account) listMissing(doc *npm.Packument, known Background) {
 		if !has[w.Version] || w.Version == "" {
 			a.NotListed = append(a.NotListed, w)
 			has[w.Version] = true
+		}
+	}
+	for v := range known.FirstSeen {
+		if !has[v] && known.Unlisted.Reason != "" {
+			a.NotListed = append(a.NotListed, Held{v, known.Unlisted.Reason, known.Unlisted.Detail})
+			has[v] = true
 		}
 	}
 	for v, why := range doc.Bad {

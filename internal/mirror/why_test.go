@@ -137,16 +137,18 @@ func TestAccountOfWhatIsMissing(t *testing.T) {
 				return Background{NotListed: []Held{{"", "only", "no pattern of only takes the name"}}}, nil
 			}
 			return Background{
-				FirstSeen: map[string]time.Time{"1.3.0": someday},
+				FirstSeen: map[string]time.Time{"1.3.0": someday, "1.2.5": someday, "1.2.0": someday},
+				Unlisted:  Held{"", "rolled-back", "it is stored"},
 				NotListed: []Held{{"1.2.0", "min-age", "too young"}, {"1.3.0", "stale", "it is listed by now"}},
 			}, nil
 		}
 	})
 	a := accountOf(t, m, "left-pad", "")
-	if !a.FirstSeen.Equal(someday) || len(a.NotListed) != 2 || a.NotListed[0] != (Held{"1.2.0", "min-age", "too young"}) || a.NotListed[1].Version != "1.1.0" || a.NotListed[1].Reason != "" {
+	if !a.FirstSeen.Equal(someday) || !slices.Equal(a.NotListed[:2], []Held{{"1.2.5", "rolled-back", "it is stored"}, {"1.2.0", "min-age", "too young"}}) ||
+		len(a.NotListed) != 3 || a.NotListed[2].Version != "1.1.0" || a.NotListed[2].Reason != "" {
 		t.Errorf("%+v", a.NotListed)
 	}
-	for version, want := range map[string]State{"1.2.0": Withheld, "1.1.0": Missing} {
+	for version, want := range map[string]State{"1.2.5": Withheld, "1.2.0": Withheld, "1.1.0": Missing} {
 		if a := accountOf(t, m, "left-pad", version); a.State != want || a.Why == "" || a.Tarball != nil {
 			t.Errorf("%s is %s: %s, want %s", version, a.State, a.Why, want)
 		}
