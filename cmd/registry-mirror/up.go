@@ -563,6 +563,9 @@ func (h *house) selected(ctx context.Context, name npm.Name, known *mirror.Backg
 			known.Selection = append(known.Selection, w.Scope)
 		case w.Spec.Name == name:
 			known.Selection = append(known.Selection, w.Spec.String())
+			if !w.Every && !w.Exact && !w.Known {
+				known.Choices = append(known.Choices, w.Spec)
+			}
 		}
 	}
 	return nil

@@ -156,7 +156,10 @@ func printNotListed(row func(what, format string, args ...any), lacking []mirror
 func hintOf(cmd *cobra.Command, a mirror.Account) string {
 	switch a.State {
 	case mirror.Unlisted, mirror.Missing, mirror.Withheld:
-		if a.NotSelected {
+		switch {
+		case a.Pulled, a.Nowhere:
+			return ""
+		case a.NotSelected:
 			return cli.Beside(cmd, "`follower add "+strings.TrimSuffix(string(a.Name)+"@"+a.Version, "@")+"` selects it")
 		}
 		return "`publisher withheld " + string(a.Name) + "` and `follower why " + string(a.Name) + "`, where the registry is published, know more"

@@ -166,9 +166,10 @@ func TestAccountOfWhatIsNotSelected(t *testing.T) {
 	})
 	w.publish("left-pad")
 	var selection []string
+	var choices []npm.Spec
 	m := w.synced(func(o *Options) {
 		o.Background = func(context.Context, npm.Name) (Background, error) {
-			return Background{Ledger: true, Selection: selection, NotListed: []Held{{"1.2.0", "min-age", "too young"}}}, nil
+			return Background{Ledger: true, Selection: selection, Choices: choices, NotListed: []Held{{"1.2.0", "min-age", "too young"}}}, nil
 		}
 	})
 	for _, test := range []struct {
@@ -190,6 +191,19 @@ func TestAccountOfWhatIsNotSelected(t *testing.T) {
 		selection = test.selection
 		if a := accountOf(t, m, test.name, test.version); a.State != test.state || a.NotSelected != test.not || !strings.HasPrefix(a.Why, test.why) {
 			t.Errorf("%s@%s beside %q is %s (not selected: %t): %s", test.name, test.version, test.selection, a.State, a.NotSelected, a.Why)
+		} else if a.Since != nil || a.Nowhere != (test.version == "9.9.9") {
+			t.Errorf("%s@%s, which is not there: since %+v, nowhere: %t", test.name, test.version, a.Since, a.Nowhere)
+		}
+	}
+	selection = []string{"left-pad@1.3.0", "left-pad@2", "left-pad@1"}
+	for rng, want := range map[string]string{
+		"1": "it is not selected: of left-pad@1 only what npm would choose is, 1.3.0; --every takes all versions; upstream dates it 2026",
+		"":  "it is not selected: of left-pad only what npm would choose is, 1.3.0; --every takes all versions; upstream dates it 2026",
+		"2": "it is not selected: what is selected is left-pad@1.3.0, left-pad@2, left-pad@1; upstream dates it 2026",
+	} {
+		choices = []npm.Spec{{Name: "left-pad", Range: "1.1.0"}, {Name: "left-pad", Range: "latest"}, {Name: "left-pad", Range: rng}}
+		if a := accountOf(t, m, "left-pad", "1.1"); !a.NotSelected || !strings.HasPrefix(a.Why, want) {
+			t.Errorf("beside the choice %q: %s", rng, a.Why)
 		}
 	}
 }
