@@ -117,7 +117,11 @@ func exportBy(ctx context.Context, path string, w io.Writer, wanted []mirror.Bun
 	}
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/export", bytes.NewReader(raw))
 	if err != nil {
-		return cmp.Or(toldOf(err.Error(), mirror.ErrOtherIntegrity), err)
+		var r *socket.Refusal
+		if errors.As(err, &r) {
+			err = cmp.Or(toldOf(r.Text, mirror.ErrOtherIntegrity, mirror.ErrSeveral, mirror.ErrNotHere), err)
+		}
+		return err
 	}
 	defer body.Close()
 	buf := make([]byte, 1<<20)

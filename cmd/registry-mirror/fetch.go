@@ -141,8 +141,9 @@ func fetchBy(ctx context.Context, path string, wanted []mirror.Bundled, said fun
 				got := mirror.Pinned{Name: b.Name}
 				err := socket.Call(call, path, http.MethodPost, "/fetch?"+query.Encode(), &got)
 				cancel()
-				if err != nil {
-					err = cmp.Or(toldOf(err.Error(), mirror.ErrOtherIntegrity), err)
+				var r *socket.Refusal
+				if errors.As(err, &r) {
+					err = cmp.Or(toldOf(r.Text, mirror.ErrOtherIntegrity), err)
 				}
 				mu.Lock()
 				if done++; ctx.Err() == nil {

@@ -22,6 +22,9 @@ import (
 // errNotFetched is returned by pin where something is pinned and not here yet.
 var errNotFetched = errors.New("pinned, and not all here yet")
 
+// maxHinted bounds the names in a hint, in bytes.
+const maxHinted = 200
+
 // pinDeadline is for the daemon to fetch one package that is pinned.
 const pinDeadline = 35 * time.Minute
 
@@ -41,7 +44,7 @@ func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, er
 		if at > 0 {
 			text, version = text[:at], text[at+1:]
 			if err := npm.ParseVersion(version); err != nil {
-				return nil, cli.Hint(cli.Usagef("%s@%s: a pin names one version: %w", text, version, err), "write it as 4.18.2; the name alone is all versions that the registry lists")
+				return nil, cli.Hint(cli.Usagef("%s@%s: %s takes a package or one version of it: %w", text, version, cmd.Name(), err), "write it as 4.18.2; the name alone is all versions that the registry lists")
 			}
 		}
 		name, err := npm.ParseName(text)
@@ -173,6 +176,7 @@ none runs, the next one does.`,
 			defer progress.End()
 			all := []mirror.Pinned{}
 			files, missing := 0, 0
+			lacks := "" // what to unpin
 			for i, p := range specs {
 				progress.Update("fetched", i, len(specs), 0)
 				got, err := p.call(cmd.Context(), path, http.MethodPost)
@@ -184,7 +188,9 @@ none runs, the next one does.`,
 				}
 				all = append(all, got)
 				files += got.Files
-				missing += len(got.Missing)
+				if missing += len(got.Missing); len(got.Missing) > 0 {
+					lacks += " " + cli.ShellWord(p.String())
+				}
 				for _, why := range got.Missing {
 					fmt.Fprintf(progress.Above(cmd.ErrOrStderr()), "registry-mirror: note: %s: %s\n", p, why)
 				}
@@ -198,7 +204,11 @@ none runs, the next one does.`,
 				_, err = fmt.Fprintf(out, "%s pinned, %s here\n", cli.Count(len(specs), "package"), cli.Count(files, "file"))
 			}
 			if err == nil && missing > 0 {
-				err = fmt.Errorf("pin: %w: %d missing", errNotFetched, missing)
+				if len(lacks) > maxHinted {
+					lacks = " NAME"
+				}
+				err = cli.Hint(fmt.Errorf("pin: %w: %d missing", errNotFetched, missing),
+					"the daemon tries again each minute, and when a new release comes; `registry-mirror unpin"+lacks+"` takes it back")
 			}
 			return err
 		},

@@ -71,7 +71,12 @@ func printAccount(w io.Writer, a mirror.Account, all bool) error {
 	row := func(what, format string, args ...any) {
 		fmt.Fprintf(w, "%-11s %s\n", what, fmt.Sprintf(format, args...))
 	}
-	fmt.Fprintf(w, "%s is %s: %s\n", spec, a.State, a.Why)
+	switch a.State {
+	case mirror.Unsynced, mirror.TooOld: // of the registry
+		fmt.Fprintf(w, "nothing is known of %s: %s\n", spec, a.Why)
+	default:
+		fmt.Fprintf(w, "%s is %s: %s\n", spec, a.State, a.Why)
+	}
 	if o := a.Owner; o.Address != "" {
 		row("registry", "%s: %s", strings.TrimPrefix(o.Registry+", "+shown(o.Address), ", "), o.Because)
 		for _, other := range o.Others {
