@@ -143,7 +143,7 @@ func printStatus(cmd *cobra.Command, s publish.StatusJSON) error {
 			more = true
 			continue
 		}
-		fmt.Fprintf(w, "withheld  %s %s: %s (%s)\n", one.Name, one.Version, one.Reason, one.Detail)
+		fmt.Fprintf(w, "withheld  %s: %s (%s)\n", one.What(), one.Reason, one.Detail)
 	}
 	if more {
 		fmt.Fprintln(w, "withheld  and more:", cli.Beside(cmd, "`publisher withheld`"), "lists them")

@@ -64,7 +64,7 @@ millions. A pattern has *, ? and [a-z], as for publisher list.`,
 }
 
 func withheldLine(w publish.Withheld) string {
-	return fmt.Sprintf("%s: %s (%s)", strings.TrimSpace(string(w.Name)+" "+w.Version), w.Reason, w.Detail)
+	return fmt.Sprintf("%s: %s (%s)", w.What(), w.Reason, w.Detail)
 }
 
 // withheld yields, by name, what is noted of packages and what the policy keeps out.

@@ -46,7 +46,10 @@ Equal packages of an equal record give equal bytes. Any IPFS node takes the file
 			if err != nil {
 				return err
 			}
-			wanted := bundled(specs)
+			wanted, err := bundled(specs)
+			if err != nil {
+				return err
+			}
 			progress := cli.NewProgress(cmd.ErrOrStderr(), common.Logger(cmd.ErrOrStderr(), false))
 			defer progress.End()
 			o.Progress = progress.Update
@@ -119,6 +122,10 @@ func exportBy(ctx context.Context, path string, w io.Writer, wanted []mirror.Bun
 	}
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/export", bytes.NewReader(raw))
 	if err != nil {
+		var r *socket.Refusal
+		if errors.As(err, &r) {
+			err = cmp.Or(toldOf(r.Text, mirror.ErrOtherIntegrity, mirror.ErrSeveral, mirror.ErrNotHere), err)
+		}
 		return err
 	}
 	defer body.Close()

@@ -88,7 +88,7 @@ or the only one in this state.`,
 			t := tally{compared: compared, lock: q.Lock}
 			err = cli.PrintAll(cmd.OutOrStdout(), common.JSON, "packages", t.of(packages), packageLine, t.rest, t.line)
 			if err == nil && t.other > 0 {
-				err = fmt.Errorf("%w: %d of %s", errOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
+				err = fmt.Errorf("%w: %d of %s", mirror.ErrOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
 			}
 			return err
 		},
@@ -99,11 +99,8 @@ or the only one in this state.`,
 	return cmd
 }
 
-// errOtherIntegrity is returned by diff where a lockfile and the registry do not mean the
-// same bytes by one version.
-var errOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
-
-// codeOtherIntegrity is the exit code of that: `doctor` has the one before it.
+// codeOtherIntegrity is the exit code of mirror.ErrOtherIntegrity: `doctor` has the one
+// before it.
 const codeOtherIntegrity = 11
 
 // openBeside opens what there is in a state on which no daemon runs, and brings it up
@@ -187,7 +184,7 @@ func packageLine(p mirror.PackageDiff) string {
 	}
 	for _, l := range p.Locked {
 		if l.Integrity != nil {
-			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: the lockfile has %s, the registry %s", l.Version, l.Integrity.Lock, cmp.Or(l.Integrity.Registry, "none"))
+			line += fmt.Sprintf("\n!   locked %s: ANOTHER INTEGRITY: %s", l.Version, l.Integrity)
 		}
 		if l.State == "" && len(l.Newer) == 0 {
 			continue
@@ -210,13 +207,16 @@ type tally struct {
 	lock                 *mirror.Lock
 	fresh, changed, gone int
 	// Versions that are locked; of those.
-	locked, withdrawn, upgrade, other int
+	locked, withdrawn, upgrade, other, unlisted, bare int
 }
 
 func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirror.PackageDiff, error] {
 	names := map[npm.Spec]bool{}
 	if t.lock != nil {
 		for _, s := range t.lock.Packages {
+			if !names[s.Spec] && checkable(s.Integrity) == "" {
+				t.bare++
+			}
 			names[s.Spec] = true
 		}
 	}
@@ -235,6 +235,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 			for _, l := range p.Locked {
 				if l.State == mirror.Withdrawn {
 					t.withdrawn++
+				}
+				if l.State == mirror.Absent {
+					t.unlisted++
 				}
 				if len(l.Newer) > 0 {
 					t.upgrade++
@@ -259,6 +262,7 @@ func (t *tally) rest() map[string]any {
 	}
 	if t.lock != nil {
 		all["locked"], all["withdrawn"], all["with_newer"], all["other_integrity"] = t.locked, t.withdrawn, t.upgrade, t.other
+		all["unlisted"], all["no_integrity"] = t.unlisted, t.bare
 	}
 	return all
 }
@@ -279,6 +283,12 @@ func (t *tally) line() string {
 	line += fmt.Sprintf(": %d new, %d changed, %d gone", t.fresh, t.changed, t.gone)
 	if t.lock != nil {
 		line += fmt.Sprintf("; %d withdrawn, %d with newer in range, %d with another integrity", t.withdrawn, t.upgrade, t.other)
+		if t.unlisted > 0 {
+			line += fmt.Sprintf(", %d unlisted", t.unlisted)
+		}
+		if t.bare > 0 {
+			line += fmt.Sprintf("; %d of %d have no integrity to compare", t.bare, t.locked)
+		}
 	}
 	return line
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,27 +18,33 @@ import (
 	"github.com/registry-mirror/registry-mirror/internal/state"
 )
 
-// bundled are specs by package, in their order.
-func bundled(specs []pinSpec) (wanted []mirror.Bundled) {
+// bundled are specs by package, in their order. It returns mirror.ErrOtherIntegrity where
+// two lockfiles mean different bytes by one version.
+func bundled(specs []pinSpec) (wanted []mirror.Bundled, err error) {
 	at := map[string]int{}
 	for _, p := range specs {
 		i, ok := at[string(p.name)]
 		if !ok {
 			i = len(wanted)
 			at[string(p.name)] = i
-			wanted = append(wanted, mirror.Bundled{Name: p.name})
+			wanted = append(wanted, mirror.Bundled{Name: p.name, Integrity: map[string]string{}})
 			if p.version != "" {
 				wanted[i].Versions = []string{p.version}
 			}
-			continue
-		}
-		if p.version == "" || len(wanted[i].Versions) == 0 {
+		} else if p.version == "" || len(wanted[i].Versions) == 0 {
 			wanted[i].Versions = nil // all of them
 		} else {
 			wanted[i].Versions = append(wanted[i].Versions, p.version)
 		}
+		if p.integrity == "" {
+			continue
+		}
+		if other := wanted[i].Integrity[p.version]; other != "" && other != p.integrity {
+			return nil, fmt.Errorf("%w: %s: one lockfile has %s, another %s", mirror.ErrOtherIntegrity, p, other, p.integrity)
+		}
+		wanted[i].Integrity[p.version] = p.integrity
 	}
-	return wanted
+	return wanted, nil
 }
 
 func fetchCommand(common *cli.Common) *cobra.Command {
@@ -58,7 +65,10 @@ Unlike what is pinned, it goes as --cache-size has it.`,
 			if err != nil {
 				return err
 			}
-			wanted := bundled(specs)
+			wanted, err := bundled(specs)
+			if err != nil {
+				return err
+			}
 			progress := cli.NewProgress(cmd.ErrOrStderr(), common.Logger(cmd.ErrOrStderr(), false))
 			defer progress.End()
 			all := []mirror.Pinned{}
@@ -84,7 +94,7 @@ Unlike what is pinned, it goes as --cache-size has it.`,
 				err = s.with(cmd, func(t *mirror.Table) error { return t.FetchAll(cmd.Context(), wanted, said) })
 			}
 			progress.End()
-			if err != nil && !errors.Is(err, mirror.ErrNotHere) {
+			if err != nil && !errors.Is(err, mirror.ErrNotHere) && !errors.Is(err, mirror.ErrOtherIntegrity) {
 				return err
 			}
 			out := cmd.OutOrStdout()
@@ -121,6 +131,7 @@ func (s *source) bindReading(cmd *cobra.Command) {
 func fetchBy(ctx context.Context, path string, wanted []mirror.Bundled, said func(int, mirror.Pinned, error)) error {
 	var mu sync.Mutex
 	done, missing := 0, 0
+	var other []error
 	next := make(chan mirror.Bundled)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -128,12 +139,22 @@ func fetchBy(ctx context.Context, path string, wanted []mirror.Bundled, said fun
 			for b := range next {
 				call, cancel := context.WithTimeout(ctx, pinDeadline)
 				query := url.Values{"name": {string(b.Name)}, "version": b.Versions}
+				for version, integrity := range b.Integrity {
+					query.Add("locked", version+" "+integrity)
+				}
 				got := mirror.Pinned{Name: b.Name}
 				err := socket.Call(call, path, http.MethodPost, "/fetch?"+query.Encode(), &got)
 				cancel()
+				var r *socket.Refusal
+				if errors.As(err, &r) {
+					err = cmp.Or(toldOf(r.Text, mirror.ErrOtherIntegrity), err)
+				}
 				mu.Lock()
 				if done++; ctx.Err() == nil {
-					if err != nil || len(got.Missing) > 0 {
+					switch {
+					case errors.Is(err, mirror.ErrOtherIntegrity):
+						other = append(other, err)
+					case err != nil || len(got.Missing) > 0:
 						missing++
 					}
 					said(done, got, err)
@@ -150,6 +171,9 @@ func fetchBy(ctx context.Context, path string, wanted []mirror.Bundled, said fun
 	}
 	close(next)
 	wg.Wait()
+	if err := mirror.OtherIntegrity(other); err != nil && ctx.Err() == nil {
+		return err
+	}
 	if ctx.Err() == nil && missing > 0 {
 		return fmt.Errorf("fetch: %w: of %s something is missing", mirror.ErrNotHere, cli.Count(missing, "package"))
 	}

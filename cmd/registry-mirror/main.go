@@ -49,11 +49,10 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrMoment, Code: cli.CodeUsage, Hint: "give a release's number, as 41, a day, as 2026-11-20, or a time, as 2026-11-20T12:00:00Z"},
 	{Is: mirror.ErrNoRelease, Code: cli.CodeFailed, Hint: "releases from before the newest one stay whole for as long as their publisher's --retain"},
 	{Is: mirror.ErrChain, Code: cli.CodeFailed, Hint: "the registry's publisher made it so: tell its owner; releases after that can be served"},
-	{Is: errOtherIntegrity, Code: codeOtherIntegrity, Hint: "install nothing of it until it is known which is right: `registry-mirror why NAME@VERSION` says who signed the registry's"},
+	{Is: mirror.ErrOtherIntegrity, Code: codeOtherIntegrity, Hint: "install nothing of it until it is known which is right: `registry-mirror why NAME@VERSION` says who signed the registry's"},
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
 	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
-	{Is: errNotFetched, Code: cli.CodeFailed, Hint: "the daemon tries again each minute, and when a new release comes; `registry-mirror unpin` takes it back"},
-	{Is: mirror.ErrNotHere, Code: cli.CodeFailed, Hint: "what came stays: the same command again asks for the rest"},
+	{Is: mirror.ErrNotHere, Code: cli.CodeFailed, Hint: "what came stays: the same command again asks for the rest; where a daemon runs, `registry-mirror why NAME` says what it knows of a name"},
 	{Is: mirror.ErrSeveral, Code: cli.CodeUsage, Hint: "one bundle for each: name it with --registry"},
 	{Is: ipnsrecord.ErrExpired, Code: cli.CodeFailed, Hint: "export it again, or take it as it is with --accept-stale"},
 	{Is: ipnsrecord.ErrRollback, Code: cli.CodeFailed, Hint: "this machine has followed a newer release already; export again from one that has too"},
@@ -100,8 +99,8 @@ func root() *cobra.Command {
 		Long: `registry-mirror serves an npm registry on this machine out of IPFS: a curated
 list of hashes under one signed name, and the modules from whoever has them.
 
-Exit codes: 0 done, 1 failed, 10 doctor found something wrong, 11 diff found other bytes
-under a locked version, 64 usage or configuration, 69 node or network away, 75 another
+Exit codes: 0 done, 1 failed, 10 doctor found something wrong, 11 the registry has other
+bytes than a lockfile under one version, 64 usage or configuration, 69 node or network away, 75 another
 command has this state.`,
 		Example: `  registry-mirror up express@4 @types/node lodash    # a registry of your own
   registry-mirror daemon --ipfs k51...               # somebody else's

@@ -22,13 +22,17 @@ import (
 // errNotFetched is returned by pin where something is pinned and not here yet.
 var errNotFetched = errors.New("pinned, and not all here yet")
 
+// maxHinted bounds the names in a hint, in bytes.
+const maxHinted = 200
+
 // pinDeadline is for the daemon to fetch one package that is pinned.
 const pinDeadline = 35 * time.Minute
 
 // pinSpec is what pin and unpin name: a package, and one version or all.
 type pinSpec struct {
-	name    npm.Name
-	version string // "" for all
+	name      npm.Name
+	version   string // "" for all
+	integrity string // what a lockfile says that its bytes are; "" where nobody does
 }
 
 // pinSpecs reads arguments and lockfiles. What those have from elsewhere than a registry
@@ -40,23 +44,21 @@ func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, er
 		if at > 0 {
 			text, version = text[:at], text[at+1:]
 			if err := npm.ParseVersion(version); err != nil {
-				return nil, cli.Hint(cli.Usagef("%s@%s: a pin names one version: %w", text, version, err), "write it as 4.18.2; the name alone is all versions that the registry lists")
+				return nil, cli.Hint(cli.Usagef("%s@%s: %s takes a package or one version of it: %w", text, version, cmd.Name(), err), "write it as 4.18.2; the name alone is all versions that the registry lists")
 			}
 		}
 		name, err := npm.ParseName(text)
 		if err != nil {
 			return nil, err
 		}
-		specs = append(specs, pinSpec{name, version})
+		specs = append(specs, pinSpec{name: name, version: version})
 	}
 	for _, path := range lockfiles {
 		f, err := lockfile.Open(path)
 		if err != nil {
 			return nil, err
 		}
-		for _, spec := range f.Specs() {
-			specs = append(specs, pinSpec{spec.Name, spec.Range})
-		}
+		specs = append(specs, pinsOf(f)...)
 		var others []string
 		for _, x := range f.Foreign {
 			if x.Kind != lockfile.Workspace {
@@ -71,6 +73,37 @@ func pinSpecs(cmd *cobra.Command, args, lockfiles []string) (specs []pinSpec, er
 		return nil, cli.Hint(cli.Usagef("nothing is named"), "name a package, as in express or express@4.18.2, or --lockfile package-lock.json")
 	}
 	return specs, nil
+}
+
+// pinsOf are the versions of a lockfile.
+func pinsOf(f *lockfile.File) []pinSpec {
+	specs := make([]pinSpec, len(f.Packages))
+	for i, p := range f.Packages {
+		specs[i] = pinSpec{p.Name, p.Version, checkable(p.Integrity)}
+	}
+	return specs
+}
+
+// lockedIn is bundled of what lockfiles lock.
+func lockedIn(paths []string) ([]mirror.Bundled, error) {
+	var specs []pinSpec
+	for _, path := range paths {
+		f, err := lockfile.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, pinsOf(f)...)
+	}
+	return bundled(specs)
+}
+
+// checkable is what of an integrity can be checked, "" for nothing.
+func checkable(integrity string) string {
+	in, err := npm.ParseIntegrity(npm.Dist{Integrity: integrity})
+	if err != nil {
+		return ""
+	}
+	return in.String()
 }
 
 // call asks the running daemon to pin or unpin one of specs.
@@ -143,6 +176,7 @@ none runs, the next one does.`,
 			defer progress.End()
 			all := []mirror.Pinned{}
 			files, missing := 0, 0
+			lacks := "" // what to unpin
 			for i, p := range specs {
 				progress.Update("fetched", i, len(specs), 0)
 				got, err := p.call(cmd.Context(), path, http.MethodPost)
@@ -154,7 +188,9 @@ none runs, the next one does.`,
 				}
 				all = append(all, got)
 				files += got.Files
-				missing += len(got.Missing)
+				if missing += len(got.Missing); len(got.Missing) > 0 {
+					lacks += " " + cli.ShellWord(p.String())
+				}
 				for _, why := range got.Missing {
 					fmt.Fprintf(progress.Above(cmd.ErrOrStderr()), "registry-mirror: note: %s: %s\n", p, why)
 				}
@@ -168,7 +204,11 @@ none runs, the next one does.`,
 				_, err = fmt.Fprintf(out, "%s pinned, %s here\n", cli.Count(len(specs), "package"), cli.Count(files, "file"))
 			}
 			if err == nil && missing > 0 {
-				err = fmt.Errorf("pin: %w: %d missing", errNotFetched, missing)
+				if len(lacks) > maxHinted {
+					lacks = " NAME"
+				}
+				err = cli.Hint(fmt.Errorf("pin: %w: %d missing", errNotFetched, missing),
+					"the daemon tries again each minute, and when a new release comes; `registry-mirror unpin"+lacks+"` takes it back")
 			}
 			return err
 		},

@@ -37,19 +37,20 @@ const maxMissing = 10
 
 // installLine is what to type next, ready for a shell, without what is missing.
 func installLine(s follow.Selection, lacking []missing, url string) string {
-	line := "npm install"
+	line, names := "npm install", ""
 	if len(s.Lockfiles) > 0 {
 		line = "npm ci"
-	} else if len(s.Specs)+len(s.Lists) == 0 {
-		line += " NAME"
 	}
 	for _, spec := range s.Specs {
 		if slices.ContainsFunc(lacking, func(m missing) bool { return m.spec() == spec }) {
 			continue
 		}
-		line += " " + cli.ShellWord(spec)
+		names += " " + cli.ShellWord(spec)
 	}
-	return line + " --registry=" + url
+	if names == "" && len(s.Lockfiles)+len(s.Lists) == 0 {
+		names = " NAME"
+	}
+	return line + names + " --registry=" + url
 }
 
 // tellMinted says where a new key lies and how to back it up.
@@ -101,7 +102,7 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	}
 	fmt.Fprintf(w, "  fetched    %s, %.1f MiB\n", cli.Count(r.Fetched.Tarballs, "tarball"), float64(r.Fetched.Bytes)/(1<<20))
 	for _, one := range r.Withheld {
-		fmt.Fprintf(w, "  withheld   %s %s: %s\n", one.Name, one.Version, one.Reason)
+		fmt.Fprintf(w, "  withheld   %s: %s (%s)\n", one.What(), one.Reason, one.Detail)
 	}
 	for i, m := range r.Missing {
 		if i == maxMissing {

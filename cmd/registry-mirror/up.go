@@ -127,6 +127,10 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err != nil {
 		return cli.Usagef("%w", err)
 	}
+	locked, err := lockedIn(s.selection.Lockfiles)
+	if err != nil {
+		return err
+	}
 	if !s.pullSet {
 		s.pull = len(wants) == 0
 	}
@@ -181,7 +185,7 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	if err := answer(ctx, group, dir, "publisher", h.publisher.Admin()); err != nil {
 		return stop(err)
 	}
-	r, err := s.begin(ctx, h, dir, wants, log, progress)
+	r, err := s.begin(ctx, h, dir, wants, locked, log, progress)
 	if err != nil {
 		return stop(err)
 	}
@@ -209,10 +213,14 @@ func (s *upSettings) run(cmd *cobra.Command) (err error) {
 	return err
 }
 
-// begin fills the ledger, publishes it and opens the mirror on that.
-func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants []ledger.Want, log *slog.Logger, progress *cli.Progress) (report, error) {
+// begin fills the ledger, holds lockfiles against it, publishes it and opens the mirror on
+// that.
+func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants []ledger.Want, locked []mirror.Bundled, log *slog.Logger, progress *cli.Progress) (report, error) {
 	before := h.ledger.Counts()
 	if err := h.fill(ctx, wants); err != nil {
+		return report{}, err
+	}
+	if err := h.hold(ctx, locked); err != nil {
 		return report{}, err
 	}
 	missing, err := h.missing(ctx)
@@ -382,6 +390,31 @@ func (h *house) fill(ctx context.Context, wants []ledger.Want) error {
 	return err
 }
 
+// hold is mirror.ErrOtherIntegrity where lockfiles mean other bytes than those stored.
+func (h *house) hold(ctx context.Context, locked []mirror.Bundled) error {
+	var other []error
+	for _, b := range locked {
+		p, err := h.ledger.Package(ctx, b.Name)
+		if errors.Is(err, ledger.ErrNotFound) {
+			continue // it is missing, which is told
+		}
+		if err != nil {
+			return err
+		}
+		err = b.Hold(func(version string) (npm.Dist, bool) {
+			i := slices.IndexFunc(p.Versions, func(v ledger.Version) bool { return v.Version == version })
+			if i < 0 {
+				return npm.Dist{}, false
+			}
+			return npm.Dist{Integrity: p.Versions[i].Integrity, Shasum: p.Versions[i].Shasum}, true
+		})
+		if err != nil {
+			other = append(other, err)
+		}
+	}
+	return mirror.OtherIntegrity(other)
+}
+
 // missing is one thing that is selected and could not be had.
 type missing struct {
 	Name    npm.Name `json:"name"`
@@ -506,6 +539,11 @@ func (h *house) background(ctx context.Context, name npm.Name) (mirror.Backgroun
 	}
 	withheld, err := h.publisher.WithheldOf(name)
 	for _, w := range withheld {
+		if w.Listed {
+			known.Unlisted = mirror.Held{Reason: w.Reason, Detail: fmt.Sprintf(
+				"it is stored, and release %d, a rollback, keeps it out: the package stands %s until it changes upstream; `publisher rollback` to a release that had it takes it back", w.Release, w.Detail)}
+			continue
+		}
 		known.NotListed = append(known.NotListed, mirror.Held{Version: w.Version, Reason: w.Reason, Detail: w.Detail})
 	}
 	return known, err
@@ -526,6 +564,9 @@ func (h *house) selected(ctx context.Context, name npm.Name, known *mirror.Backg
 			known.Selection = append(known.Selection, w.Scope)
 		case w.Spec.Name == name:
 			known.Selection = append(known.Selection, w.Spec.String())
+			if !w.Every && !w.Exact && !w.Known {
+				known.Choices = append(known.Choices, w.Spec)
+			}
 		}
 	}
 	return nil

@@ -70,7 +70,12 @@ func printAccount(w io.Writer, a mirror.Account, all bool) error {
 	row := func(what, format string, args ...any) {
 		fmt.Fprintf(w, "%-11s %s\n", what, fmt.Sprintf(format, args...))
 	}
-	fmt.Fprintf(w, "%s is %s: %s\n", spec, a.State, a.Why)
+	switch a.State {
+	case mirror.Unsynced, mirror.TooOld: // of the registry
+		fmt.Fprintf(w, "nothing is known of %s: %s\n", spec, a.Why)
+	default:
+		fmt.Fprintf(w, "%s is %s: %s\n", spec, a.State, a.Why)
+	}
 	if o := a.Owner; o.Address != "" {
 		row("registry", "%s: %s", strings.TrimPrefix(o.Registry+", "+shown(o.Address), ", "), o.Because)
 		for _, other := range o.Others {
@@ -155,7 +160,10 @@ func printNotListed(row func(what, format string, args ...any), lacking []mirror
 func hintOf(cmd *cobra.Command, a mirror.Account) string {
 	switch a.State {
 	case mirror.Unlisted, mirror.Missing, mirror.Withheld:
-		if a.NotSelected {
+		switch {
+		case a.Pulled, a.Nowhere:
+			return ""
+		case a.NotSelected:
 			return cli.Beside(cmd, "`follower add "+strings.TrimSuffix(string(a.Name)+"@"+a.Version, "@")+"` selects it")
 		}
 		return "`publisher withheld " + string(a.Name) + "` and `follower why " + string(a.Name) + "`, where the registry is published, know more"

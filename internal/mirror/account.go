@@ -43,7 +43,7 @@ type Account struct {
 	Release *Release `json:"release,omitempty"` // that says so
 	Record  *Record  `json:"record,omitempty"`  // by which it came
 	Stale   bool     `json:"stale,omitempty"`   // that record has expired
-	Since   *Since   `json:"since,omitempty"`   // where the version, else the package, first stood
+	Since   *Since   `json:"since,omitempty"`   // where the version first stood
 
 	Directory string `json:"directory,omitempty"` // CID of the package's directory
 	Document  string `json:"document,omitempty"`  // CID of its packument, compressed
@@ -62,6 +62,11 @@ type Account struct {
 	// NotSelected says that it is missing because the selection of the ledger in this
 	// process does not ask for it.
 	NotSelected bool `json:"not_selected,omitempty"`
+	// Pulled says that it is missing and asked of upstream once a client wants it.
+	Pulled bool `json:"pulled,omitempty"`
+	// Nowhere says that it is missing because upstream has no such version, as far as the
+	// ledger in this process knows.
+	Nowhere bool `json:"nowhere,omitempty"`
 
 	Readme string `json:"-"` // Markdown of whoever published it, at most MaxReadme bytes
 }
@@ -165,12 +170,29 @@ type Requirement struct {
 
 // Background is what the ledger and the publisher beside a mirror know of a package.
 type Background struct {
-	FirstSeen map[string]time.Time // by version
+	FirstSeen map[string]time.Time // by version, of those that are stored
 	NotListed []Held
+	// Unlisted is why a stored version of a package that is listed is not: what stands
+	// for those of which NotListed says nothing. The zero value is no reason.
+	Unlisted Held
 	// Ledger says that there is one, in which what is not selected is not asked for.
-	// Selection are the lines of its selection that take versions of the package.
+	// Selection are the lines of its selection that take versions of the package. Of
+	// Choices among them, which are of the package itself, only what npm would choose is
+	// taken.
 	Ledger    bool
 	Selection []string
+	Choices   []npm.Spec
+}
+
+// choice is the line of Choices that has a version in range and takes another.
+func (b Background) choice(version string) (npm.Spec, bool) {
+	i := slices.IndexFunc(b.Choices, func(s npm.Spec) bool {
+		return s.Range == "" || npm.IsRange(s.Range) && npm.ParseVersion(s.Range) != nil && npm.Satisfies(version, s.Range)
+	})
+	if i < 0 {
+		return npm.Spec{}, false
+	}
+	return b.Choices[i], true
 }
 
 // selected says what of a package is selected.
@@ -251,6 +273,12 @@ func (a *Account) listMissing(doc *npm.Packument, known Background) {
 			has[w.Version] = true
 		}
 	}
+	for v := range known.FirstSeen {
+		if !has[v] && known.Unlisted.Reason != "" {
+			a.NotListed = append(a.NotListed, Held{v, known.Unlisted.Reason, known.Unlisted.Detail})
+			has[v] = true
+		}
+	}
 	for v, why := range doc.Bad {
 		if !has[v] {
 			a.NotListed = append(a.NotListed, Held{v, "document", why.Error()})
@@ -266,8 +294,9 @@ func (a *Account) listMissing(doc *npm.Packument, known Background) {
 }
 
 // lacks says why a version is not there: with a reason that is known, else, where there
-// is a ledger, because it is not selected, as upstream's times show.
-func (a *Account) lacks(doc *npm.Packument, known Background) {
+// is a ledger, because it is not selected, as upstream's times show. pulls says that
+// there is an Origin.
+func (a *Account) lacks(doc *npm.Packument, known Background, pulls bool) {
 	a.State, a.Why = Missing, fmt.Sprintf("release %d has other versions of it; its document says nothing of this one", a.Release.Number)
 	if a.Version == "" {
 		a.Why = fmt.Sprintf("release %d lists the name and no version of it", a.Release.Number)
@@ -289,16 +318,29 @@ func (a *Account) lacks(doc *npm.Packument, known Background) {
 			dated = append(dated, v)
 		}
 	}
-	at, ok := doc.Time[a.Version]
-	if !ok {
-		at, ok = doc.Time[npm.MaxSatisfying(dated, a.Version)]
+	version := a.Version
+	if doc.Time[version] == "" {
+		version = npm.MaxSatisfying(dated, version)
 	}
+	at, ok := doc.Time[version]
 	if !ok {
-		a.Why = "upstream's document has no such version"
+		a.Nowhere, a.Why = true, "upstream's document has no such version"
+		return
+	}
+	if pulls {
+		a.Pulled, a.Why = true, fmt.Sprintf("%s; upstream dates it %s", pulledLater, at)
 		return
 	}
 	a.NotSelected = true
-	a.Why = fmt.Sprintf("it is not selected: %s; upstream dates it %s", known.selected(), at)
+	what := known.selected()
+	if line, ok := known.choice(version); ok {
+		what = fmt.Sprintf("of %s only what npm would choose is", line)
+		if chosen, ok := npm.Pick(doc, line.Range); ok {
+			what += ", " + chosen
+		}
+		what += "; --every takes all versions"
+	}
+	a.Why = fmt.Sprintf("it is not selected: %s; upstream dates it %s", what, at)
 }
 
 func (w Held) text() string {

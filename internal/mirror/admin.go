@@ -3,6 +3,7 @@ package mirror
 import (
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/ipfs/boxo/ipns"
@@ -16,7 +17,8 @@ import (
 // before that, whose refusal is 409. GET /why?name=NAME&version=VERSION gives Account.
 // GET /pins gives what is pinned; POST and DELETE /pins?name=NAME&version=VERSION, with
 // no version for all of them, do Pin and Unpin: 409 where those refuse. POST
-// /fetch?name=NAME&version=VERSION, with any number of versions, does Fetch. POST /export
+// /fetch?name=NAME&version=VERSION, with any number of versions, and of
+// locked=VERSION+INTEGRITY, does Fetch: 409 for ErrOtherIntegrity. POST /export
 // with an ExportRequest as JSON sends a bundle; one that ends early failed. POST
 // /import, with ?accept_stale=true where that is so, takes a bundle in and answers, while
 // it comes, as ReadImport reads it. POST /diff?from=MOMENT&to=MOMENT, with a Lock or null,
@@ -78,7 +80,7 @@ func (t *Table) Admin() http.Handler {
 			switch {
 			case err == nil:
 				sendJSON(w, r, http.StatusOK, got)
-			case errors.Is(err, ErrNoCache), errors.Is(err, ErrPinned), errors.Is(err, ErrNotPinned):
+			case errors.Is(err, ErrNoCache), errors.Is(err, ErrPinned), errors.Is(err, ErrNotPinned), errors.Is(err, ErrOtherIntegrity):
 				sendError(w, r, http.StatusConflict, err.Error())
 			default:
 				sendError(w, r, http.StatusBadGateway, err.Error())
@@ -92,7 +94,12 @@ func (t *Table) Admin() http.Handler {
 		return Pinned{Name: name}, t.Unpin(name, version)
 	}))
 	mux.HandleFunc("POST /fetch", change(func(r *http.Request, name npm.Name, _ string) (Pinned, error) {
-		return t.Fetch(r.Context(), name, r.Form["version"])
+		b := Bundled{Name: name, Versions: r.Form["version"], Integrity: map[string]string{}}
+		for _, locked := range r.Form["locked"] {
+			version, integrity, _ := strings.Cut(locked, " ")
+			b.Integrity[version] = integrity
+		}
+		return t.Fetch(r.Context(), b)
 	}))
 	mux.HandleFunc("POST /export", t.serveExport)
 	mux.HandleFunc("POST /import", t.serveImport)
@@ -125,7 +132,7 @@ func (t *Table) serveExport(w http.ResponseWriter, r *http.Request) {
 	case out.n > 0:
 		t.rows[0].log.ErrorContext(r.Context(), "a bundle was not written whole", "error", err)
 		abort()
-	case errors.Is(err, ErrSeveral):
+	case errors.Is(err, ErrSeveral), errors.Is(err, ErrOtherIntegrity):
 		sendError(w, r, http.StatusConflict, err.Error())
 	default:
 		sendError(w, r, http.StatusBadGateway, err.Error())

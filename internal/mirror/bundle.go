@@ -54,6 +54,9 @@ var (
 	ErrBundle = errors.New("not a usable bundle")
 	// ErrSeveral is returned by Export for packages of several registries.
 	ErrSeveral = errors.New("a bundle is of one registry")
+	// ErrOtherIntegrity is returned where a lock and the registry do not mean the same bytes
+	// by one version.
+	ErrOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
 	// ErrNotHere is returned by Export where a file could not be fetched.
 	ErrNotHere = errors.New("not all of it can be had")
 )
@@ -74,6 +77,26 @@ type Manifest struct {
 type Bundled struct {
 	Name     npm.Name `json:"name"`
 	Versions []string `json:"versions"`
+	// Integrity is what a lock says that the bytes of some of the versions are, as
+	// npm.Dist has it. Of what is in a bundle it says nothing.
+	Integrity map[string]string `json:"integrity,omitempty"`
+}
+
+// Hold returns ErrOtherIntegrity, with both digests, where a registry has versions with
+// what contradicts b.Integrity.
+func (b Bundled) Hold(has func(version string) (d npm.Dist, ok bool)) error {
+	var all []string
+	for _, version := range slices.Sorted(maps.Keys(b.Integrity)) {
+		if d, ok := has(version); ok {
+			if c := contradiction(b.Integrity[version], d); c != nil {
+				all = append(all, fmt.Sprintf("%s@%s: %s", b.Name, version, c))
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrOtherIntegrity, strings.Join(all, "; "))
 }
 
 // Bundling says what Export did.
@@ -98,7 +121,7 @@ type ExportOptions struct {
 
 // Export fetches what is missing of these packages and writes a bundle of them, as
 // the newest list has them. Of equal packages, versions, record and list the bytes are
-// equal. Errors: ErrSeveral, ErrNotHere with what is missing, ErrNotSynced.
+// equal. Errors: ErrSeveral, ErrOtherIntegrity, ErrNotHere with what is missing, ErrNotSynced.
 func (t *Table) Export(ctx context.Context, w io.Writer, wanted []Bundled, o ExportOptions) (Bundling, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, int, int, int64) {}
@@ -120,22 +143,46 @@ func (t *Table) Export(ctx context.Context, w io.Writer, wanted []Bundled, o Exp
 // fetchAtOnce is how many packages FetchAll fetches at the same time.
 const fetchAtOnce = 8
 
+// maxContradictions bounds how many packages OtherIntegrity names.
+const maxContradictions = 10
+
+// OtherIntegrity is one ErrOtherIntegrity of those of several packages, nil for none.
+func OtherIntegrity(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	var all []string
+	for _, err := range errs {
+		_, what, _ := strings.Cut(err.Error(), ErrOtherIntegrity.Error()+": ")
+		all = append(all, what)
+	}
+	slices.Sort(all)
+	if more := len(all) - maxContradictions; more > 0 {
+		all = append(all[:maxContradictions], fmt.Sprintf("%d more", more))
+	}
+	return fmt.Errorf("%w: %s", ErrOtherIntegrity, strings.Join(all, "; "))
+}
+
 // FetchAll is Fetch of several packages. It goes on after failures and then returns
-// ErrNotHere, with the first of what is missing. said is called for each from one
-// goroutine at a time.
+// ErrOtherIntegrity, else ErrNotHere with the first of what is missing. said is called
+// for each from one goroutine at a time.
 func (t *Table) FetchAll(ctx context.Context, wanted []Bundled, said func(done int, got Pinned, err error)) error {
 	var mu sync.Mutex
 	var missing []string
+	var other []error
 	done := 0
 	each(fetchAtOnce, wanted, func(b Bundled) {
 		if ctx.Err() != nil {
 			return
 		}
-		got, err := t.Fetch(ctx, b.Name, b.Versions)
+		got, err := t.Fetch(ctx, b)
 		mu.Lock()
 		defer mu.Unlock()
 		done++
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrOtherIntegrity):
+			other = append(other, err)
+		case err != nil:
 			missing = append(missing, fmt.Sprintf("%s: %v", b.Name, err))
 		}
 		for _, why := range got.Missing {
@@ -144,6 +191,9 @@ func (t *Table) FetchAll(ctx context.Context, wanted []Bundled, said func(done i
 		said(done, got, err)
 	})
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := OtherIntegrity(other); err != nil {
 		return err
 	}
 	if len(missing) > 0 {
@@ -173,16 +223,20 @@ func each[T any](n int, items []T, do func(T)) {
 
 // exporter is the mirror that has wanted, each package once and sorted, and what of it.
 func (t *Table) exporter(wanted []Bundled, label string) (m *Mirror, own []Bundled, err error) {
-	versions := map[npm.Name][]string{}
+	versions, integrity := map[npm.Name][]string{}, map[npm.Name]map[string]string{}
 	for _, b := range wanted {
 		versions[b.Name] = append(versions[b.Name], b.Versions...)
+		if integrity[b.Name] == nil {
+			integrity[b.Name] = map[string]string{}
+		}
+		maps.Copy(integrity[b.Name], b.Integrity)
 	}
 	var labels []string
 	for _, r := range t.rows {
 		var has []Bundled
 		for _, name := range slices.Sorted(maps.Keys(versions)) {
 			if t.of(name) == r.Mirror {
-				has = append(has, Bundled{name, slices.Compact(slices.Sorted(slices.Values(versions[name])))})
+				has = append(has, Bundled{name, slices.Compact(slices.Sorted(slices.Values(versions[name]))), integrity[name]})
 			}
 		}
 		if len(has) == 0 || label != "" && r.Label != label {
@@ -340,7 +394,7 @@ func (m *Mirror) bundlePackage(ctx context.Context, proof *recorder, tree *bundl
 	}
 	var files []unixfs.Link
 	for _, version := range want {
-		l, err := unixfs.Path(ctx, proof, e.CID, index.TarballsName, versions[version])
+		l, err := unixfs.Path(ctx, proof, e.CID, index.TarballsName, versions[version].file)
 		if err != nil {
 			return dir, has, fmt.Errorf("%s: %w", version, err)
 		}
@@ -353,7 +407,7 @@ func (m *Mirror) bundlePackage(ctx context.Context, proof *recorder, tree *bundl
 	if err == nil {
 		dir, err = unixfs.BasicDir(append(links, unixfs.Link{Name: index.TarballsName, CID: held.CID, Tsize: held.Tsize}), tree.sink)
 	}
-	return dir, Bundled{b.Name, want}, err
+	return dir, Bundled{Name: b.Name, Versions: want}, err
 }
 
 // buildWhole is unixfs.BuildDir for links of which none may be left out.

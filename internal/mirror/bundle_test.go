@@ -438,6 +438,36 @@ func TestAnImportThatCrashes(t *testing.T) {
 	}
 }
 
+// What a lock says of a version's bytes is held against the document before any tarball
+// comes, whatever versions are asked for.
+func TestFetchHoldsALock(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	m := w.synced()
+	table, err := NewTable(Registry{Label: "npm", Mirror: m})
+	check(t, err)
+	forged := "sha512-" + strings.Repeat("A", 86) + "=="
+	var all []error
+	for _, versions := range [][]string{{"1.3.0"}, nil} {
+		got, err := table.Fetch(t.Context(), Bundled{"left-pad", versions, map[string]string{"1.3.0": forged, "99.0.0": forged}})
+		if !errors.Is(err, ErrOtherIntegrity) || !strings.Contains(err.Error(), ": left-pad@1.3.0: the lockfile has "+forged+", the registry sha") {
+			t.Errorf("Fetch of %v: %v", versions, err)
+		}
+		if got.Files > 2 { // both documents
+			t.Errorf("Fetch of %v says that %d files are here", versions, got.Files)
+		}
+		for len(all) <= maxContradictions {
+			all = append(all, err)
+		}
+	}
+	if err := OtherIntegrity(all); !errors.Is(err, ErrOtherIntegrity) || strings.Count(err.Error(), "left-pad@1.3.0") != maxContradictions || !strings.HasSuffix(err.Error(), "; 1 more") {
+		t.Errorf("of %d: %v", len(all), err)
+	}
+	if _, err := table.Fetch(t.Context(), Bundled{"left-pad", []string{"1.3.0"}, map[string]string{"1.3.0": "sha512-x"}}); err != nil {
+		t.Errorf("with what nobody can check: %v", err)
+	}
+}
+
 func TestExportRefuses(t *testing.T) {
 	w := newWorld(t)
 	w.publish(everything...)

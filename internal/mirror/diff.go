@@ -64,6 +64,10 @@ type Integrities struct {
 	Registry string `json:"registry"` // "" where its document gives none that can be used
 }
 
+func (i Integrities) String() string {
+	return fmt.Sprintf("the lockfile has %s, the registry %s", i.Lock, cmp.Or(i.Registry, "none"))
+}
+
 // Lock is what a project locks, and the ranges that it itself asks for.
 type Lock struct {
 	Packages []LockedVersion `json:"packages"`
@@ -361,7 +365,8 @@ func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, erro
 	return func(yield func(PackageDiff, error) bool) {
 		// At most as many as are locked.
 		var all []PackageDiff
-		wanted := false // some have new versions
+		wanted := false            // some have new versions
+		odd := map[npm.Name]bool{} // a version has no tarball that is called after it
 		for p, err := range inOrder(ctx, names, d.ofName) {
 			if err != nil {
 				yield(PackageDiff{}, err)
@@ -369,6 +374,7 @@ func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, erro
 			}
 			all = append(all, p)
 			wanted = wanted || len(p.Added) > 0
+			odd[p.Name] = slices.ContainsFunc(versions[p.Name], func(v string) bool { return p.of(v, nil).State == Absent })
 		}
 		ranges := map[npm.Name][]string{}
 		for _, s := range lock.Ranges {
@@ -376,7 +382,7 @@ func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, erro
 		}
 		var read []manifests
 		for one, err := range inOrder(ctx, names, func(ctx context.Context, name npm.Name) (manifests, error) {
-			if !wanted && integrity[name] == nil {
+			if !wanted && integrity[name] == nil && !odd[name] {
 				return manifests{}, nil // nothing in its document is asked for
 			}
 			return d.manifests(ctx, name, versions[name], wanted)
@@ -394,11 +400,11 @@ func (d diff) locked(ctx context.Context, lock Lock) iter.Seq2[PackageDiff, erro
 		for i, p := range all {
 			p.Unknown = p.Unknown || read[i].unread
 			for _, v := range slices.Compact(slices.SortedFunc(slices.Values(versions[p.Name]), npm.CompareVersions)) {
-				l := Locked{Version: v}
-				if p.Change != index.IsSame {
-					l = p.of(v, ranges[p.Name])
-				}
+				l := p.of(v, ranges[p.Name])
 				if dist, ok := read[i].dists[v]; ok {
+					if l.State == Absent {
+						l.State = ""
+					}
 					l.Integrity = contradiction(integrity[p.Name][v], dist)
 				}
 				if l.State != "" || len(l.Newer) > 0 || l.Integrity != nil {
@@ -482,18 +488,19 @@ func (d diff) entries(ctx context.Context, name npm.Name) (row int, one index.Di
 // ofName is what changed of a name.
 func (d diff) ofName(ctx context.Context, name npm.Name) (PackageDiff, error) {
 	i, one, err := d.entries(ctx, name)
-	if err != nil || i < 0 || one.Old == one.New {
-		same := PackageDiff{PackageChange: index.PackageChange{Name: name, Change: index.IsSame}}
-		if i >= 0 {
-			same.Registry = d.label(i)
-		}
-		return same, err
-	}
-	p, err := d.read(ctx, i, one)
-	if err != nil || p.Unknown {
+	p := PackageDiff{PackageChange: index.PackageChange{Name: name, Change: index.IsSame}}
+	if err != nil || i < 0 {
 		return p, err
 	}
+	if p.Registry = d.label(i); one.Old != one.New {
+		if p, err = d.read(ctx, i, one); err != nil || p.Unknown {
+			return p, err
+		}
+	}
 	now, err := index.Tarballs(ctx, dag{m: d.table.rows[i].Mirror, kind: directories}, one.New)
+	if errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+		p.Unknown, err = true, nil
+	}
 	p.stayed = slices.Collect(maps.Keys(now))
 	return p, err
 }

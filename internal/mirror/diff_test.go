@@ -186,8 +186,9 @@ func TestDiffOfLock(t *testing.T) {
 			[]string{"+ is-even … [1.0.0 appeared ]", "~ left-pad … [1.0.0  1.0.7] [1.3.0  1.4.0]"}},
 		{"withdrawn", "2", "3", Lock{Packages: lock("left-pad@1.3.0", "left-pad@1.0.0", "is-odd@3.0.1", "is-even@1.0.0")},
 			[]string{"- is-odd … [3.0.1 withdrawn ]", "~ left-pad … [1.3.0 withdrawn ]"}},
-		{"never listed", "2", "3", Lock{Packages: lock("left-pad@7.7.7", "nobodys@1.0.0")}, []string{"~ left-pad … [7.7.7 unlisted ]"}},
+		{"never listed", "2", "3", Lock{Packages: lock("left-pad@7.7.7", "nobodys@1.0.0")}, []string{"~ left-pad … [7.7.7 unlisted ]", "= nobodys … [1.0.0 unlisted ]"}},
 		{"unchanged", "2", "3", Lock{Packages: lock("is-even@1.0.0")}, nil},
+		{"never listed, and unchanged", "2", "3", Lock{Packages: lock("is-even@1.0.0", "is-even@9.0.0")}, []string{"= is-even … [9.0.0 unlisted ]"}},
 		{"none", "1", "3", Lock{}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

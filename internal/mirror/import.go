@@ -401,7 +401,7 @@ func (m *Mirror) bundledPart(ctx context.Context, b *Bundle, release index.Relea
 			return p, fmt.Errorf("%w: %w", ErrBundle, err)
 		}
 		for _, v := range has.Versions {
-			l, err := unixfs.Path(ctx, local{m}, e.CID, index.TarballsName, files[v])
+			l, err := unixfs.Path(ctx, local{m}, e.CID, index.TarballsName, files[v].file)
 			if err == nil {
 				if _, whole := m.pieces(ctx, l.CID); !whole {
 					err = ErrUnavailable

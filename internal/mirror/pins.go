@@ -235,7 +235,7 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 		return got, ErrClosed
 	}
 	defer m.leave()
-	files, missing, done, err := m.gather(ctx, pin.Name, pin.Versions)
+	files, missing, done, err := m.gather(ctx, Bundled{Name: pin.Name, Versions: pin.Versions})
 	defer done() // nothing of it is evicted before it is pinned
 	got.Files, got.Missing = len(files), missing
 	if err != nil {
@@ -251,9 +251,11 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 
 // Fetch brings versions of a package here, with no versions all that are listed, and both
 // of its documents, as Pin does but without pinning them. What cannot be had is in Missing.
-func (t *Table) Fetch(ctx context.Context, name npm.Name, versions []string) (Pinned, error) {
-	got := Pinned{Name: name}
-	m := t.of(name)
+// It returns ErrOtherIntegrity, and fetches no tarball, where the registry's document
+// contradicts b.Integrity.
+func (t *Table) Fetch(ctx context.Context, b Bundled) (Pinned, error) {
+	got := Pinned{Name: b.Name}
+	m := t.of(b.Name)
 	if m == nil {
 		return got, errUnlisted
 	}
@@ -261,17 +263,18 @@ func (t *Table) Fetch(ctx context.Context, name npm.Name, versions []string) (Pi
 		return got, ErrClosed
 	}
 	defer m.leave()
-	files, missing, done, err := m.gather(ctx, name, versions)
+	files, missing, done, err := m.gather(ctx, b)
 	done()
 	got.Files, got.Missing = len(files), missing
 	return got, err
 }
 
 // gather brings both documents of a package, as they are in the newest list, and the
-// tarballs of these versions, of all where there are none. Their CIDs come back sorted;
+// tarballs of its versions in b, of all where there are none. Their CIDs come back sorted;
 // missing is what cannot be had, and why. Nothing of it is evicted before done is called,
-// which is never nil.
-func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (files, missing []string, done func(), err error) {
+// which is never nil. Errors are those of Fetch.
+func (m *Mirror) gather(ctx context.Context, b Bundled) (files, missing []string, done func(), err error) {
+	name, want := b.Name, b.Versions
 	var uses []func()
 	done = func() {
 		for _, f := range uses {
@@ -308,6 +311,12 @@ func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (file
 	if err != nil {
 		return files, missing, done, fmt.Errorf("fetch %s: %w", name, err)
 	}
+	if err := b.Hold(func(version string) (npm.Dist, bool) {
+		l, ok := versions[version]
+		return l.dist, ok
+	}); err != nil {
+		return files, missing, done, err
+	}
 	for version := range versions {
 		if len(want) > 0 && !slices.Contains(want, version) {
 			delete(versions, version)
@@ -318,7 +327,8 @@ func (m *Mirror) gather(ctx context.Context, name npm.Name, want []string) (file
 			missing = append(missing, version+": the registry lists no such version")
 		}
 	}
-	for version, file := range versions {
+	for version, l := range versions {
+		file := l.file
 		at, err := m.listed(ctx, name, file)
 		root := at.CID
 		if err == nil {
@@ -356,13 +366,19 @@ func (m *Mirror) bring(ctx context.Context, d dag) error {
 	})
 }
 
-// versions are the files of a package's versions, as its listed document says.
-func (m *Mirror) versions(ctx context.Context, name npm.Name, dir cid.Cid) (map[string]string, error) {
+// listedFile is a version's tarball as the listed document has it.
+type listedFile struct {
+	file string
+	dist npm.Dist
+}
+
+// versions are the tarballs of a package's versions, as its listed document says.
+func (m *Mirror) versions(ctx context.Context, name npm.Name, dir cid.Cid) (map[string]listedFile, error) {
 	p, err := m.eitherPackument(ctx, name, dir)
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]string{}
+	files := map[string]listedFile{}
 	err = m.decoded(ctx, p, func(raw []byte) error {
 		doc, err := npm.ParsePackument(raw)
 		if err != nil {
@@ -370,7 +386,7 @@ func (m *Mirror) versions(ctx context.Context, name npm.Name, dir cid.Cid) (map[
 		}
 		for version, manifest := range doc.Versions {
 			if file, err := npm.TarballFile(name, version, manifest.Dist.Tarball); err == nil {
-				files[version] = file
+				files[version] = listedFile{file, manifest.Dist}
 			}
 		}
 		return nil

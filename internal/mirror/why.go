@@ -113,11 +113,11 @@ func (m *Mirror) account(ctx context.Context, name npm.Name, version string, far
 	if !listed {
 		a.State, a.Why = Unlisted, fmt.Sprintf("release %d does not list it", h.Release.Number)
 		if m.o.Origin != nil {
-			a.Why = pulledLater
+			a.Why, a.Pulled = pulledLater, true
 		}
 		for _, w := range known.NotListed {
 			if w.Version == "" || w.Version == version {
-				a.State, a.Why = Withheld, w.text()
+				a.State, a.Why, a.Pulled = Withheld, w.text(), false
 				return a, nil
 			}
 		}
@@ -140,8 +140,10 @@ func (m *Mirror) account(ctx context.Context, name npm.Name, version string, far
 		a.State, a.Why = Unreadable, "it is listed, and its document cannot be read: "+oneLine(err)
 		return a, nil
 	}
-	since := m.since(ctx, h.Release, &a, far)
-	a.Since = &since
+	if a.Tarball != nil {
+		since := m.since(ctx, h.Release, &a, far)
+		a.Since = &since
+	}
 	return a, nil
 }
 
@@ -207,7 +209,7 @@ func (m *Mirror) read(ctx context.Context, a *Account, dir cid.Cid, p pkg, known
 	a.listMissing(doc, known)
 	v := doc.Versions[a.Version]
 	if v == nil {
-		a.lacks(doc, known)
+		a.lacks(doc, known, m.o.Origin != nil)
 		return nil
 	}
 	a.FirstSeen = known.FirstSeen[a.Version]
@@ -338,8 +340,8 @@ func (m *Mirror) checks(ctx context.Context, a *Account, c cid.Cid, d npm.Dist, 
 	return nil
 }
 
-// since walks back from release r to the first one in which a's version, else its
-// package, stood without a gap.
+// since walks back from release r to the first one in which a's version stood without a
+// gap.
 func (m *Mirror) since(ctx context.Context, r index.Release, a *Account, far bool) Since {
 	ctx, cancel := context.WithTimeout(ctx, pastDeadline)
 	defer cancel()
@@ -357,7 +359,7 @@ func (m *Mirror) since(ctx context.Context, r index.Release, a *Account, far boo
 			break
 		}
 		e, err := index.Lookup(ctx, g, before.List, a.Name)
-		if err == nil && a.Tarball != nil {
+		if err == nil {
 			_, err = unixfs.Path(ctx, g, e.CID, index.TarballsName, a.Tarball.File)
 		}
 		if errors.Is(err, index.ErrNotFound) || errors.Is(err, unixfs.ErrNotFound) {

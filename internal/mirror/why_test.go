@@ -137,16 +137,18 @@ func TestAccountOfWhatIsMissing(t *testing.T) {
 				return Background{NotListed: []Held{{"", "only", "no pattern of only takes the name"}}}, nil
 			}
 			return Background{
-				FirstSeen: map[string]time.Time{"1.3.0": someday},
+				FirstSeen: map[string]time.Time{"1.3.0": someday, "1.2.5": someday, "1.2.0": someday},
+				Unlisted:  Held{"", "rolled-back", "it is stored"},
 				NotListed: []Held{{"1.2.0", "min-age", "too young"}, {"1.3.0", "stale", "it is listed by now"}},
 			}, nil
 		}
 	})
 	a := accountOf(t, m, "left-pad", "")
-	if !a.FirstSeen.Equal(someday) || len(a.NotListed) != 2 || a.NotListed[0] != (Held{"1.2.0", "min-age", "too young"}) || a.NotListed[1].Version != "1.1.0" || a.NotListed[1].Reason != "" {
+	if !a.FirstSeen.Equal(someday) || !slices.Equal(a.NotListed[:2], []Held{{"1.2.5", "rolled-back", "it is stored"}, {"1.2.0", "min-age", "too young"}}) ||
+		len(a.NotListed) != 3 || a.NotListed[2].Version != "1.1.0" || a.NotListed[2].Reason != "" {
 		t.Errorf("%+v", a.NotListed)
 	}
-	for version, want := range map[string]State{"1.2.0": Withheld, "1.1.0": Missing} {
+	for version, want := range map[string]State{"1.2.5": Withheld, "1.2.0": Withheld, "1.1.0": Missing} {
 		if a := accountOf(t, m, "left-pad", version); a.State != want || a.Why == "" || a.Tarball != nil {
 			t.Errorf("%s is %s: %s, want %s", version, a.State, a.Why, want)
 		}
@@ -164,9 +166,10 @@ func TestAccountOfWhatIsNotSelected(t *testing.T) {
 	})
 	w.publish("left-pad")
 	var selection []string
+	var choices []npm.Spec
 	m := w.synced(func(o *Options) {
 		o.Background = func(context.Context, npm.Name) (Background, error) {
-			return Background{Ledger: true, Selection: selection, NotListed: []Held{{"1.2.0", "min-age", "too young"}}}, nil
+			return Background{Ledger: true, Selection: selection, Choices: choices, NotListed: []Held{{"1.2.0", "min-age", "too young"}}}, nil
 		}
 	})
 	for _, test := range []struct {
@@ -188,6 +191,19 @@ func TestAccountOfWhatIsNotSelected(t *testing.T) {
 		selection = test.selection
 		if a := accountOf(t, m, test.name, test.version); a.State != test.state || a.NotSelected != test.not || !strings.HasPrefix(a.Why, test.why) {
 			t.Errorf("%s@%s beside %q is %s (not selected: %t): %s", test.name, test.version, test.selection, a.State, a.NotSelected, a.Why)
+		} else if a.Since != nil || a.Nowhere != (test.version == "9.9.9") {
+			t.Errorf("%s@%s, which is not there: since %+v, nowhere: %t", test.name, test.version, a.Since, a.Nowhere)
+		}
+	}
+	selection = []string{"left-pad@1.3.0", "left-pad@2", "left-pad@1"}
+	for rng, want := range map[string]string{
+		"1": "it is not selected: of left-pad@1 only what npm would choose is, 1.3.0; --every takes all versions; upstream dates it 2026",
+		"":  "it is not selected: of left-pad only what npm would choose is, 1.3.0; --every takes all versions; upstream dates it 2026",
+		"2": "it is not selected: what is selected is left-pad@1.3.0, left-pad@2, left-pad@1; upstream dates it 2026",
+	} {
+		choices = []npm.Spec{{Name: "left-pad", Range: "1.1.0"}, {Name: "left-pad", Range: "latest"}, {Name: "left-pad", Range: rng}}
+		if a := accountOf(t, m, "left-pad", "1.1"); !a.NotSelected || !strings.HasPrefix(a.Why, want) {
+			t.Errorf("beside the choice %q: %s", rng, a.Why)
 		}
 	}
 }

@@ -185,6 +185,20 @@ type Withheld struct {
 	// "" where it was not listed.
 	Release uint64 `json:"release,omitempty"`
 	Instead string `json:"instead,omitempty"`
+	// Listed says of such a package that it is listed, as it stood then, and lacks
+	// versions alone.
+	Listed bool `json:"listed,omitempty"`
+}
+
+// What names what is withheld: a version, a package, or versions of it.
+func (w Withheld) What() string {
+	switch {
+	case w.Version != "":
+		return string(w.Name) + " " + w.Version
+	case w.Listed:
+		return "versions of " + string(w.Name)
+	}
+	return string(w.Name)
 }
 
 // Publisher builds and publishes one registry. New starts nothing. Its methods

@@ -287,7 +287,8 @@ func (p *Publisher) noteRolledBack(differences []index.Difference, to, number ui
 	listed := make(map[npm.Name]bool, len(differences))
 	for _, d := range differences {
 		w := Withheld{Name: d.New.Name, Reason: RolledBackReason, Release: number, Instead: cidText(d.Old.CID)}
-		if listed[w.Name] = d.New.CID.Defined(); listed[w.Name] {
+		w.Listed = d.New.CID.Defined()
+		if listed[w.Name] = w.Listed; w.Listed {
 			w.Detail = fmt.Sprintf("as in release %d", to)
 		} else {
 			w.Detail = fmt.Sprintf("not in release %d", to)
