@@ -58,6 +58,8 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "withheld: the bytes at hand are not what the packument says; another version may do, and whoever publishes this registry should know")
 	case errors.Is(err, npm.ErrNoIntegrity):
 		m.notify(w, r, "withheld: the packument says of no digest what the bytes must be; another version may do")
+	case errors.Is(err, errWithheld):
+		m.notify(w, r, oneLine(err)+"; whoever publishes this registry took it back, and another version may do")
 	case errors.Is(err, ErrNotSynced):
 		m.notify(w, r, "no list of this registry has come yet; "+seeStatus)
 	case errors.Is(err, ErrNoRelease):

@@ -41,6 +41,9 @@ const (
 // errNotFound is for what neither the list nor Origin has.
 var errNotFound = errors.New("not found")
 
+// errWithheld is for what Origin may have, and Options.Withheld keeps back.
+var errWithheld = errors.New("withheld")
+
 // patientWriter gives a client the time that it may take for each piece of a
 // response, so that a slow one gets all of it and one that has stopped reading is
 // left. Where others wait for the memory that it holds, End leaves it sooner.
@@ -164,6 +167,8 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		abort() // the client has gone
 	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
 		sendError(w, r, http.StatusNotFound, "Not found"+m.lookedIn(r))
+	case errors.Is(err, errWithheld):
+		sendError(w, r, http.StatusNotFound, oneLine(err))
 	case errors.Is(err, errNotInBundle) && m.o.Offline:
 		sendError(w, r, http.StatusNotFound, oneLine(err)) // it will not come: to try again is vain
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
