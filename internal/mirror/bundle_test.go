@@ -107,7 +107,7 @@ func TestABundleIsServedAlone(t *testing.T) {
 		for path, want := range map[string]int{
 			"/left-pad": 200, "/@types%2fnode": 200, "/left-pad/1.0.0": 200, // the document names it
 			tarballPath("left-pad", "left-pad-1.3.0.tgz"): 200, tarballPath("@types/node", "node-20.0.0.tgz"): 200,
-			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 503, "/is-odd": 404, "/nowhere": 404, "/-/npm/v1/keys": 200,
+			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 404, "/is-odd": 404, "/nowhere": 404, "/-/npm/v1/keys": 200,
 			"/-/v1/search?text=left": 200,
 		} {
 			if got := status(m, path); got != want {
@@ -162,7 +162,7 @@ func TestABundleOfTheWholeList(t *testing.T) {
 	_, err := take(t, table, w.export(t, true, "left-pad@1.3.0"))
 	check(t, err)
 	m := table.rows[0].Mirror
-	for path, want := range map[string]int{"/left-pad": 200, "/is-odd": 503, "/nowhere": 404} {
+	for path, want := range map[string]int{"/left-pad": 200, "/is-odd": 404, "/nowhere": 404} {
 		if got := status(m, path); got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)
 		}

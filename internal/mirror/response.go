@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -159,8 +160,12 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
 // pnpm retries those for minutes. npm tries a 503 again after 10 s and once more after
-// 60 s: what every source lacks is 404 for it, which no client tries again.
+// 60 s: what every source lacks is 404 for it, which no client tries again, and so is what
+// a mirror does not hold that asks nobody.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, ErrNotSynced) && m.o.Offline {
+		err = fmt.Errorf("%w: %w", err, ErrOffline)
+	}
 	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
@@ -179,7 +184,7 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 			m.stats.lack(r.URL.Path, err)
 		}
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
-		if errors.Is(err, ErrNowhere) {
+		if errors.Is(err, ErrNowhere) || errors.Is(err, ErrOffline) {
 			sendError(w, r, http.StatusNotFound, oneLine(err))
 			return
 		}
