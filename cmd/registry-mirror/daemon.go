@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,7 +202,8 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 		return nil, nil, cli.Usagef("--share and --offline exclude one another")
 	}
 	if s.at != "" {
-		if _, err := mirror.ParseMoment(s.at); err != nil {
+		at, err := mirror.ParseMoment(s.at)
+		if err := cmp.Or(err, at.Begun(time.Now())); err != nil {
 			return nil, nil, fmt.Errorf("--at: %w", err)
 		}
 	}

@@ -53,7 +53,7 @@ or the only one in this state.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			q := mirror.DiffQuery{From: args[0], To: append(args, "now")[1]}
-			if err := q.Check(); err != nil {
+			if err := q.Check(time.Now()); err != nil {
 				return err
 			}
 			if locked != "" {
@@ -135,7 +135,7 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), bytes.NewReader(raw))
 	var r *socket.Refusal
 	if errors.As(err, &r) {
-		err = cmp.Or(toldOf(r.Text, mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced), err)
+		err = cmp.Or(toldOf(r.Text, mirror.ErrMoment, mirror.ErrFuture, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced), err)
 	}
 	return body, err
 }

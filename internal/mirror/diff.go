@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -82,10 +83,10 @@ type DiffQuery struct {
 	Lock     *Lock  // nil: of all packages
 }
 
-// Check is ErrMoment where From or To is none.
-func (q DiffQuery) Check() error {
-	_, err := q.moments()
-	return err
+// Check is ErrMoment where From or To is none, and ErrFuture where it has not come by now.
+func (q DiffQuery) Check(now time.Time) error {
+	at, err := q.moments()
+	return cmp.Or(err, at[0].Begun(now), at[1].Begun(now))
 }
 
 func (q DiffQuery) moments() (at [2]Moment, err error) {

@@ -261,7 +261,7 @@ func (m *Mirror) view(root cid.Cid) (*Mirror, error) {
 
 // At is the table as it stood at a moment, for as long as the process lives: the
 // earlier releases of the registries, which then never change. A number is of one
-// registry. Errors: ErrMoment, and those of the registries, by their labels.
+// registry. Errors: ErrMoment, ErrFuture, and those of the registries, by their labels.
 func (t *Table) At(ctx context.Context, moment Moment, progress func(passed int)) (*Table, error) {
 	if moment.IsNumber() && len(t.rows) > 1 {
 		return nil, errManyNumbers
@@ -297,7 +297,7 @@ func (t *Table) labelled(i int, err error) error {
 // serveAt answers below /-/at/<moment>/, which is the registry as it stood then, for
 // clients that are given that as their registry's URL. No package can have such a
 // name. Lockfiles may have such URLs of tarballs, whose bytes never change: where that
-// release cannot be had any more, they come from the newest.
+// release cannot be had any more, or is none yet, they come from the newest.
 func (t *Table) serveAt(w http.ResponseWriter, r *http.Request, moment Moment, rest string) {
 	first := t.rows[0].Mirror // for what is of no package
 	path, err := url.PathUnescape(rest)
@@ -316,7 +316,7 @@ func (t *Table) serveAt(w http.ResponseWriter, r *http.Request, moment Moment, r
 	for i, row := range t.rows {
 		row.awaitFirst(ctx)
 		at, done, err := row.at(ctx, moment)
-		if errors.Is(err, ErrNoRelease) && isTarball(u) {
+		if (errors.Is(err, ErrNoRelease) || errors.Is(err, ErrFuture)) && isTarball(u) {
 			then = t
 			break
 		}

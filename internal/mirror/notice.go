@@ -62,7 +62,7 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, oneLine(err)+"; whoever publishes this registry took it back, and another version may do")
 	case errors.Is(err, ErrNotSynced):
 		m.notify(w, r, "no list of this registry has come yet; "+seeStatus)
-	case errors.Is(err, ErrNoRelease):
+	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrFuture):
 		m.notify(w, r, oneLine(err))
 	case errors.Is(err, ErrStale):
 		m.notify(w, r, "this registry's list is too old to be served: no newer one was found since its publisher's last word expired; "+seeStatus)

@@ -190,7 +190,7 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		w.Header().Set("Retry-After", retryAfter)
 		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
-	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrMoment):
+	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrMoment), errors.Is(err, ErrFuture):
 		sendError(w, r, http.StatusNotFound, oneLine(err))
 	case errors.Is(err, ErrChain), errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
 		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):
