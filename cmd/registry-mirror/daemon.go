@@ -142,6 +142,9 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 		if r.At != "" {
 			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, r.Release.Created.Local().Format(time.DateTime), cli.Count(r.Release.Packages, "package"))
 		}
+		if r.Release.Part > 0 {
+			held += fmt.Sprintf(", of which bundles brought %d", r.Release.Part)
+		}
 		who := shown(r.Name)
 		if len(s.Registries) > 1 {
 			who = r.Registry + ", " + who

@@ -48,6 +48,7 @@ var causes = []cli.Cause{
 	{Is: errNoRow, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows those that were"},
 	{Is: mirror.ErrMoment, Code: cli.CodeUsage, Hint: "give a release's number, as 41, a day, as 2026-11-20, or a time, as 2026-11-20T12:00:00Z"},
 	{Is: mirror.ErrFuture, Code: cli.CodeUsage, Hint: "a day is of UTC, and the one that runs is as of now: give that, or an earlier one"},
+	{Is: mirror.ErrOffline, Code: cli.CodeFailed, Hint: "without --offline it is asked for; `registry-mirror import` brings it, or a part of it, from a bundle"},
 	{Is: mirror.ErrNoRelease, Code: cli.CodeFailed, Hint: "`registry-mirror status` shows the newest release here; those before it stay whole for as long as its publisher's --retain"},
 	{Is: mirror.ErrChain, Code: cli.CodeFailed, Hint: "the registry's publisher made it so: tell its owner; releases after that can be served"},
 	{Is: errOtherIntegrity, Code: codeOtherIntegrity, Hint: "install nothing of it until it is known which is right: `registry-mirror why NAME@VERSION` says who signed the registry's"},

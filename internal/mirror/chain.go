@@ -75,6 +75,11 @@ func (m *Mirror) find(ctx context.Context, at Moment, progress func(passed int))
 	if h == nil {
 		return link{}, ErrNotSynced
 	}
+	for _, p := range h.parts { // each was accepted as the newest: the way to it may not be here
+		if at.number == p.Number {
+			return m.linkAt(ctx, p.Root)
+		}
+	}
 	w := wayBack{m: m, at: at, most: maxPassed, progress: progress}
 	l, err := w.from(ctx, linkOf(h.Release))
 	if err != nil {

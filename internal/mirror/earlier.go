@@ -206,15 +206,26 @@ func (m *Mirror) dropLists() {
 	}
 }
 
-// rebuilt opens root's release, and rebuilds its list where that is not on disk.
+// rebuilt opens root's release, and rebuilds its list where that is not on disk. Offline
+// it is what bundles brought of that release, or ErrNoRelease beside ErrOffline.
 func (m *Mirror) rebuilt(ctx context.Context, root cid.Cid) (*Mirror, error) {
 	at, err := m.view(root)
 	if err != nil {
 		return nil, err
 	}
+	if p, ok := m.partAt(root); ok && m.o.Offline && at.head.Load() == nil {
+		if err := at.servePart(ctx, p); err != nil {
+			return nil, errors.Join(err, at.Close())
+		}
+		return at, nil
+	}
 	at.syncing <- struct{}{}
 	err = at.frozen(ctx)
 	<-at.syncing
+	if errors.Is(err, ErrOffline) {
+		m.log.DebugContext(ctx, "an earlier release is not here", "root", root, "error", err)
+		err = fmt.Errorf("%w: its list is not on this machine, nor a part of it: %w", ErrNoRelease, ErrOffline)
+	}
 	if err != nil {
 		return nil, errors.Join(err, at.Close())
 	}
