@@ -91,6 +91,9 @@ or the only one in this state.`,
 			if err == nil && t.other > 0 {
 				err = fmt.Errorf("%w: %d of %s", errOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
 			}
+			if err == nil && t.unread > 0 {
+				err = fmt.Errorf("%s %w", cli.Count(t.unread, "package"), errUnread)
+			}
 			return err
 		},
 	}
@@ -102,6 +105,10 @@ or the only one in this state.`,
 // errOtherIntegrity is returned by diff where a lockfile and the registry do not mean the
 // same bytes by one version.
 var errOtherIntegrity = errors.New("the registry has other bytes than the lockfile under the same version")
+
+// errUnread is returned by diff where the content of packages that changed could not be
+// asked for.
+var errUnread = errors.New("could not be read: no peer is connected, nor is there another source that may have them")
 
 // codeOtherIntegrity is the exit code of that: `doctor` has the one before it.
 const codeOtherIntegrity = 11
@@ -209,6 +216,7 @@ type tally struct {
 	compared             []mirror.Compared
 	lock                 *mirror.Lock
 	fresh, changed, gone int
+	unread               int // of these
 	// Versions that are locked; of those.
 	locked, withdrawn, upgrade, other int
 }
@@ -232,6 +240,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 			case p.Change == index.IsChanged:
 				t.changed++
 			}
+			if p.Unread {
+				t.unread++
+			}
 			for _, l := range p.Locked {
 				if l.State == mirror.Withdrawn {
 					t.withdrawn++
@@ -252,6 +263,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 
 func (t *tally) rest() map[string]any {
 	all := map[string]any{index.IsNew: t.fresh, index.IsChanged: t.changed, index.IsGone: t.gone}
+	if t.unread > 0 {
+		all["unread"] = t.unread
+	}
 	if len(t.compared) == 1 {
 		all["from"], all["to"] = t.compared[0].From, t.compared[0].To
 	} else {

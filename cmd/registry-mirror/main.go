@@ -51,6 +51,7 @@ var causes = []cli.Cause{
 	{Is: mirror.ErrOffline, Code: cli.CodeFailed, Hint: "without --offline it is asked for; `registry-mirror import` brings it, or a part of it, from a bundle"},
 	{Is: mirror.ErrNoRelease, Code: cli.CodeFailed, Hint: "`registry-mirror status` shows the newest release here; those before it stay whole for as long as its publisher's --retain"},
 	{Is: mirror.ErrChain, Code: cli.CodeFailed, Hint: "the registry's publisher made it so: tell its owner; releases after that can be served"},
+	{Is: errUnread, Code: cli.CodeAway, Hint: "what is printed stands; dial a peer that has the registry with --peer, or ask a gateway with --gateway, and diff again"},
 	{Is: errOtherIntegrity, Code: codeOtherIntegrity, Hint: "install nothing of it until it is known which is right: `registry-mirror why NAME@VERSION` says who signed the registry's"},
 	{Is: mirror.ErrClaimed, Code: cli.CodeUsage, Hint: "`registry-mirror list` shows what each claims"},
 	{Is: mirror.ErrNoCache, Code: cli.CodeFailed, Hint: "`registry-mirror up` keeps all that it has; pins are for `registry-mirror daemon`"},
