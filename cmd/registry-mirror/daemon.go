@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,9 @@ func announce(out io.Writer, common *cli.Common, s mirror.TableStatus, url strin
 		if r.At != "" {
 			held = fmt.Sprintf("as of %s and no later: release %d of %s, %s", r.At, r.Release.Number, cli.Time(r.Release.Created), cli.Count(r.Release.Packages, "package"))
 		}
+		if r.Release.Part > 0 {
+			held += fmt.Sprintf(", of which bundles brought %d", r.Release.Part)
+		}
 		who := shown(r.Name)
 		if len(s.Registries) > 1 {
 			who = r.Registry + ", " + who
@@ -203,7 +207,8 @@ func (s *source) open(cmd *cobra.Command, args []string, daemon bool) (_ *mirror
 		return nil, nil, cli.Usagef("--share and --offline exclude one another")
 	}
 	if s.at != "" {
-		if _, err := mirror.ParseMoment(s.at); err != nil {
+		at, err := mirror.ParseMoment(s.at)
+		if err := cmp.Or(err, at.Begun(time.Now())); err != nil {
 			return nil, nil, fmt.Errorf("--at: %w", err)
 		}
 	}

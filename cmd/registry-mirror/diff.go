@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,7 +53,7 @@ or the only one in this state.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			q := mirror.DiffQuery{From: args[0], To: append(args, "now")[1]}
-			if err := q.Check(); err != nil {
+			if err := q.Check(time.Now()); err != nil {
 				return err
 			}
 			if locked != "" {
@@ -90,6 +91,9 @@ or the only one in this state.`,
 			if err == nil && t.other > 0 {
 				err = fmt.Errorf("%w: %d of %s", mirror.ErrOtherIntegrity, t.other, cli.Count(t.locked, "locked version"))
 			}
+			if err == nil && t.unread > 0 {
+				err = fmt.Errorf("%s %w", cli.Count(t.unread, "package"), errUnread)
+			}
 			return err
 		},
 	}
@@ -98,6 +102,10 @@ or the only one in this state.`,
 	cmd.Flags().StringVar(&locked, "lockfile", "", "lockfile of npm, pnpm, yarn or bun: only the packages in it, and what that means for it")
 	return cmd
 }
+
+// errUnread is returned by diff where the content of packages that changed could not be
+// asked for.
+var errUnread = errors.New("could not be read: no peer is connected, nor is there another source that may have them")
 
 // codeOtherIntegrity is the exit code of mirror.ErrOtherIntegrity: `doctor` has the one
 // before it.
@@ -132,7 +140,7 @@ func askDiff(ctx context.Context, path string, q mirror.DiffQuery) (io.ReadClose
 	body, err := socket.Stream(ctx, path, http.MethodPost, "/diff?"+url.Values{"from": {q.From}, "to": {q.To}}.Encode(), bytes.NewReader(raw))
 	var r *socket.Refusal
 	if errors.As(err, &r) {
-		err = cmp.Or(toldOf(r.Text, mirror.ErrMoment, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced), err)
+		err = cmp.Or(toldOf(r.Text, mirror.ErrMoment, mirror.ErrFuture, mirror.ErrNoRelease, mirror.ErrChain, mirror.ErrNotSynced), err)
 	}
 	return body, err
 }
@@ -206,6 +214,7 @@ type tally struct {
 	compared             []mirror.Compared
 	lock                 *mirror.Lock
 	fresh, changed, gone int
+	unread               int // of these
 	// Versions that are locked; of those.
 	locked, withdrawn, upgrade, other, unlisted, bare int
 }
@@ -232,6 +241,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 			case p.Change == index.IsChanged:
 				t.changed++
 			}
+			if p.Unread {
+				t.unread++
+			}
 			for _, l := range p.Locked {
 				if l.State == mirror.Withdrawn {
 					t.withdrawn++
@@ -255,6 +267,9 @@ func (t *tally) of(packages iter.Seq2[mirror.PackageDiff, error]) iter.Seq2[mirr
 
 func (t *tally) rest() map[string]any {
 	all := map[string]any{index.IsNew: t.fresh, index.IsChanged: t.changed, index.IsGone: t.gone}
+	if t.unread > 0 {
+		all["unread"] = t.unread
+	}
 	if len(t.compared) == 1 {
 		all["from"], all["to"] = t.compared[0].From, t.compared[0].To
 	} else {

@@ -24,6 +24,7 @@ type report struct {
 	Key         ipnskeys.Key
 	Install     string
 	Missing     []missing
+	RolledBack  int // packages that stand as a rollback put them
 }
 
 // fetched is what this run brought before it served.
@@ -76,6 +77,7 @@ func (r report) print(w io.Writer, asJSON bool) error {
 		all["registry"], all["peers"], all["pull_through"] = r.Registry, r.Peers, r.PullThrough
 		all["state"], all["fetched"], all["install"] = r.State, r.Fetched, r.Install
 		all["missing"], all["backup_command"] = r.Missing, r.Key.BackupCommand()
+		all["rolled_back_packages"] = r.RolledBack
 		return cli.PrintJSON(w, all)
 	}
 	fmt.Fprintf(w, "Serving %s\n", r.Registry)
@@ -116,7 +118,11 @@ func (r report) print(w io.Writer, asJSON bool) error {
 		fmt.Fprintf(w, "  missing    %s%s\n", m, again)
 	}
 	if r.PullThrough {
-		fmt.Fprintf(w, "  lacking    is fetched when asked for, and in the next release\n")
+		but := ""
+		if r.RolledBack > 0 {
+			but = fmt.Sprintf(", but for %s rolled back, until upstream changes", cli.Count(r.RolledBack, "package"))
+		}
+		fmt.Fprintf(w, "  lacking    is fetched when asked for, and in the next release%s\n", but)
 	}
 	_, err := fmt.Fprintf(w, "\n  %s\n", r.Install)
 	return err

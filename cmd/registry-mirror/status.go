@@ -70,7 +70,9 @@ hands, --follow says that name. It is taken only where it is the one that was pr
 			if socket.Alive(cmd.Context(), path) {
 				status, err = s.ask(cmd, path, args)
 			} else if args, err = oneName(dir, args, "`registry-mirror sync --ipfs NAME` says which"); err == nil {
-				status, err = s.syncOnce(cmd.Context(), cmd, args)
+				if status, err = s.syncOnce(cmd.Context(), cmd, args); err == nil {
+					tellAlone(cmd, status)
+				}
 			}
 			if err != nil {
 				return err
@@ -96,6 +98,18 @@ hands, --follow says that name. It is taken only where it is the one that was pr
 	s.bind(cmd)
 	cmd.Flags().StringVar(&s.follow, "follow", "", "name that the registry has now; it must be the successor that was promised")
 	return cmd
+}
+
+// tellAlone says of which registries nobody but this machine's own node was heard: what
+// it holds may be old.
+func tellAlone(cmd *cobra.Command, status mirror.TableStatus) {
+	for _, r := range status.Registries {
+		heard := slices.ContainsFunc(r.Routes, func(o mirror.RouteStatus) bool { return o.Name != "node" && o.Sequence > 0 })
+		if r.Node == nil || r.Node.Peers > 0 || heard || r.Release.Number == 0 {
+			continue
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "registry-mirror: %s: no peer is connected: release %d is what is held here, by this node's own word\n", shown(r.Name), r.Release.Number)
+	}
 }
 
 func statusCommand(common *cli.Common) *cobra.Command {

@@ -243,11 +243,15 @@ func (s *upSettings) begin(ctx context.Context, h *house, dir state.Dir, wants [
 	if err != nil {
 		return report{}, err
 	}
+	back, err := h.publisher.RolledBackPackages()
+	if err != nil {
+		return report{}, err
+	}
 	after := h.ledger.Counts()
 	return report{
 		Result: result, Peers: info.Addrs, Network: seenBy(info), PullThrough: s.pull, State: s.State, Missing: missing,
 		Fetched: fetched{Tarballs: after.Versions - before.Versions, Bytes: int64(after.Bytes) - int64(before.Bytes)},
-		Key:     h.key,
+		Key:     h.key, RolledBack: back,
 	}, nil
 }
 
@@ -333,7 +337,8 @@ func (s *upSettings) open(ctx context.Context, h *house, dir state.Dir, log *slo
 }
 
 // openPull opens the pull-through, where there is to be one. It serves what it fetched
-// before that is in any release, and so beside a policy.
+// before that is in any release, and so around a policy; what a rollback took back the
+// mirror leaves out of it, see rolledBack.
 func (s *upSettings) openPull(h *house, rules *policy.Policy) error {
 	follows := rules.Canonical()
 	if rules == nil {
@@ -474,7 +479,7 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 		}
 		o := mirror.Options{Dir: dir.Mirror(begun.String()), Name: begun, Node: h.node, HoldsAll: true, TrustedProxies: trusted, Attestations: h.attestations, Background: h.background, Log: log}
 		if h.pull != nil {
-			o.Origin = h.pull
+			o.Origin, o.Withheld = h.pull, h.rolledBack
 		}
 		m, err := mirror.Open(o)
 		if err != nil {
@@ -498,6 +503,16 @@ func (h *house) openMirror(ctx context.Context, dir state.Dir, result publish.Re
 		break
 	}
 	return h.mirror.Sync(ctx)
+}
+
+// rolledBack says that a package stands as a rollback put it: what the pull-through
+// could give beside that would be served around it.
+func (h *house) rolledBack(name npm.Name) (string, error) {
+	w, ok, err := h.publisher.RolledBack(name)
+	if err != nil || !ok {
+		return "", err
+	}
+	return w.Reason + " (" + w.Detail + ")", nil
 }
 
 // background is what the ledger and the publisher know of a package.

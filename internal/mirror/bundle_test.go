@@ -107,7 +107,7 @@ func TestABundleIsServedAlone(t *testing.T) {
 		for path, want := range map[string]int{
 			"/left-pad": 200, "/@types%2fnode": 200, "/left-pad/1.0.0": 200, // the document names it
 			tarballPath("left-pad", "left-pad-1.3.0.tgz"): 200, tarballPath("@types/node", "node-20.0.0.tgz"): 200,
-			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 503, "/is-odd": 404, "/nowhere": 404, "/-/npm/v1/keys": 200,
+			tarballPath("left-pad", "left-pad-1.0.0.tgz"): 404, "/is-odd": 404, "/nowhere": 404, "/-/npm/v1/keys": 200,
 			"/-/v1/search?text=left": 200,
 		} {
 			if got := status(m, path); got != want {
@@ -155,6 +155,49 @@ func TestABundleIsServedAlone(t *testing.T) {
 	}
 }
 
+// An earlier release of which a bundle brought a part is served as that part, though the
+// releases between are not here; one of which nothing came is not.
+func TestAnEarlierPart(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	one := w.export(t, false, "left-pad@1.3.0")
+	w.publish("left-pad", "is-odd")
+	w.now = w.now.Add(time.Hour)
+	w.publish(everything...)
+	three := w.export(t, false, "@types/node")
+	table := tableOf(t, w.isolated(t), offline)
+	for _, car := range [][]byte{one, three} {
+		_, err := take(t, table, car)
+		check(t, err)
+	}
+	m := table.rows[0].Mirror
+	for path, want := range map[string]int{
+		"/@types/node": 200, "/-/at/1/left-pad": 200, "/-/at/1/left-pad/-/left-pad-1.3.0.tgz": 200, "/-/at/1/left-pad/-/left-pad-1.0.0.tgz": 404,
+		"/-/at/1/@types/node": 404, "/-/at/3/@types/node": 200, "/-/at/3/left-pad": 404, "/-/at/2/left-pad": 404,
+	} {
+		if got := ask(table.Handler(), path); got.Code != want {
+			t.Errorf("%s: %d %s, want %d", path, got.Code, got.Body, want)
+		}
+	}
+	if got := ask(table.Handler(), "/-/at/1/@types/node"); !strings.Contains(got.Body.String(), errNotInBundle.Error()) {
+		t.Errorf("what the part lacks: %s", got.Body)
+	}
+	moment, err := ParseMoment("1")
+	check(t, err)
+	then, err := table.At(t.Context(), moment, nil)
+	check(t, err)
+	if r := then.Status(t.Context()).Registries[0].Release; r.Number != 1 || r.Part != 1 {
+		t.Errorf("it serves %+v", r)
+	}
+	if got := m.head.Load().Release.Number; got != 3 {
+		t.Errorf("the newest is %d", got)
+	}
+	// Of the second nothing was brought, but where it is was.
+	if _, _, err := m.openAt(t.Context(), w.past[1].Root); !errors.Is(err, ErrNoRelease) || !errors.Is(err, ErrOffline) {
+		t.Errorf("nothing of it is here: %v", err)
+	}
+}
+
 func TestABundleOfTheWholeList(t *testing.T) {
 	w := newWorld(t)
 	w.publish(everything...)
@@ -162,7 +205,7 @@ func TestABundleOfTheWholeList(t *testing.T) {
 	_, err := take(t, table, w.export(t, true, "left-pad@1.3.0"))
 	check(t, err)
 	m := table.rows[0].Mirror
-	for path, want := range map[string]int{"/left-pad": 200, "/is-odd": 503, "/nowhere": 404} {
+	for path, want := range map[string]int{"/left-pad": 200, "/is-odd": 404, "/nowhere": 404} {
 		if got := status(m, path); got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)
 		}

@@ -65,12 +65,20 @@ const maxPassed = 1 << 18
 // spell of dates that are too early; and through all where there are no jumps, up to
 // maxPassed. Of each it reads three blocks, or a few more where the registry is large.
 //
-// progress, where not nil, is told how many releases were passed. Errors: ErrNotSynced,
-// ErrNoRelease, ErrChain.
+// progress, where not nil, is told how many releases were passed. Errors: ErrFuture,
+// ErrNotSynced, ErrNoRelease, ErrChain.
 func (m *Mirror) find(ctx context.Context, at Moment, progress func(passed int)) (link, error) {
+	if err := at.Begun(m.o.Now()); err != nil {
+		return link{}, err
+	}
 	h := m.head.Load()
 	if h == nil {
 		return link{}, ErrNotSynced
+	}
+	for _, p := range h.parts { // each was accepted as the newest: the way to it may not be here
+		if at.number == p.Number {
+			return m.linkAt(ctx, p.Root)
+		}
 	}
 	w := wayBack{m: m, at: at, most: maxPassed, progress: progress}
 	l, err := w.from(ctx, linkOf(h.Release))

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -25,6 +26,9 @@ import (
 type PackageDiff struct {
 	Registry string `json:"registry,omitempty"` // its label, where several are served
 	index.PackageChange
+	// Unread says, of one that is Unknown, that no source that may have its content could
+	// be asked: no peer was connected, say. Later it may be had.
+	Unread bool        `json:"unread,omitempty"`
 	Tags   []TagChange `json:"tags,omitempty"`
 	Locked []Locked    `json:"locked,omitempty"` // of a Lock's versions, what there is to say
 
@@ -86,10 +90,10 @@ type DiffQuery struct {
 	Lock     *Lock  // nil: of all packages
 }
 
-// Check is ErrMoment where From or To is none.
-func (q DiffQuery) Check() error {
-	_, err := q.moments()
-	return err
+// Check is ErrMoment where From or To is none, and ErrFuture where it has not come by now.
+func (q DiffQuery) Check(now time.Time) error {
+	at, err := q.moments()
+	return cmp.Or(err, at[0].Begun(now), at[1].Begun(now))
 }
 
 func (q DiffQuery) moments() (at [2]Moment, err error) {
@@ -121,7 +125,7 @@ const maxSorted = 1 << 20
 // name, of more than maxSorted by name among as many as are found one after the other;
 // or with a lock of those in it, by name. It reads the directories that differ, and of
 // each package that does both directories and documents. A package whose content nobody
-// has is Unknown. It ends at the first error.
+// has is Unknown, and Unread where nobody could be asked. It ends at the first error.
 func (t *Table) Diff(ctx context.Context, q DiffQuery) ([]Compared, iter.Seq2[PackageDiff, error], error) {
 	moments, err := q.moments()
 	if err != nil {
@@ -306,7 +310,7 @@ func (d diff) read(ctx context.Context, i int, one index.Difference) (p PackageD
 		p.Tags, err = m.tagChanges(ctx, one)
 	}
 	if errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
-		p.Unknown, err = true, nil
+		p.Unknown, p.Unread, err = true, !errors.Is(err, ErrNowhere), nil
 	}
 	if err != nil {
 		err = fmt.Errorf("package %s: %w", one.New.Name, err)
@@ -617,7 +621,10 @@ func (p PackageDiff) String() string {
 	for _, t := range p.Tags {
 		words = append(words, t.Tag+":"+cmp.Or(t.Old, "none")+"->"+cmp.Or(t.New, "none"))
 	}
-	if p.Unknown {
+	switch {
+	case p.Unread:
+		words = append(words, "(not read)")
+	case p.Unknown:
 		words = append(words, "(versions unknown: nobody has them)")
 	}
 	return strings.Join(words, " ")

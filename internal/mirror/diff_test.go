@@ -274,6 +274,13 @@ func TestDiffOfWhatIsGone(t *testing.T) {
 	if want := []string{"- is-odd -3.0.1", "~ left-pad (versions unknown: nobody has them)"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
+	w.mu.Lock()
+	w.node.alone = true
+	w.mu.Unlock()
+	got = diffed(t, atTable(t, m), DiffQuery{From: "2", To: "3"})
+	if want := []string{"- is-odd -3.0.1", "~ left-pad (not read)"}; !slices.Equal(got, want) {
+		t.Errorf("without a peer: %q, want %q", got, want)
+	}
 	for _, text := range []string{"", "{}\n", `{"compared":[]}` + "\n" + `{"package":{"name":"left-pad"}}` + "\n", `{"compared":[]}` + "\n" + `{"error":"it broke"}` + "\n", "{}\nnonsense"} {
 		_, packages, err := ReadDiff(strings.NewReader(text))
 		for _, failed := range orNone(packages) {

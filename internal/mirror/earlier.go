@@ -206,15 +206,26 @@ func (m *Mirror) dropLists() {
 	}
 }
 
-// rebuilt opens root's release, and rebuilds its list where that is not on disk.
+// rebuilt opens root's release, and rebuilds its list where that is not on disk. Offline
+// it is what bundles brought of that release, or ErrNoRelease beside ErrOffline.
 func (m *Mirror) rebuilt(ctx context.Context, root cid.Cid) (*Mirror, error) {
 	at, err := m.view(root)
 	if err != nil {
 		return nil, err
 	}
+	if p, ok := m.partAt(root); ok && m.o.Offline && at.head.Load() == nil {
+		if err := at.servePart(ctx, p); err != nil {
+			return nil, errors.Join(err, at.Close())
+		}
+		return at, nil
+	}
 	at.syncing <- struct{}{}
 	err = at.frozen(ctx)
 	<-at.syncing
+	if errors.Is(err, ErrOffline) {
+		m.log.DebugContext(ctx, "an earlier release is not here", "root", root, "error", err)
+		err = fmt.Errorf("%w: its list is not on this machine, nor a part of it: %w", ErrNoRelease, ErrOffline)
+	}
 	if err != nil {
 		return nil, errors.Join(err, at.Close())
 	}
@@ -261,7 +272,7 @@ func (m *Mirror) view(root cid.Cid) (*Mirror, error) {
 
 // At is the table as it stood at a moment, for as long as the process lives: the
 // earlier releases of the registries, which then never change. A number is of one
-// registry. Errors: ErrMoment, and those of the registries, by their labels.
+// registry. Errors: ErrMoment, ErrFuture, and those of the registries, by their labels.
 func (t *Table) At(ctx context.Context, moment Moment, progress func(passed int)) (*Table, error) {
 	if moment.IsNumber() && len(t.rows) > 1 {
 		return nil, errManyNumbers
@@ -297,7 +308,7 @@ func (t *Table) labelled(i int, err error) error {
 // serveAt answers below /-/at/<moment>/, which is the registry as it stood then, for
 // clients that are given that as their registry's URL. No package can have such a
 // name. Lockfiles may have such URLs of tarballs, whose bytes never change: where that
-// release cannot be had any more, they come from the newest.
+// release cannot be had any more, or is none yet, they come from the newest.
 func (t *Table) serveAt(w http.ResponseWriter, r *http.Request, moment Moment, rest string) {
 	first := t.rows[0].Mirror // for what is of no package
 	path, err := url.PathUnescape(rest)
@@ -316,7 +327,7 @@ func (t *Table) serveAt(w http.ResponseWriter, r *http.Request, moment Moment, r
 	for i, row := range t.rows {
 		row.awaitFirst(ctx)
 		at, done, err := row.at(ctx, moment)
-		if errors.Is(err, ErrNoRelease) && isTarball(u) {
+		if (errors.Is(err, ErrNoRelease) || errors.Is(err, ErrFuture)) && isTarball(u) {
 			then = t
 			break
 		}

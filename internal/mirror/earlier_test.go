@@ -43,6 +43,28 @@ func TestParseMoment(t *testing.T) {
 	}
 }
 
+// A time that has not come is none to serve; the day that runs is as of now, and clocks
+// differ a little.
+func TestMomentBegun(t *testing.T) {
+	for text, begun := range map[string]bool{
+		"1": true, "18446744073709551615": true, "2026-02-28": true, "2026-03-01": true, "2026-03-02": false, "2099-01-01": false,
+		"2026-03-01T12:04:59Z": true, "2026-03-01T12:05:01Z": false, "2026-03-01T13:30:00+02:00": true, "2026-03-01T11:00:00-02:00": false,
+	} {
+		m, err := ParseMoment(text)
+		check(t, err)
+		if err := m.Begun(someday); (err == nil) != begun || err != nil && !errors.Is(err, ErrFuture) {
+			t.Errorf("%s: %v, begun is %t", text, err, begun)
+		}
+		err = DiffQuery{From: "now", To: text}.Check(someday)
+		if (err == nil) != begun || err != nil && !errors.Is(err, ErrFuture) {
+			t.Errorf("diff to %s: %v, begun is %t", text, err, begun)
+		}
+	}
+	if err := (Moment{}).Begun(someday); err != nil {
+		t.Error(err)
+	}
+}
+
 // dated is so many days after someday.
 func dated(n int) time.Time { return someday.AddDate(0, 0, n) }
 
@@ -97,6 +119,7 @@ func TestFindByDate(t *testing.T) {
 				}
 				roots := w.history(tt.days...)
 				m := w.synced()
+				w.now = dated(max(tt.on, slices.Max(tt.days)))
 				moment, err := ParseMoment(dated(tt.on).Format(time.DateOnly))
 				check(t, err)
 				got, err := m.find(t.Context(), moment, nil)
@@ -234,10 +257,14 @@ func TestServeAt(t *testing.T) {
 		{"/-/at/1/@types/node", 404, `"Not found in release 1 of 2026-03-02 `},
 		{"/-/at/3/@types/node", 404, `"Not found in release 3 of 2026-03-04 `},
 		{"/-/at/2026-03-02/@types/node", 404, `"Not found in release 1 of 2026-03-02 `},
-		{"/-/at/2027-01-01/@types/node", 404, `"Not found in release 3 of 2026-03-04 `}, // which is the newest
+		{"/-/at/2026-03-04/@types/node", 404, `"Not found in release 3 of 2026-03-04 `}, // which is the newest
 		{"/-/at/2/left-pad/9.9.9", 404, `"version not found: 9.9.9 in release 2 of 2026-03-03 `},
 		{"/left-pad/9.9.9", 404, `"version not found: 9.9.9"}`},
-		{"/-/at/2027-01-01/left-pad", 200, `/-/at/2027-01-01/left-pad/`},
+		{"/-/at/2026-03-04/left-pad", 200, `/-/at/2026-03-04/left-pad/`},
+		{"/-/at/2026-03-05/left-pad", 404, "release as of 2026-03-05: that moment has not come yet"},
+		{"/-/at/2026-03-05", 404, "that moment has not come yet"},
+		{"/-/at/2026-03-04T13:00:00Z/left-pad/latest", 404, "that moment has not come yet"},
+		{"/-/at/2026-03-05/left-pad/-/left-pad-1.0.0.tgz", 200, "\x1f\x8b"},
 		{"/-/at/2", 200, `"update_seq":2`},
 		{"/-/at/2/", 200, `"update_seq":2`},
 		{"/-/at/2/-/ping", 200, "{}"},
@@ -273,8 +300,8 @@ func TestServeAt(t *testing.T) {
 	w.now = dated(4)
 	w.publish(everything...)
 	check(t, m.Sync(t.Context()))
-	if got := ask(h, "/-/at/2027-01-01/is-odd"); got.Code != 200 {
-		t.Errorf("as of after the newest: %d %s", got.Code, got.Body)
+	if got := ask(h, "/-/at/2026-03-05/is-odd"); got.Code != 200 {
+		t.Errorf("as of the newest day: %d %s", got.Code, got.Body)
 	}
 	if got := ask(h, "/-/at/3/is-odd"); got.Code != 404 {
 		t.Errorf("release 3: %d", got.Code)

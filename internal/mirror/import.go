@@ -450,6 +450,8 @@ func (t *Table) serveImport(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer control.SetWriteDeadline(time.Time{})
+	// A read that is under way ends with ctx too: a command that stops waits for nobody.
+	defer context.AfterFunc(ctx, func() { _ = control.SetReadDeadline(time.Unix(1, 0)) })()
 	send := func(l importLine) {
 		raw, err := json.Marshal(l)
 		if err == nil {
@@ -462,12 +464,12 @@ func (t *Table) serveImport(w http.ResponseWriter, r *http.Request) {
 			cancel() // nobody reads it
 		}
 	}
-	got, err := t.importFrom(ctx, stallingReader{r.Body, control}, r.FormValue("accept_stale") == "true", send)
+	got, err := t.importFrom(ctx, stallingReader{ctx, r.Body, control}, r.FormValue("accept_stale") == "true", send)
 	if err != nil {
 		t.rows[0].log.WarnContext(ctx, "a bundle was not taken in", "error", err)
 		send(importLine{Error: oneLine(err)})
 		// Who is still sending reads that only if sending does not fail before.
-		if control.SetReadDeadline(time.Now().Add(importStall)) == nil {
+		if control.SetReadDeadline(time.Now().Add(importStall)) == nil && ctx.Err() == nil {
 			_, _ = io.Copy(io.Discard, r.Body)
 		}
 		return
@@ -492,15 +494,20 @@ func (t *Table) importFrom(ctx context.Context, r io.Reader, acceptStale bool, s
 	}})
 }
 
-// stallingReader is a request's body that fails once nothing has come for importStall.
-// With the body's end the server takes the deadline away.
+// stallingReader is a request's body that fails once nothing has come for importStall,
+// and with ctx, at whose end a read under way is cut short. With the body's end the
+// server takes the deadline away.
 type stallingReader struct {
+	ctx context.Context
 	io.Reader
 	control *http.ResponseController
 }
 
 func (s stallingReader) Read(p []byte) (int, error) {
 	if err := s.control.SetReadDeadline(time.Now().Add(importStall)); err != nil {
+		return 0, err
+	}
+	if err := s.ctx.Err(); err != nil { // after the deadline was set, which may have undone its end
 		return 0, err
 	}
 	return s.Reader.Read(p)

@@ -166,6 +166,37 @@ func TestAnImportThatStalls(t *testing.T) {
 	})
 }
 
+// One that still comes does not keep the command waiting that is to stop.
+func TestAnImportEndsWithTheCommand(t *testing.T) {
+	w := newWorld(t)
+	w.publish(everything...)
+	car := w.export(t, false, "left-pad@1.3.0")
+	synctest.Test(t, func(t *testing.T) {
+		table := tableOf(t, w.isolated(t), offline)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan time.Time, 1)
+		client, end := piped(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			table.Admin().ServeHTTP(w, r.WithContext(ctx))
+			ended <- time.Now()
+		}))
+		defer end()
+		body, sender := io.Pipe()
+		defer sender.Close()
+		go sender.Write(car[:len(car)/2])
+		go sent(t.Context(), client, "http://pipe", body)
+		synctest.Wait() // all of that is read
+		stopped := time.Now()
+		stop()
+		if at := <-ended; !at.Equal(stopped) { // by the bubble's clock
+			t.Errorf("it went on for %v", at.Sub(stopped))
+		}
+		if table.cache().held != 0 || len(table.Pins()) != 0 {
+			t.Error("it left a mark")
+		}
+		check(t, table.rows[0].Mirror.Close())
+	})
+}
+
 // While a bundle is taken in nothing is evicted, for what lies here already may be of it.
 func TestNothingGoesWhileABundleComes(t *testing.T) {
 	const size = 1500 << 10

@@ -140,6 +140,10 @@ type Options struct {
 	// Routes are asked for records beside the node and the gateways.
 	Routes []RecordRoute
 	Origin Origin // nil: names and files that are not listed do not exist
+	// Withheld says why nothing but what is listed is served of a package, whatever
+	// Origin has; "" where that is not so. nil: of none it is. It may be called
+	// concurrently, by every request beside an Origin.
+	Withheld func(name npm.Name) (string, error)
 	// Tarballs, where not nil, fetches listed tarballs that no peer and no gateway
 	// gives. Nothing else is asked for there, and Origin comes first.
 	Tarballs Tarballs

@@ -58,9 +58,11 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "withheld: the bytes at hand are not what the packument says; another version may do, and whoever publishes this registry should know")
 	case errors.Is(err, npm.ErrNoIntegrity):
 		m.notify(w, r, "withheld: the packument says of no digest what the bytes must be; another version may do")
+	case errors.Is(err, errWithheld):
+		m.notify(w, r, oneLine(err)+"; whoever publishes this registry took it back, and another version may do")
 	case errors.Is(err, ErrNotSynced):
 		m.notify(w, r, "no list of this registry has come yet; "+seeStatus)
-	case errors.Is(err, ErrNoRelease):
+	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrFuture):
 		m.notify(w, r, oneLine(err))
 	case errors.Is(err, ErrStale):
 		m.notify(w, r, "this registry's list is too old to be served: no newer one was found since its publisher's last word expired; "+seeStatus)
@@ -68,6 +70,8 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 		m.notify(w, r, "no source of this registry has it any more: another version may do, and whoever publishes this registry should know; "+seeStatus)
 	case errors.Is(err, errNotInBundle):
 		m.notify(w, r, errNotInBundle.Error()+"; whether this registry has it is not known")
+	case errors.Is(err, ErrOffline):
+		m.notify(w, r, ErrOffline.Error()+", and does not hold it: `registry-mirror fetch` brings it while there is a network, `registry-mirror import` from a bundle")
 	case errors.Is(err, ErrUnavailable):
 		m.notify(w, r, "none of the sources of this registry gave it in time; try again, and "+seeStatus)
 	}

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -99,15 +100,20 @@ func readDirectory(ctx context.Context, g unixfs.Getter, dir cid.Cid) (p pkg, er
 }
 
 // packument finds the document of name in the wanted form: Origin's where there
-// is one that answers in time, else the list's. It returns errNotFound where
-// neither has the name.
+// is one that answers in time and the package is not withheld, else the list's. It
+// returns errNotFound where neither has the name.
 func (m *Mirror) packument(ctx context.Context, name npm.Name, abbreviated bool) (*packument, error) {
 	dir, listed, err := m.entry(name)
 	unsynced := errors.Is(err, ErrNotSynced)
 	if err != nil && !(unsynced && m.o.Origin != nil) {
 		return nil, err
 	}
+	withheld, err := m.withheld(name)
+	if err != nil {
+		return nil, err
+	}
 	var originErr error
+	// One that is withheld is asked for too: it may be so until it changes there.
 	if m.o.Origin != nil {
 		wait := ctx
 		if listed {
@@ -117,6 +123,7 @@ func (m *Mirror) packument(ctx context.Context, name npm.Name, abbreviated bool)
 		}
 		up, err := m.fromOrigin(wait, name)
 		switch {
+		case withheld != nil:
 		case err == nil && !up.missing:
 			return up.packument(name, abbreviated, m), nil
 		case err != nil:
@@ -124,12 +131,22 @@ func (m *Mirror) packument(ctx context.Context, name npm.Name, abbreviated bool)
 		}
 	}
 	if !listed {
-		if originErr != nil {
-			return nil, originErr
-		}
-		return nil, errNotFound
+		return nil, cmp.Or(withheld, originErr, errNotFound)
 	}
 	return m.listedPackument(ctx, name, dir, abbreviated)
+}
+
+// withheld is the errWithheld of a package of which Origin is asked for nothing that is
+// to be served; nil where there is none.
+func (m *Mirror) withheld(name npm.Name) (held, err error) {
+	if m.o.Origin == nil || m.o.Withheld == nil {
+		return nil, nil
+	}
+	why, err := m.o.Withheld(name)
+	if err != nil || why == "" {
+		return nil, err
+	}
+	return fmt.Errorf("%s is %w: %s", name, errWithheld, why), nil
 }
 
 // listedPackument is the document that the list has of name.
@@ -523,6 +540,10 @@ func (m *Mirror) serveVersion(w http.ResponseWriter, r *http.Request, name npm.N
 		return
 	}
 	if manifest == nil {
+		if withheld, err := m.withheld(name); err != nil || withheld != nil {
+			m.fail(w, r, cmp.Or(err, withheld))
+			return
+		}
 		sendError(w, r, http.StatusNotFound, "version not found: "+want+m.lookedIn(r))
 		return
 	}

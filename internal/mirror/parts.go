@@ -169,6 +169,29 @@ func (m *Mirror) takePart(p part) error {
 	return nil
 }
 
+// partAt is what bundles brought of the release at root, of which no whole list is served.
+func (m *Mirror) partAt(root cid.Cid) (part, bool) {
+	h := m.head.Load()
+	if h == nil {
+		return part{}, false
+	}
+	i := slices.IndexFunc(h.parts, func(p part) bool { return p.Root.Equals(root) })
+	if i < 0 {
+		return part{}, false
+	}
+	return h.parts[i], true
+}
+
+// servePart makes p all that the mirror of p's release has of its list.
+func (m *Mirror) servePart(ctx context.Context, p part) error {
+	r, err := index.ReadRelease(ctx, local{m}, p.Root)
+	if err != nil {
+		return fmt.Errorf("open release %d: %w", p.Number, err)
+	}
+	m.setHead(&head{Release: r, parts: []part{p}, Synced: m.o.Now().UTC()})
+	return nil
+}
+
 // partNames are the names of all parts, in order.
 func (h *head) partNames() []npm.Name {
 	var names []npm.Name

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -40,6 +41,9 @@ const (
 
 // errNotFound is for what neither the list nor Origin has.
 var errNotFound = errors.New("not found")
+
+// errWithheld is for what Origin may have, and Options.Withheld keeps back.
+var errWithheld = errors.New("withheld")
 
 // patientWriter gives a client the time that it may take for each piece of a
 // response, so that a slow one gets all of it and one that has stopped reading is
@@ -156,14 +160,20 @@ func sendError(w http.ResponseWriter, r *http.Request, status int, text string) 
 
 // fail chooses the answer to err. A tarball is never refused with 410 or 451:
 // pnpm retries those for minutes. npm tries a 503 again after 10 s and once more after
-// 60 s: what every source lacks is 404 for it, which no client tries again.
+// 60 s: what every source lacks is 404 for it, which no client tries again, and so is what
+// a mirror does not hold that asks nobody.
 func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, ErrNotSynced) && m.o.Offline {
+		err = fmt.Errorf("%w: %w", err, ErrOffline)
+	}
 	m.notifyError(w, r, err)
 	switch {
 	case r.Context().Err() != nil:
 		abort() // the client has gone
 	case errors.Is(err, errNotFound) && !errors.Is(err, ErrUnavailable):
 		sendError(w, r, http.StatusNotFound, "Not found"+m.lookedIn(r))
+	case errors.Is(err, errWithheld):
+		sendError(w, r, http.StatusNotFound, oneLine(err))
 	case errors.Is(err, errNotInBundle) && m.o.Offline:
 		sendError(w, r, http.StatusNotFound, oneLine(err)) // it will not come: to try again is vain
 	case errors.Is(err, npm.ErrIntegrity), errors.Is(err, npm.ErrNoIntegrity):
@@ -174,13 +184,13 @@ func (m *Mirror) fail(w http.ResponseWriter, r *http.Request, err error) {
 			m.stats.lack(r.URL.Path, err)
 		}
 		m.log.DebugContext(r.Context(), "not available", "path", r.URL.Path, "error", err)
-		if errors.Is(err, ErrNowhere) {
+		if errors.Is(err, ErrNowhere) || errors.Is(err, ErrOffline) {
 			sendError(w, r, http.StatusNotFound, oneLine(err))
 			return
 		}
 		w.Header().Set("Retry-After", retryAfter)
 		sendError(w, r, http.StatusServiceUnavailable, oneLine(err))
-	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrMoment):
+	case errors.Is(err, ErrNoRelease), errors.Is(err, ErrMoment), errors.Is(err, ErrFuture):
 		sendError(w, r, http.StatusNotFound, oneLine(err))
 	case errors.Is(err, ErrChain), errors.Is(err, npm.ErrPackument), errors.Is(err, unixfs.ErrMalformed), errors.Is(err, unixfs.ErrTooLarge),
 		errors.Is(err, document.ErrMalformed), errors.Is(err, document.ErrTooLarge):

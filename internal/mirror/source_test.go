@@ -138,7 +138,7 @@ func TestBreaker(t *testing.T) {
 // An offline mirror serves what it holds and asks nobody.
 func TestOffline(t *testing.T) {
 	w := newWorld(t)
-	w.publish("left-pad")
+	w.publish("left-pad", "@types/node")
 	var files Options
 	m := w.synced(func(o *Options) { files = *o })
 	if got := get(m, leftPad); got.Code != 200 {
@@ -154,15 +154,27 @@ func TestOffline(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- m.Run(ctx) }()
-	for path, status := range map[string]int{leftPad: 200, "/left-pad/-/left-pad-1.0.0.tgz": 503, "/is-odd": 404} {
-		if got := get(m, path); got.Code != status {
-			t.Errorf("%s: %d, want %d: %s", path, got.Code, status, got.Body)
+	const away = "this mirror is offline, and does not hold it"
+	for path, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		leftPad: {200, ""}, "/left-pad/-/left-pad-1.0.0.tgz": {404, away}, "/@types/node": {404, away}, "/@types/node/-/node-20.0.0.tgz": {404, away},
+		"/@types/node/latest": {404, away}, "/-/package/@types/node/dist-tags": {404, away}, "/is-odd": {404, "Not found"},
+	} {
+		got := get(m, path, "User-Agent: npm/11.0.0 node/v24.0.0")
+		if got.Code != want.status || !strings.Contains(got.Body.String(), want.text) || got.Header().Get("Retry-After") != "" {
+			t.Errorf("%s: %d, want %d %s: %s", path, got.Code, want.status, want.text, got.Body)
 		}
 	}
 	cancel()
 	check(t, <-ended)
 	if got := w.node.asked(); got != before || !m.Status(t.Context()).Offline {
 		t.Errorf("%d blocks were asked for", got-before)
+	}
+	none := w.open(offline)
+	if got := get(none, "/left-pad"); got.Code != 404 || !strings.Contains(got.Body.String(), "has not been synced yet: this mirror is offline") {
+		t.Errorf("no list: %d %s", got.Code, got.Body)
 	}
 }
 

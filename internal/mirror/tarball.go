@@ -206,13 +206,21 @@ func (m *Mirror) countMismatch(ctx context.Context, name npm.Name, file string, 
 
 // locate finds a tarball's CID and size: in the list, else from Origin; obtained
 // says that Origin gave it. A tarball that the list has, in a directory that
-// cannot be read, comes from Origin too.
+// cannot be read, comes from Origin too. Of a package that is withheld nothing else does.
 func (m *Mirror) locate(ctx context.Context, name npm.Name, file string) (at unixfs.Link, obtained bool, err error) {
 	at, err = m.listed(ctx, name, file)
 	if err == nil || m.o.Origin == nil || ctx.Err() != nil {
 		return at, false, err
 	}
-	if errors.Is(err, errNotFound) && m.isUnknown(name) {
+	withheld, failed := m.withheld(name)
+	switch {
+	case failed != nil:
+		return at, false, failed
+	case withheld != nil && !errors.Is(err, errNotFound): // it may be listed
+		return at, false, err
+	case withheld != nil:
+		return at, false, withheld
+	case errors.Is(err, errNotFound) && m.isUnknown(name):
 		return at, false, err
 	}
 	c, originErr := m.originTarball(ctx, name, file)

@@ -421,6 +421,58 @@ func TestPullThrough(t *testing.T) {
 	}
 }
 
+// What is withheld is not served around the list: neither a package that is not in it,
+// nor a version that upstream has of one that is. All else is pulled through as ever.
+func TestPullThroughWithheld(t *testing.T) {
+	w := newWorld(t)
+	origin := &fakeOrigin{w: w}
+	withheld := map[npm.Name]string{"left-pad": "rolled-back (as in release 1)", "is-odd": "rolled-back (not in release 1)"}
+	var broken error
+	m := w.open(func(o *Options) {
+		o.Origin = origin
+		o.Withheld = func(name npm.Name) (string, error) { return withheld[name], broken }
+	})
+	w.publish("left-pad")
+	check(t, m.Sync(t.Context()))
+	w.registry.Publish("-- left-pad@2.0.0/package.json --\n{\"name\":\"left-pad\",\"version\":\"2.0.0\"}\n")
+	for _, path := range []string{"/is-odd", "/is-odd/3.0.1", "/-/package/is-odd/dist-tags", "/is-odd/-/is-odd-3.0.1.tgz", "/left-pad/2.0.0", "/left-pad/-/left-pad-2.0.0.tgz"} {
+		got := get(m, path)
+		if got.Code != http.StatusNotFound || !strings.Contains(got.Body.String(), "is withheld: rolled-back (") {
+			t.Errorf("%s: %d %s, want 404 and why", path, got.Code, got.Body)
+		}
+	}
+	if n := origin.tarballs.Load(); n != 0 {
+		t.Errorf("%d tarballs of what is withheld were fetched", n)
+	}
+	for _, header := range []string{"Accept: application/json", corgi} {
+		p, err := npm.ParsePackument(get(m, "/left-pad", header).Body.Bytes())
+		if err != nil || len(p.Versions) != 2 || p.Versions["2.0.0"] != nil {
+			t.Errorf("what is listed: %v, %d versions", err, len(p.Versions))
+		}
+	}
+	for _, path := range []string{leftPad, "/@types/node", "/@types/node/-/node-20.0.0.tgz"} {
+		if got := get(m, path); got.Code != http.StatusOK {
+			t.Errorf("%s: %d %s, want 200", path, got.Code, got.Body)
+		}
+	}
+
+	// Where it cannot be told what is withheld, nothing is pulled through.
+	broken = errors.New("what is withheld cannot be read")
+	for _, path := range []string{"/is-odd", "/is-odd/-/is-odd-3.0.1.tgz", "/left-pad/2.0.0"} {
+		if got := get(m, path); got.Code != http.StatusInternalServerError {
+			t.Errorf("%s: %d, want 500", path, got.Code)
+		}
+	}
+
+	// It ended: upstream's word holds again.
+	broken, withheld = nil, nil
+	for _, path := range []string{"/is-odd", "/is-odd/-/is-odd-3.0.1.tgz", "/left-pad/2.0.0"} {
+		if got := get(m, path); got.Code != http.StatusOK {
+			t.Errorf("%s: %d %s, want 200", path, got.Code, got.Body)
+		}
+	}
+}
+
 // A listed tarball that nobody provides comes from upstream, if it has the very
 // same bytes.
 func TestRescue(t *testing.T) {

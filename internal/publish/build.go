@@ -633,6 +633,9 @@ func (p *Publisher) writeWithheld(all []Withheld) error {
 	if err := p.o.FS.MkdirAll(p.o.FS.PathDir(p.o.Journal), 0o700); err != nil {
 		return fmt.Errorf("keep what is withheld: %w", err)
 	}
+	p.noting.Lock()
+	defer p.noting.Unlock()
+	p.rolledBack = nil
 	if err := replace(p.o.FS, p.withheldPath(), bytes.NewReader(raw)); err != nil {
 		return fmt.Errorf("keep what is withheld: %w", err)
 	}

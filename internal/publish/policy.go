@@ -223,14 +223,14 @@ func (r *run) comeOfAge(ctx context.Context) error {
 		if err != nil || len(names) == 0 {
 			return err
 		}
-		back, err := r.p.rolledBackNames()
+		back, err := r.p.rolledBackNotes()
 		if err != nil {
 			return err
 		}
 		var changes []ledger.Change
 		var held []index.Held
 		for _, name := range names {
-			if !back[name] {
+			if _, ok := back[name]; !ok {
 				changes = append(changes, ledger.Change{Name: name})
 				continue
 			}
@@ -268,7 +268,7 @@ func (r *run) follow(ctx context.Context) error {
 		if len(changes) == 0 {
 			break
 		}
-		back, err := r.p.rolledBackNames()
+		back, err := r.p.rolledBackNotes()
 		if err != nil {
 			return err
 		}
@@ -276,7 +276,7 @@ func (r *run) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		held = slices.DeleteFunc(held, func(h index.Held) bool { return back[h.Name] })
+		held = slices.DeleteFunc(held, func(h index.Held) bool { _, ok := back[h.Name]; return ok })
 		looked, built = looked+len(changes), built+len(touched)
 		r.At = changes[len(changes)-1].Seq
 		if err := r.take(ctx, touched, held, true); err != nil {
@@ -317,21 +317,6 @@ func (r *run) touched(ctx context.Context, changes []ledger.Change) (touched []l
 		}
 	}
 	return touched, held, nil
-}
-
-// rolledBackNames are the packages that stand as a rollback put them.
-func (p *Publisher) rolledBackNames() (map[npm.Name]bool, error) {
-	all, err := p.Withheld()
-	if err != nil {
-		return nil, err
-	}
-	names := map[npm.Name]bool{}
-	for _, w := range all {
-		if w.Reason == RolledBackReason {
-			names[w.Name] = true
-		}
-	}
-	return names, nil
 }
 
 // Held yields what the policy keeps out of the list though the ledger has it, by

@@ -217,6 +217,9 @@ type Publisher struct {
 	collecting sync.Mutex // held by whoever collects, beside one who publishes
 	keys       []byte     // what Options.Keys gave; of the turn
 
+	noting     sync.Mutex            // over the file of what is withheld while it is replaced, and over
+	rolledBack map[npm.Name]Withheld // what that has of rollbacks; nil: not read since
+
 	// Fixed after New; tests shorten them.
 	putTries  uint
 	readTries uint

@@ -278,6 +278,42 @@ func (k kept) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	return b, err
 }
 
+// RolledBack is the note of a package that stands as a rollback put it, of what is not
+// listed of it too; ok is false for any other. The file of notes is read once after each
+// change of it. Its error is Withheld's.
+func (p *Publisher) RolledBack(name npm.Name) (w Withheld, ok bool, err error) {
+	notes, err := p.rolledBackNotes()
+	w, ok = notes[name]
+	return w, ok, err
+}
+
+// RolledBackPackages is how many packages stand as a rollback put them.
+func (p *Publisher) RolledBackPackages() (int, error) {
+	notes, err := p.rolledBackNotes()
+	return len(notes), err
+}
+
+// rolledBackNotes are those of all such packages, not to be changed.
+func (p *Publisher) rolledBackNotes() (map[npm.Name]Withheld, error) {
+	p.noting.Lock()
+	defer p.noting.Unlock()
+	if p.rolledBack != nil {
+		return p.rolledBack, nil
+	}
+	all, err := p.Withheld()
+	if err != nil {
+		return nil, err
+	}
+	notes := map[npm.Name]Withheld{}
+	for _, w := range all {
+		if w.Reason == RolledBackReason {
+			notes[w.Name] = w
+		}
+	}
+	p.rolledBack = notes
+	return notes, nil
+}
+
 // noteRolledBack adds to what is withheld what release number takes back.
 func (p *Publisher) noteRolledBack(differences []index.Difference, to, number uint64) error {
 	all, err := p.Withheld()

@@ -119,6 +119,11 @@ func TestRollback(t *testing.T) {
 	if got := w.notes(p); got != "@scope/twig not in release 1, branch as in release 1, leaf as in release 1" {
 		t.Errorf("noted: %s", got)
 	}
+	for name, want := range map[npm.Name]string{"@scope/twig": "not in release 1", "leaf": "as in release 1", "stays": ""} {
+		if note, ok, err := p.RolledBack(name); err != nil || ok != (want != "") || note.Detail != want {
+			t.Errorf("%s: %+v, %t, %v; want %q", name, note, ok, err, want)
+		}
+	}
 
 	// Nothing undoes it: not the next publish, nor a change elsewhere, nor a
 	// restart.
@@ -146,6 +151,9 @@ func TestRollback(t *testing.T) {
 	}
 	if got := w.notes(p); got != "@scope/twig not in release 1, branch as in release 1" {
 		t.Errorf("noted: %s", got)
+	}
+	if _, ok, err := p.RolledBack("leaf"); err != nil || ok {
+		t.Errorf("leaf is rolled back still: %t, %v", ok, err)
 	}
 	if !strings.Contains(log.String(), "no longer rolled back") || !strings.Contains(log.String(), "package=leaf") {
 		t.Errorf("log: %s", log.String())
