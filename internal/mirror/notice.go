@@ -69,7 +69,7 @@ func (m *Mirror) notifyError(w http.ResponseWriter, r *http.Request, err error) 
 	case errors.Is(err, ErrNowhere):
 		m.notify(w, r, "no source of this registry has it any more: another version may do, and whoever publishes this registry should know; "+seeStatus)
 	case errors.Is(err, errNotInBundle):
-		m.notify(w, r, errNotInBundle.Error()+"; whether this registry has it is not known")
+		m.notify(w, r, oneLine(err)+"; whether this registry has it is not known")
 	case errors.Is(err, ErrOffline):
 		m.notify(w, r, ErrOffline.Error()+", and does not hold it: `registry-mirror fetch` brings it while there is a network, `registry-mirror import` from a bundle")
 	case errors.Is(err, ErrUnavailable):
