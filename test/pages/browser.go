@@ -86,12 +86,19 @@ func startBrowser(ctx context.Context, path string) (b *browser, err error) {
 	return b, nil
 }
 
-// close ends the browser and takes its directory away.
-func (b *browser) close() error {
+// close ends the browser and takes its directory away. Its children end by themselves
+// once it is gone, and write there until then.
+func (b *browser) close() (err error) {
 	b.to.Close()
 	_ = b.cmd.Process.Kill()
 	_ = b.cmd.Wait()
-	return os.RemoveAll(b.dir)
+	for range 50 {
+		if err = os.RemoveAll(b.dir); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
 }
 
 func (b *browser) listen(from io.ReadCloser) {
