@@ -249,8 +249,8 @@ func (t *Table) fetchPin(ctx context.Context, pin Pin) (Pinned, error) {
 	return got, nil
 }
 
-// Fetch brings versions of a package here, with no versions all that are listed, and both
-// of its documents, as Pin does but without pinning them. What cannot be had is in Missing.
+// Fetch brings versions of a package here, with no versions all that are listed, both of
+// its documents, and the registry's signing keys, as Pin does but without pinning them. What cannot be had is in Missing.
 // It returns ErrOtherIntegrity, and fetches no tarball, where the registry's document
 // contradicts b.Integrity.
 func (t *Table) Fetch(ctx context.Context, b Bundled) (Pinned, error) {
@@ -269,8 +269,9 @@ func (t *Table) Fetch(ctx context.Context, b Bundled) (Pinned, error) {
 	return got, err
 }
 
-// gather brings both documents of a package, as they are in the newest list, and the
-// tarballs of its versions in b, of all where there are none. Their CIDs come back sorted;
+// gather brings both documents of a package, as they are in the newest list, the keys that
+// its registry's packages are signed with, and the tarballs of its versions in b, of all
+// where there are none. Their CIDs come back sorted;
 // missing is what cannot be had, and why. Nothing of it is evicted before done is called,
 // which is never nil. Errors are those of Fetch.
 func (m *Mirror) gather(ctx context.Context, b Bundled) (files, missing []string, done func(), err error) {
@@ -306,6 +307,10 @@ func (m *Mirror) gather(ctx context.Context, b Bundled) (files, missing []string
 			uses = append(uses, m.using(ctx, name, root))
 			keep("document", documents, root)
 		}
+	}
+	// Without them nobody can check a signature here once there is no network.
+	if _, err := m.keys(ctx); err != nil {
+		missing = append(missing, fmt.Sprintf("signing keys: %v", err))
 	}
 	versions, err := m.versions(ctx, name, dir)
 	if err != nil {
