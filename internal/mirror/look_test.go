@@ -819,17 +819,18 @@ func (r *repeating) Read(p []byte) (int, error) {
 
 func TestReadPackageJSON(t *testing.T) {
 	for raw, want := range map[string]string{
-		`{"name":"a","version":"1.0.0","description":"d"}`:                                            "1.0.0 d [] []",
-		"\uFEFF" + `{"name":"a","name":"a","version":"1.0.0","keywords":"x, y z"}`:                    "1.0.0  [x y z] []",
-		`{"name":"a","version":"no","description":7,"keywords":{"x":1},"maintainers":["M <m@x>",{}]}`: "unknown  [] [M]",
-		`{"name":"a","version":{},"keywords":["x",7,"","y"],"author":[]}`:                             "unknown  [x y] []",
-		`{"name":"b","description":"d"}`:                                                              "-",
-		`{"description":"d"}`:                                                                         "-",
-		`{"name":"a","description":"d"`:                                                               "-",
-		`[]`:                                                                                          "-",
-		`null`:                                                                                        "-",
-		``:                                                                                            "-",
-		strings.Repeat(`[`, 100_000):                                                                  "-",
+		`{"name":"a","version":"1.0.0","description":"d"}`:                                                                     "1.0.0 d [] []",
+		"\uFEFF" + `{"name":"a","name":"a","version":"1.0.0","keywords":"x, y z"}`:                                             "1.0.0  [x y z] []",
+		`{"name":"a","version":"1.0.0","description":"d","versions":3,"time":{"1.0.0":"2020-01-01T00:00:00Z"},"dist-tags":[]}`: "1.0.0 d [] []",
+		`{"name":"a","version":"no","description":7,"keywords":{"x":1},"maintainers":["M <m@x>",{}]}`:                          "unknown  [] [M]",
+		`{"name":"a","version":{},"keywords":["x",7,"","y"],"author":[]}`:                                                      "unknown  [x y] []",
+		`{"name":"b","description":"d"}`:                                                                                       "-",
+		`{"description":"d"}`:                                                                                                  "-",
+		`{"name":"a","description":"d"`:                                                                                        "-",
+		`[]`:                                                                                                                   "-",
+		`null`:                                                                                                                 "-",
+		``:                                                                                                                     "-",
+		strings.Repeat(`[`, 100_000):                                                                                           "-",
 	} {
 		s, err := readPackageJSON("a", []byte(raw))
 		if want == "-" {
@@ -842,7 +843,7 @@ func TestReadPackageJSON(t *testing.T) {
 		for _, p := range s.Maintainers {
 			who = append(who, p.Username)
 		}
-		if got := fmt.Sprint(s.Version, " ", s.Description, " ", s.Keywords, " ", who); err != nil || got != want {
+		if got := fmt.Sprint(s.Version, " ", s.Description, " ", s.Keywords, " ", who); err != nil || got != want || s.Date != "" {
 			t.Errorf("%.60q: %s, %v, want %s", raw, got, err, want)
 		}
 	}

@@ -62,15 +62,11 @@ func packageJSON(r io.Reader) ([]byte, error) {
 // another package is npm.ErrPackument: it says nothing of this one.
 func readPackageJSON(name npm.Name, raw []byte) (s summary, err error) {
 	var own struct {
-		Name        jsontext.Value `json:"name"`
-		Version     jsontext.Value `json:"version"`
-		Description jsontext.Value `json:"description"`
-		Keywords    jsontext.Value `json:"keywords"`
-		Author      jsontext.Value `json:"author"`
-		Maintainers jsontext.Value `json:"maintainers"`
-		Homepage    jsontext.Value `json:"homepage"`
-		Repository  jsontext.Value `json:"repository"`
-		Bugs        jsontext.Value `json:"bugs"`
+		packumentHead
+		Name     jsontext.Value `json:"name"`
+		Version  jsontext.Value `json:"version"`
+		Versions jsontext.Value `json:"versions"` // of documents alone: here it may be anything
+		Time     jsontext.Value `json:"time"`     // as is this
 	}
 	raw = bytes.TrimPrefix(raw, []byte("\uFEFF"))
 	if err := json.Unmarshal(raw, &own, jsontext.AllowDuplicateNames(true)); err != nil {
@@ -83,9 +79,5 @@ func readPackageJSON(name npm.Name, raw []byte) (s summary, err error) {
 	if read(own.Version, &version); npm.ParseVersion(version) != nil {
 		version = unknownVersion
 	}
-	head := packumentHead{
-		Description: own.Description, Keywords: own.Keywords, Author: own.Author, Maintainers: own.Maintainers,
-		Homepage: own.Homepage, Repository: own.Repository, Bugs: own.Bugs,
-	}
-	return summaryOf(name, head, map[string]string{"latest": version}), nil
+	return summaryOf(name, own.packumentHead, map[string]string{"latest": version}), nil
 }
